@@ -1,0 +1,63 @@
+# Shallop's commands. `make demo` shows the main job, `make test` proves it; both install what they
+# need into .venv and nothing anywhere else (a test that needs a Debian package says so first).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup setup-dev demo check format test test-full bench clean system-packages
+
+help: ## What can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Shallop needs Python 3.11 or newer, this is $$($(PYTHON) -V); name another one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "python3-venv is missing: apt-get install python3-venv"; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+
+$(VENV)/.setup: pyproject.toml | $(BIN)/python
+	@echo "Installing Shallop and its runtime libraries into $(VENV) (nothing global) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[onnx,converter,fleet]'
+	@touch $@
+
+$(VENV)/.setup-dev: pyproject.toml $(VENV)/.setup
+	@echo "Installing the tools that test and check it into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	@touch $@
+
+setup: $(VENV)/.setup ## Install Shallop into .venv
+
+setup-dev: $(VENV)/.setup-dev ## The same with the development tools
+
+demo: setup ## Run the main job: convert, roll out, refuse a bad release, roll back
+	@$(BIN)/python -m examples.demo
+
+check: setup-dev ## Lint, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup-dev ## Let ruff put the files in order
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+# Mosquitto is the only Debian package that a test needs. As root it is installed, saying so;
+# otherwise its tests are skipped by name with the command that brings it.
+system-packages:
+	@command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing the Debian package mosquitto for the broker tests (apt-get install mosquitto) ..."; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mosquitto >/dev/null; \
+	  else echo "mosquitto is not installed, its tests will be skipped: sudo apt-get install mosquitto"; fi; }
+
+test: setup-dev system-packages ## Run every kind of test, the big matrices as a seeded sample
+	@$(BIN)/pytest -q
+
+bench: setup-dev system-packages ## Measure, print JSON
+	@$(BIN)/python -m bench
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

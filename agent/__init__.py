@@ -1,0 +1,1 @@
+"""The daemon on the device; it imports neither numpy nor a runtime."""

@@ -1,0 +1,1 @@
+"""A trained FP32 model in, a measured and gated bundle out."""

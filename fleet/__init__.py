@@ -1,0 +1,1 @@
+"""Registry of devices and releases, staged rollouts, rollback."""
