@@ -1,0 +1,251 @@
+"""PURE. The manifest of a bundle: what a release is made of, down to the hash of each chunk.
+
+For: the type that the converter writes, the registry signs and publishes, and the device checks against.
+A release's DIGEST is the SHA-256 of the manifest's exact bytes (the payload of its envelope).
+Not for: reading files. `check()` decides whether a manifest is coherent; whether bytes match it is for
+whoever holds the bytes.
+
+Unknown fields of a manifest are ignored; the exact bytes are kept, so nothing is lost by re-encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from wire.errors import ContentError
+from wire.measures import Latency, Measure
+from wire.sla import Limits, checked
+from wire.types import (
+    Digest,
+    ModelName,
+    Name,
+    Positive,
+    RelativePath,
+    ReleaseName,
+    Text,
+    VariantId,
+)
+
+MANIFEST_BYTES_MAX = 4 * 1024 * 1024
+FILE_BYTES_MAX = 2 * 1024**3
+CHUNKS_MAX = 65_536
+"""At 64 KiB each: 4 GiB, above the largest file."""
+
+
+class Chunk(Struct, frozen=True, kw_only=True):
+    """One blob; concatenated in order, decoded by `encoding`, the chunks are the file.
+
+    Attributes:
+        sha256: of the blob as it travels; its name.
+        size_bytes: of the blob as it travels.
+        encoding: how the blob holds the content; `raw` is the content itself.
+    """
+
+    sha256: Digest
+    size_bytes: Positive
+    encoding: Literal["raw"] = "raw"
+
+
+class File(Struct, frozen=True, kw_only=True):
+    """A file of the bundle with the hash of its whole content."""
+
+    path: RelativePath
+    size_bytes: Annotated[int, Meta(ge=0, le=FILE_BYTES_MAX)]
+    sha256: Digest
+    chunks: Annotated[tuple[Chunk, ...], Meta(max_length=CHUNKS_MAX)] = ()
+
+
+class TensorSpec(Struct, frozen=True, kw_only=True):
+    """A model's input or output; None in `shape` is a free axis, the first axis counts samples."""
+
+    name: Name
+    dtype: Name
+    shape: tuple[int | None, ...]
+
+
+class Scale(Struct, frozen=True, kw_only=True, tag_field="op", tag="scale"):
+    """Multiply by `factor`, in float32."""
+
+    factor: float
+
+
+class Normalize(Struct, frozen=True, kw_only=True, tag_field="op", tag="normalize"):
+    """Subtract `mean`, divide by `std`: one value each for all channels, or one per channel."""
+
+    mean: Annotated[tuple[float, ...], Meta(min_length=1, max_length=4096)]
+    std: Annotated[tuple[float, ...], Meta(min_length=1, max_length=4096)]
+
+
+Operation = Scale | Normalize
+"""The closed list of preprocessing operations; it grows with the contract's version."""
+
+
+class InputData(Struct, frozen=True, kw_only=True):
+    """How the stored samples of one input become the model's tensor."""
+
+    stored: Literal["raw", "model_input"] = "model_input"
+    layout: Literal["NCHW", "NHWC", "other"] = "other"
+    preprocessing: tuple[Operation, ...] = ()
+
+
+class Requirements(Struct, frozen=True, kw_only=True):
+    """What a device must have for a variant; empty means any device.
+
+    Attributes:
+        arch: machine names as `uname -m` gives them; any of them will do.
+        cpu_any: CPU features of which at least one must be there.
+        cpu_none: CPU features that must not be there.
+    """
+
+    arch: tuple[Name, ...] = ()
+    cpu_any: tuple[Name, ...] = ()
+    cpu_none: tuple[Name, ...] = ()
+
+
+class HostFigures(Struct, frozen=True, kw_only=True):
+    """What the host measured of a variant; latency only where it was measured on the target's class."""
+
+    accuracy: Measure | None = None
+    accuracy_ratio: Measure | None = None
+    agreement: Measure | None = None
+    latency: Latency | None = None
+    latency_ratio: Measure | None = None
+    runtime_version: Name | None = None
+
+
+class Variant(Struct, frozen=True, kw_only=True):
+    """One way to run the model; the first variant of a manifest is the converter's choice."""
+
+    id: VariantId
+    runtime: Name
+    recipe: Name
+    precision: Name
+    model_path: RelativePath
+    files: Annotated[tuple[File, ...], Meta(min_length=1, max_length=64)]
+    requires: Requirements = Requirements()
+    host: HostFigures = HostFigures()
+    session_config: dict[str, str] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+class Shard(Struct, frozen=True, kw_only=True):
+    """A share of the validation set: samples, labels, FP32 outputs and each variant's host outputs.
+
+    The file is an `.npz` without pickle; the names of its arrays are given by `input_key`,
+    `LABELS_KEY`, `fp32_key` and `host_key`.
+    """
+
+    file: File
+    n_samples: Positive
+
+
+LABELS_KEY = "labels"
+
+
+def input_key(name: str) -> str:
+    """Array that holds the stored samples of input `name`, first axis samples."""
+    return f"input/{name}"
+
+
+def fp32_key(name: str) -> str:
+    """Array that holds the FP32 baseline's output `name` on the shard's samples."""
+    return f"fp32/{name}"
+
+
+def host_key(variant: str, name: str) -> str:
+    """Array that holds the output `name` of `variant` as the host computed it."""
+    return f"host/{variant}/{name}"
+
+
+class Provenance(Struct, frozen=True, kw_only=True):
+    """Where a bundle comes from; digests of what went in, versions of what made it."""
+
+    source_model_sha256: Digest
+    calibration_sha256: Digest | None = None
+    validation_sha256: Digest | None = None
+    sla_sha256: Digest | None = None
+    tools: dict[str, str] = {}
+    host: dict[str, str] = {}
+    options: dict[str, str] = {}
+
+
+class Manifest(Struct, frozen=True, kw_only=True, tag_field="kind", tag="release"):
+    """A release. `created_at` is information (RFC 3339); nothing is decided by it."""
+
+    version: int = 1
+    model: ModelName
+    release: ReleaseName
+    created_at: Name
+    task: Literal["classification"]
+    target: Name
+    sla: Limits
+    inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=64)]
+    outputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=64)]
+    data: dict[str, InputData] = {}
+    labels: Annotated[tuple[Name, ...], Meta(max_length=100_000)] = ()
+    variants: Annotated[tuple[Variant, ...], Meta(min_length=1, max_length=32)]
+    baseline: HostFigures = HostFigures()
+    validation: Annotated[tuple[Shard, ...], Meta(max_length=10_000)] = ()
+    provenance: Provenance
+    description: Text = ""
+
+    def variant(self, variant_id: str) -> Variant | None:
+        """The variant of that id, or None."""
+        return next((v for v in self.variants if v.id == variant_id), None)
+
+    def all_files(self) -> Iterator[File]:
+        """Every file of every variant and shard; a file that two variants share comes twice."""
+        for variant in self.variants:
+            yield from variant.files
+        for shard in self.validation:
+            yield shard.file
+
+
+def check(manifest: Manifest) -> Manifest:
+    """The manifest itself, once the rules that its types cannot say hold.
+
+    Raises:
+        ContentError: `manifest_incoherent`: two variants of one id, one path with two contents, a model
+            path that is no file of its variant, chunks that do not add up, data of an unknown input,
+            a normalization whose mean and std differ in length or divide by zero.
+        LimitsError: an SLA that cannot be judged.
+    """
+    checked(manifest.sla)
+    ids = [variant.id for variant in manifest.variants]
+    _require(len(set(ids)) == len(ids), "two variants have the same id")
+    for variant in manifest.variants:
+        names = [file.path for file in variant.files]
+        _require(len(set(names)) == len(names), f"{variant.id} lists a path twice")
+        _require(variant.model_path in names, f"{variant.id} lists no file {variant.model_path}")
+    contents: dict[str, str] = {}
+    for file in manifest.all_files():
+        known = contents.setdefault(file.path, file.sha256)
+        _require(known == file.sha256, f"{file.path} is given two contents")
+        total = sum(chunk.size_bytes for chunk in file.chunks)
+        _require(total == file.size_bytes, f"the chunks of {file.path} do not add up to its size")
+    _check_data(manifest)
+    return manifest
+
+
+def _check_data(manifest: Manifest) -> None:
+    names = {spec.name for spec in manifest.inputs}
+    for name, data in manifest.data.items():
+        _require(name in names, f"data is described for {name}, which is no input of the model")
+        for operation in data.preprocessing:
+            if isinstance(operation, Normalize):
+                _require(
+                    len(operation.mean) == len(operation.std) and 0.0 not in operation.std,
+                    f"normalize of {name} needs as many std as mean values, none of them zero",
+                )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ContentError("manifest_incoherent", f"the manifest contradicts itself: {message}")

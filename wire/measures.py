@@ -1,0 +1,105 @@
+"""What was measured, where, and how well it is known.
+
+For: the figures that a candidate on the host, a trial on a device and a pooled wave all share.
+Not for: judging them (`wire.sla`) or computing them (`wire.figures` and whoever measures).
+
+A figure that was not measured is `None` and reads "unknown", never zero. An estimate says so in its
+`source`, and never passes or fails a limit.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+from wire.figures import PairedCounts
+from wire.types import Count, Digest, Fraction, Name, Text, VariantId
+
+
+class Source(StrEnum):
+    """Where a figure comes from."""
+
+    MEASURED = "measured"
+    INHERITED = "inherited"
+    """Measured on the host by the same variant, which this device reproduces exactly."""
+    ESTIMATED = "estimated"
+
+
+class Measure(Struct, frozen=True, kw_only=True):
+    """One figure with its 95% interval where there is one.
+
+    Attributes:
+        value: the point estimate, in the unit of the field that holds it.
+        low: lower end of the 95% interval; None where no interval is known.
+        high: upper end.
+        n: samples behind it; 0 where that has no meaning.
+        source: measured, inherited or estimated.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: Count = 0
+    source: Source = Source.MEASURED
+
+
+class Latency(Struct, frozen=True, kw_only=True):
+    """Latency of single inferences, warm, in milliseconds."""
+
+    ms_p50: float
+    ms_p95: float
+    ms_p99: float
+    n: Count
+    cold_load_ms: float | None = None
+
+
+class Conformance(Struct, frozen=True, kw_only=True):
+    """A device's outputs against the host's outputs of the same variant on the same samples.
+
+    Attributes:
+        n: samples compared.
+        equal: fraction whose raw outputs are bit-equal.
+        same_answer: fraction whose task answer (the argmax) is the same.
+        worst: largest absolute difference of any output element.
+        conforms: the device gives the host's answer on every sample; it then inherits the accuracy
+            that the host measured on the full validation set.
+    """
+
+    n: Count
+    equal: Fraction
+    same_answer: Fraction
+    worst: float
+    conforms: bool
+
+
+class TrialResult(Struct, frozen=True, kw_only=True):
+    """What one trial of one variant measured on one device.
+
+    `baseline` is this bundle's FP32 (its outputs travel with the shard); `incumbent` is the release
+    that was active when the trial ran, run interleaved on the same samples, None on a first install.
+    """
+
+    variant: VariantId
+    runtime: Name
+    runtime_version: Name
+    shards: tuple[Count, ...]
+    n_samples: Count
+    accuracy: Measure | None = None
+    accuracy_ratio: Measure | None = None
+    agreement: Measure | None = None
+    against_baseline: PairedCounts | None = None
+    against_incumbent: PairedCounts | None = None
+    conformance: Conformance | None = None
+    latency: Latency | None = None
+    incumbent_latency: Latency | None = None
+    latency_ratio_to_incumbent: Measure | None = None
+    memory_bytes_peak: Count | None = None
+    energy_mj: Measure | None = None
+    power_watts_idle: float | None = None
+    power_watts_load: float | None = None
+    power_sensor: Name | None = None
+    throttled: bool | None = None
+    cpu: Name | None = None
+    incumbent: Digest | None = None
+    notes: tuple[Text, ...] = ()
