@@ -66,9 +66,7 @@ class Residual(nn.Module):  # type: ignore[misc]  # torch is not followed, so Mo
             )
         )
         self.shortcut = (
-            nn.Identity()
-            if stride == 1
-            else convolution(channels, channels, kernel=1, stride=stride)
+            nn.Identity() if stride == 1 else convolution(channels, channels, kernel=1, stride=stride)
         )
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -215,9 +213,7 @@ def export(model: nn.Sequential, path: Path) -> None:
     written = onnx.load(str(path))
     onnx.checker.check_model(written, full_check=True)
     if strange := {node.op_type for node in written.graph.node} - OPERATORS:
-        raise ValueError(
-            f"{path} holds operators {sorted(strange)}; pin torch==2.13.0 or fold them"
-        )
+        raise ValueError(f"{path} holds operators {sorted(strange)}; pin torch==2.13.0 or fold them")
 
 
 def session(path: Path) -> onnxruntime.InferenceSession:
@@ -300,9 +296,7 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="train with bfloat16 arithmetic; twice as fast where the processor has AVX512_BF16",
     )
-    parser.add_argument(
-        "--measure", action="store_true", help="only measure the models that --output holds"
-    )
+    parser.add_argument("--measure", action="store_true", help="only measure the models that --output holds")
     return parser.parse_args()
 
 
