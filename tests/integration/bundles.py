@@ -54,7 +54,8 @@ def model_bytes(seed: int, ballast_bytes: int = 0, harm: Harm = "none") -> bytes
         initializers,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return model.SerializeToString()
+    serialized: bytes = model.SerializeToString()
+    return serialized
 
 
 def _hang(initializers: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
@@ -120,7 +121,7 @@ def make_bundle(
         bundle.fp32_key("y"): outputs,
         bundle.host_key(VARIANT, "y"): outputs,
     }
-    np.savez(shard, **arrays)  # type: ignore[arg-type] - names with slashes are legal keys
+    np.savez(shard, allow_pickle=False, **arrays)
     file = _file(folder, "variants/float_wf32_af32/model.onnx", shipped)
     manifest = bundle.Manifest(
         model=model,
