@@ -1,0 +1,219 @@
+"""PURE. The candidate table's rows and the choice among them.
+
+For: `candidates.json` as a type, and `choose()`: which candidate a bundle carries first, and why
+(DESIGN.md section 7: objective, ties, order of preference).
+Not for: measuring, or judging one candidate against the SLA (`wire.sla`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from msgspec import Struct
+
+from wire.figures import Interval, PairedCounts
+from wire.sla import Limits
+
+Evidence = Literal["proven", "unproven", "refuted"]
+
+_Z_ONE_SIDED_5 = 1.6448536269514722
+_Z_POWER_80 = 0.8416212335729143
+
+
+class Fusion(Struct, frozen=True, kw_only=True):
+    """What the runtime really runs, counted in the graph that it optimized.
+
+    Attributes:
+        integer: kernels that compute on integers.
+        float: kernels that compute on floating point.
+        qdq_left: QuantizeLinear and DequantizeLinear that were fused into nothing.
+    """
+
+    integer: int
+    float: int
+    qdq_left: int
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """One row; None is a figure that was not measured. Times in milliseconds, sizes in bytes."""
+
+    id: str
+    recipe: str
+    runtime: str
+    precision: str
+    status: Literal["pass", "fail", "error"]
+    reason: str = ""
+    size_bytes: int | None = None
+    accuracy: float | None = None
+    accuracy_ci95: tuple[float, float] | None = None
+    accuracy_ratio: float | None = None
+    accuracy_ratio_ci95: tuple[float, float] | None = None
+    accuracy_delta_ci95: tuple[float, float] | None = None
+    accuracy_evidence: Evidence | None = None
+    samples_needed: int | None = None
+    agreement: float | None = None
+    agreement_ci95: tuple[float, float] | None = None
+    latency_ms_p50: float | None = None
+    latency_ms_p95: float | None = None
+    latency_ms_p99: float | None = None
+    latency_ratio: float | None = None
+    latency_ratio_ci95: tuple[float, float] | None = None
+    latency_scope: Literal["host", "target"] | None = None
+    latency_runs: int | None = None
+    cold_load_ms: float | None = None
+    threads: int | None = None
+    int8_fraction: float | None = None
+    fusion: Fusion | None = None
+    fallback_predicted: bool | None = None
+    sha256: str | None = None
+    format: str = "onnx"
+    n_samples: int | None = None
+    deferred: tuple[str, ...] = ()
+    runtime_version: str | None = None
+    twin_of: str | None = None
+    decisions: tuple[str, ...] = ()
+
+
+class Report(Struct, frozen=True, kw_only=True):
+    """`candidates.json`. `candidates` holds the baseline too, first."""
+
+    model: str
+    release: str
+    target: str
+    baseline: Candidate
+    chosen: str | None
+    chosen_reason: str
+    candidates: tuple[Candidate, ...]
+    calibration: dict[str, object]
+    provenance: dict[str, object]
+    version: int = 1
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    """What a bundle carries.
+
+    Attributes:
+        chosen: id of the first variant; None where nothing passes.
+        reason: why this one, in words.
+        carried: ids of all variants in order, `chosen` first and FP32 last where both are there.
+    """
+
+    chosen: str | None
+    reason: str
+    carried: tuple[str, ...] = ()
+
+
+def evidence(bound: float, interval: Interval | None) -> Evidence:
+    """How well the samples show that a figure reaches `bound`: with its whole interval, or not."""
+    if interval is None:
+        return "unproven"
+    if interval.low >= bound:
+        return "proven"
+    return "refuted" if interval.high < bound else "unproven"
+
+
+def samples_needed(counts: PairedCounts, ratio_min: float) -> int | None:
+    """Samples that would prove the accuracy limit at this discordance, with 80% power at one-sided 5%.
+
+    n = (1.645 + 0.842)^2 d / m^2, with d the fraction of samples on which candidate and baseline differ
+    in being right and m the distance of the difference from what the limit allows (normal approximation
+    of McNemar's test, Connor 1987). None where the point estimate itself misses or just meets the
+    limit, or nothing differs.
+    """
+    n = counts.n
+    right_reference = counts.both + counts.reference_only
+    discordant = counts.candidate_only + counts.reference_only
+    if n == 0 or right_reference == 0 or discordant == 0:
+        return None
+    delta = (counts.candidate_only - counts.reference_only) / n
+    margin = delta - (ratio_min - 1.0) * right_reference / n
+    if margin <= 0.0:
+        return None
+    return math.ceil((_Z_ONE_SIDED_5 + _Z_POWER_80) ** 2 * (discordant / n) / margin**2)
+
+
+def choose(
+    baseline: Candidate, quantized: Sequence[Candidate], limits: Limits, *, host_of_target_class: bool
+) -> Choice:
+    """The choice among judged candidates.
+
+    Args:
+        baseline: FP32's row.
+        quantized: the other rows, in the target's order of preference.
+        limits: the SLA; its objective and fallback are looked at, its limits were judged before.
+        host_of_target_class: whether latency measured here speaks for the target.
+    """
+    passing = [row for row in quantized if row.status == "pass"]
+    fp32_passes = baseline.status == "pass"
+    fp32 = (baseline.id,) if fp32_passes or limits.fallback == "fp32_unbounded" else ()
+    if not passing:
+        if fp32_passes:
+            reason = "no quantized candidate passes the SLA, FP32 does"
+            return Choice(chosen=baseline.id, reason=reason, carried=(baseline.id,))
+        return Choice(chosen=None, reason="no candidate passes the SLA")
+    if host_of_target_class:
+        best, reason = _best_measured(passing, limits.objective)
+        slower = best.latency_ratio_ci95 is not None and best.latency_ratio_ci95[0] > 1.0
+        if slower and fp32_passes and limits.objective != "size":
+            why = f"{best.id} is slower than FP32 here, and no limit needs it"
+            return Choice(chosen=baseline.id, reason=why, carried=(baseline.id,))
+        return Choice(chosen=best.id, reason=reason, carried=(best.id, *fp32))
+    ordered, reason = _by_preference(passing, limits.objective)
+    carried = (*(row.id for row in ordered[:2]), *fp32)
+    return Choice(chosen=ordered[0].id, reason=reason, carried=carried)
+
+
+def _best_measured(passing: Sequence[Candidate], objective: str) -> tuple[Candidate, str]:
+    """The best on a host of the target's class; `passing` is not empty and in order of preference."""
+    rows = list(passing)
+    if objective == "size":
+        smallest = min(_size(row) for row in rows)
+        rows = [row for row in rows if _size(row) == smallest]
+        best, _ = _fastest(rows)
+        return best, "smallest of those that pass"
+    best, ties = _fastest(rows)
+    reason = "fastest of those that pass, measured interleaved with FP32"
+    if best.latency_ratio is None:
+        reason = "first in the target's order of preference; no latency was measured"
+    elif ties > 1:
+        reason = f"of {ties} equally fast (95% intervals overlap) the best agreement, then the smallest"
+    if objective == "energy":
+        reason += "; energy is decided on the device"
+    return best, reason
+
+
+def _fastest(rows: Sequence[Candidate]) -> tuple[Candidate, int]:
+    """The fastest and how many tie with it; those that were not measured stand behind."""
+    measured = [row for row in rows if row.latency_ratio is not None]
+    if not measured:
+        return rows[0], 1
+    lead = min(measured, key=lambda row: row.latency_ratio or 0.0)
+    high = _ratio_interval(lead).high
+    ties = [row for row in measured if _ratio_interval(row).low <= high]
+    return min(ties, key=lambda row: (-(row.agreement or 0.0), _size(row))), len(ties)
+
+
+def _ratio_interval(row: Candidate) -> Interval:
+    """Of a measured row; a ratio without an interval is a point."""
+    point = row.latency_ratio or 0.0
+    low, high = row.latency_ratio_ci95 or (point, point)
+    return Interval(low, high)
+
+
+def _by_preference(passing: Sequence[Candidate], objective: str) -> tuple[list[Candidate], str]:
+    """Order for a target of another class: nothing here was measured that speaks for its speed.
+
+    Candidates whose fusion audit shows no integer kernel go last, for there is nothing to win.
+    """
+    fused = sorted(passing, key=lambda row: row.fusion is not None and row.fusion.integer == 0)
+    if objective == "size":
+        return sorted(fused, key=_size), "smallest of those that pass"
+    reason = "first in the target's order of preference among those that pass; the device decides latency"
+    return fused, reason
+
+
+def _size(row: Candidate) -> int:
+    """Unknown sizes stand behind all known ones."""
+    return 2**63 if row.size_bytes is None else row.size_bytes

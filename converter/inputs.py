@@ -1,0 +1,148 @@
+"""Everything that the user gave, read once and refused by name.
+
+For: the conversion's first stage; after it, nothing from outside is parsed any more.
+Not for: work on the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import yaml
+from msgspec import Struct
+
+from converter.dataset import Description, Samples, check_labels, read_description, read_samples
+from converter.errors import InputError
+from converter.limits import TEXT_BYTES_MAX
+from converter.model import SourceModel, read_bytes, read_model
+from converter.targets.detect import Machine, detect_machine, detect_target, meets
+from converter.targets.loader import Target, find_target
+from wire.errors import LimitsError
+from wire.sla import Limits, parse_limits
+from wire.types import ModelName, ReleaseName
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What `convert()` was asked for; see there."""
+
+    model: Path
+    calibration: Path
+    validation: Path
+    target: str
+    sla: Path
+    output: Path
+    name: str | None = None
+    release: str | None = None
+    dataset: Path | None = None
+    threads: int = 1
+    latency_samples: int = 200
+    force: bool = False
+    root: Path = Path("/")
+
+
+class Inputs(Struct, frozen=True, kw_only=True):
+    """What was given, typed.
+
+    Attributes:
+        name: of the model.
+        release: of the bundle.
+        created_at: when, UTC.
+        source: the model.
+        description: of the data set; empty where there is none.
+        calibration: samples without labels.
+        validation: samples with labels.
+        limits: the SLA.
+        sla_sha256: of the SLA's file.
+        target: that the bundle is for.
+        machine: this host.
+        host_of_target_class: whether this host is of the target's class.
+        threads: of latency sessions.
+        latency_samples: pairs to time.
+    """
+
+    name: str
+    release: str
+    created_at: datetime
+    source: SourceModel
+    description: Description
+    calibration: Samples
+    validation: Samples
+    limits: Limits
+    sla_sha256: str
+    target: Target
+    machine: Machine
+    host_of_target_class: bool
+    threads: int
+    latency_samples: int
+
+
+def read_inputs(options: Options, now: datetime) -> Inputs:
+    """Reads all of it.
+
+    Raises:
+        InputError: the code says what cannot be used, the message why and what to do.
+    """
+    limits, sla_sha256 = read_sla(options.sla)
+    machine = detect_machine(options.root)
+    target = detect_target(machine) if options.target == "host" else find_target(options.target)
+    name = _checked_name(options.name or default_name(options.model), ModelName, "--name")
+    release = _checked_name(options.release or f"{now:%Y%m%d-%H%M%S}", ReleaseName, "--release")
+    source = read_model(options.model)
+    description = _description(options)
+    calibration = read_samples(options.calibration, description, source.signature, labelled=False)
+    validation = read_samples(options.validation, description, source.signature, labelled=True)
+    if source.signature.classes is not None:
+        check_labels(validation, source.signature.classes, description.labels)
+    return Inputs(
+        name=name, release=release, created_at=now, source=source, description=description,
+        calibration=calibration, validation=validation, limits=limits, sla_sha256=sla_sha256,
+        target=target, machine=machine, host_of_target_class=meets(machine, target.requires.value),
+        threads=options.threads, latency_samples=options.latency_samples,
+    )  # fmt: skip
+
+
+def read_sla(path: Path) -> tuple[Limits, str]:
+    """The SLA and the SHA-256 of its file.
+
+    Raises:
+        InputError: `sla_missing`, `sla_too_large`, `sla_malformed`.
+    """
+    text = read_bytes(path, TEXT_BYTES_MAX, "sla")
+    try:
+        limits = parse_limits(yaml.safe_load(text))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise InputError("sla_malformed", f"{path} is not YAML: {error}") from error
+    except LimitsError as error:
+        known = ", ".join(field.name for field in msgspec.structs.fields(Limits))
+        raise InputError("sla_malformed", f"{path}: {error.args[0]}; the keys are {known}") from error
+    return limits, hashlib.sha256(text).hexdigest()
+
+
+def default_name(model: Path) -> str:
+    """A model name made of the file's stem."""
+    return re.sub(r"[^a-z0-9._-]+", "-", model.stem.lower()).strip("-._")[:63] or "model"
+
+
+def _checked_name(name: str, kind: object, option: str) -> str:
+    try:
+        checked: str = msgspec.convert(name, kind)
+    except msgspec.ValidationError as error:
+        raise InputError("bad_name", f"{option} {name[:80]!r} cannot be used: {error}") from error
+    return checked
+
+
+def _description(options: Options) -> Description:
+    """The one that was named, else the one beside the calibration set, else none."""
+    if options.dataset is not None:
+        return read_description(options.dataset)
+    beside = options.calibration.parent / "dataset.yaml"
+    return read_description(beside) if beside.is_file() else Description()
+
+
+def utc_now() -> datetime:
+    """The clock's time; only ever information in a bundle."""
+    return datetime.now(tz=UTC)
