@@ -1,17 +1,12 @@
 """PURE. What became of a rollout's devices, and their trials pooled: what a gate looks at.
 
 For: `standing_of()`, one device's fate under one order; `pool()`, trials pooled over distinct samples per
-variant, runtime and CPU class; the e-values that tests and proofs use.
-Not for: limits and verdicts (`fleet.gates`).
-
-An e-value is a betting account that starts at 1 and, if the hypothesis is true, is not expected to grow,
-whatever is looked at and however often (Ville: it ever reaches 1/a with probability at most a). So a gate
-may look after every report (FACTS.md section 4 has what looking costs otherwise).
+variant, runtime and CPU class.
+Not for: limits and verdicts (`fleet.gates`), nor the tests themselves (`fleet.evalues`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
@@ -22,9 +17,6 @@ from wire.figures import PairedCounts, paired_ratio_interval, wilson_interval
 from wire.measures import Measure, Source, TrialResult
 from wire.messages import ModelState, OrderOutcome, Phase
 from wire.sla import Limits, Measures
-
-BETS = 24
-"""Stakes mixed in a betting e-value; more change the third digit."""
 
 
 class Standing(StrEnum):
@@ -104,6 +96,7 @@ class Pooled(Struct, frozen=True, kw_only=True):
     Attributes:
         stratum: what they have in common.
         devices: number of trials.
+        running: trials of devices that did not fail.
         incumbents: trials that had an incumbent to compare with.
         baseline: paired counts against FP32 over distinct shards; None: no trial had them.
         incumbent: paired counts against the incumbent over distinct shards; None: no trial had them.
@@ -114,45 +107,13 @@ class Pooled(Struct, frozen=True, kw_only=True):
 
     stratum: Stratum
     devices: int
+    running: int
     incumbents: int
     baseline: PairedCounts | None
     incumbent: PairedCounts | None
     measures: Measures
     unmeasured: frozenset[str]
     latency_ratios: tuple[float, ...]
-
-
-def standing_of(  # noqa: PLR0911 - a decision list: the first rule that applies says it
-    device: Device, state: ModelState | None, terms: Terms
-) -> tuple[Standing, str]:
-    """What became of a device under an order, and why, from its own reports.
-
-    Args:
-        device: its view.
-        state: of the rollout's model; None if it reported none.
-        terms: what was ordered, and until when it may take.
-    """
-    if state is None or state.order < terms.order:
-        return _unsettled(terms, "has not taken up the order")
-    if state.order > terms.order:
-        return Standing.TAKEN_OVER, f"is at order {state.order}"
-    if state.outcome is None:
-        return _unsettled(terms, f"is {state.phase.value}{_because(state)}")
-    if state.outcome is OrderOutcome.SUPERSEDED:
-        return Standing.TAKEN_OVER, "says that a newer order came first"
-    if state.outcome in _FAILURES:
-        return Standing.FAILED, f"{state.outcome.value}{_because(state)}"
-    if state.outcome is not (OrderOutcome.EVALUATED if terms.evaluate else OrderOutcome.ACTIVE):
-        return Standing.FAILED, f"says {state.outcome.value}, which was not ordered"
-    if not terms.evaluate:
-        wrong = _not_running(state, terms)
-        if wrong:
-            return Standing.FAILED, wrong
-    if state.phase is not Phase.IDLE:
-        return _unsettled(terms, f"is {state.phase.value} still")
-    if device.duplicate_identity:
-        return _unsettled(terms, "two machines answer under this id")
-    return Standing.SUCCEEDED, "evaluated" if terms.evaluate else "active after its soak"
 
 
 class Terms(Struct, frozen=True, kw_only=True):
@@ -174,6 +135,47 @@ class Terms(Struct, frozen=True, kw_only=True):
 
 
 _FAILURES = frozenset({OrderOutcome.FAILED, OrderOutcome.FELL_BACK, OrderOutcome.ROLLED_BACK})
+
+
+def standing_of(device: Device, state: ModelState | None, terms: Terms) -> tuple[Standing, str]:
+    """What became of a device under an order, and why, from its own reports.
+
+    Args:
+        device: its view.
+        state: of the rollout's model; None if it reported none.
+        terms: what was ordered, and whether its time is up.
+    """
+    if state is None or state.order < terms.order:
+        return _unsettled(terms, "has not taken up the order")
+    if state.order > terms.order:
+        return Standing.TAKEN_OVER, f"is at order {state.order}"
+    if state.outcome is None:
+        return _unsettled(terms, f"is {state.phase.value}{_because(state)}")
+    if state.outcome is OrderOutcome.SUPERSEDED:
+        return Standing.TAKEN_OVER, "says that a newer order came first"
+    wrong = _failure(state, terms)
+    if wrong:
+        return Standing.FAILED, wrong
+    return _success(device, state, terms)
+
+
+def _success(device: Device, state: ModelState, terms: Terms) -> tuple[Standing, str]:
+    """The claim of success is right; whether it is final and to be believed."""
+    if state.phase is not Phase.IDLE:
+        return _unsettled(terms, f"is {state.phase.value} still")
+    if device.duplicate_identity:
+        return _unsettled(terms, "two machines answer under this id")
+    return Standing.SUCCEEDED, "evaluated" if terms.evaluate else "active after its soak"
+
+
+def _failure(state: ModelState, terms: Terms) -> str:
+    """How an order that ended went wrong; empty if it did not."""
+    outcome = OrderOutcome.EVALUATED if terms.evaluate else OrderOutcome.ACTIVE
+    if state.outcome in _FAILURES:
+        return f"{state.outcome.value}{_because(state)}"
+    if state.outcome is not None and state.outcome is not outcome:
+        return f"says {state.outcome.value}, which was not ordered"
+    return "" if terms.evaluate else _not_running(state, terms)
 
 
 def _because(state: ModelState) -> str:
@@ -230,6 +232,7 @@ def _pooled(stratum: Stratum, members: Sequence[DeviceEvidence], sizes: dict[str
     return Pooled(
         stratum=stratum,
         devices=len(trials),
+        running=len(running),
         incumbents=sum(trial.incumbent is not None for trial in trials),
         baseline=_counts(trials, "against_baseline"),
         incumbent=_counts(trials, "against_incumbent"),
@@ -334,94 +337,3 @@ def _maximum(name: str, trial: TrialResult) -> Measure | None:
 def _worst(name: str, trials: Iterable[TrialResult]) -> Measure | None:
     measures = [m for trial in trials if (m := _maximum(name, trial)) is not None]
     return max(measures, key=lambda measure: measure.value, default=None)
-
-
-# --- e-values -----------------------------------------------------------------------------------------
-
-
-def _log_binomial(n: int, k: int, p: float) -> float:
-    choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-    return choose + k * math.log(p) + (n - k) * math.log1p(-p)
-
-
-def _log_sum(terms: Iterable[float]) -> float:
-    values = list(terms)
-    top = max(values)
-    return top + math.log(math.fsum(math.exp(value - top) for value in values))
-
-
-def _exp(log_e: float) -> float:
-    """Capped where a float ends; such an account has long said enough."""
-    return math.exp(min(log_e, 700.0))
-
-
-def success_harm_e_value(failures: int, n: int, failure_rate: float) -> float:
-    """Evidence that devices fail more often than `failure_rate`.
-
-    A mixture of likelihood ratios of theta against `failure_rate`, theta uniform above it (a truncated
-    Beta(1,1)): under any true rate at or below, each ratio is a supermartingale. With n = f + s the
-    integral is B(f+1, s+1) P(X <= f), X ~ Bin(n+1, failure_rate).
-
-    Raises:
-        ValueError: counts or rate out of range.
-    """
-    _check_counts(failures, n, failure_rate)
-    tail = _log_sum(_log_binomial(n + 1, k, failure_rate) for k in range(failures + 1))
-    return _exp(_log_mixture(failures, n, failure_rate) + tail - math.log1p(-failure_rate))
-
-
-def proof_e_value(failures: int, n: int, failure_rate: float) -> float:
-    """Evidence that devices fail less often than `failure_rate`; theta uniform below it.
-
-    The integral is B(f+1, s+1) P(X >= f+1), X ~ Bin(n+1, failure_rate).
-
-    Raises:
-        ValueError: counts or rate out of range.
-    """
-    _check_counts(failures, n, failure_rate)
-    tail = _log_sum(_log_binomial(n + 1, k, failure_rate) for k in range(failures + 1, n + 2))
-    return _exp(_log_mixture(failures, n, failure_rate) + tail - math.log(failure_rate))
-
-
-def _check_counts(failures: int, n: int, failure_rate: float) -> None:
-    if not 0 <= failures <= n or not 0.0 < failure_rate < 1.0:
-        raise ValueError(f"{failures} failures of {n} at a rate of {failure_rate} are not defined")
-
-
-def _log_mixture(failures: int, n: int, rate: float) -> float:
-    beta = math.lgamma(failures + 1) + math.lgamma(n - failures + 1) - math.lgamma(n + 2)
-    return beta - failures * math.log(rate) - (n - failures) * math.log1p(-rate)
-
-
-def proof_devices_min(success_rate: float, confidence: float) -> int:
-    """The least number of devices, all succeeding, that shows `success_rate`.
-
-    The least n with (1 - q^(n+1)) / ((n+1) (1-q) q^n) >= 1/(1-confidence), q = success_rate: 43 devices
-    for 90% at 95% confidence, 105 for 95%.
-    """
-    n = 1
-    while proof_e_value(0, n, 1.0 - success_rate) < 1.0 / (1.0 - confidence):
-        n += max(1, n // 200)
-    while n > 1 and proof_e_value(0, n - 1, 1.0 - success_rate) >= 1.0 / (1.0 - confidence):
-        n -= 1
-    return n
-
-
-def harm_e_value(counts: PairedCounts, drop_max: float) -> float:
-    """Evidence that the candidate's accuracy is more than `drop_max` below the reference's.
-
-    Per sample d = +1 (right by the candidate alone), -1 (by the reference alone) or 0. If the true drop
-    is at most `drop_max`, a stake l on it multiplies the account by 1 + l (-d - drop_max), whose mean is
-    at most 1; stakes are mixed evenly over (0, 1/(1 + drop_max)). With drop_max 0 this is an
-    anytime-valid sign test: samples on which both agree change nothing.
-    """
-    same = counts.both + counts.neither
-    logs = []
-    for step in range(1, BETS + 1):
-        stake = step / (BETS + 1) / (1.0 + drop_max)
-        logs.append(
-            counts.candidate_only * math.log1p(-stake * (1.0 + drop_max))
-            + counts.reference_only * math.log1p(stake * (1.0 - drop_max))
-            + same * math.log1p(-stake * drop_max)
-        )
-    return _exp(_log_sum(logs) - math.log(BETS))

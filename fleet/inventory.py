@@ -166,7 +166,8 @@ def fold(device: Device, message: UpMessage, received_at: float) -> Device:
         return replace(device, installs=_kept(device, message.install_id, install))
     kind = _kind(message)
     speaker = device.speakers.get(kind)
-    returned = known is not None and speaker not in {None, message.install_id} and _spoke(known, message)
+    spoke_before = known is not None and _newest(known, message) is not None
+    returned = spoke_before and speaker not in {None, message.install_id}
     return replace(
         device,
         installs=_kept(device, message.install_id, install),
@@ -180,34 +181,36 @@ def fold(device: Device, message: UpMessage, received_at: float) -> Device:
 
 def _heard(install: Install, message: UpMessage, received_at: float) -> Install | None:
     """The install with the message taken in, or None if it is not new."""
-    seen_at = max(install.seen_at, received_at)
+    newest = _newest(install, message)
+    if newest is not None and _rank(message) <= newest:
+        return None
+    seen = replace(install, seen_at=max(install.seen_at, received_at))
     match message:
         case Status():
-            known = install.status
-            if known is not None and _session(message) <= _session(known):
-                return None
-            return replace(install, status=message, seen_at=seen_at)
+            return replace(seen, status=message)
         case Identity():
-            if install.identity is not None and message.number <= install.identity.number:
-                return None
-            return replace(install, identity=message, seen_at=seen_at)
+            return replace(seen, identity=message)
         case Reported():
-            if install.reported is not None and message.number <= install.reported.number:
-                return None
-            return replace(install, reported=message, seen_at=seen_at)
+            return replace(seen, reported=message)
         case Report():
-            if message.number <= install.report_number:
-                return None
-            return replace(install, report_number=message.number, seen_at=seen_at)
+            return replace(seen, report_number=message.number)
         case Reply():
-            if message.number <= install.reply_number:
-                return None
-            return replace(install, reply_number=message.number, seen_at=seen_at)
+            return replace(seen, reply_number=message.number)
 
 
-def _session(status: Status) -> tuple[int, bool]:
-    """Sorts by connection; within one connection the will comes after the birth."""
-    return status.number, not status.online
+def _newest(install: Install, message: UpMessage) -> tuple[int, bool] | None:
+    """Rank of the newest message of the same kind; None before the first."""
+    if isinstance(message, Report):
+        return (install.report_number, False) if install.report_number >= 0 else None
+    if isinstance(message, Reply):
+        return (install.reply_number, False) if install.reply_number >= 0 else None
+    known: Status | Identity | Reported | None = getattr(install, _kind(message))
+    return None if known is None else _rank(known)
+
+
+def _rank(message: UpMessage) -> tuple[int, bool]:
+    """Sorts the messages of one kind; within one connection the will comes after the birth."""
+    return message.number, _is_will(message)
 
 
 def _is_will(message: UpMessage) -> bool:
@@ -216,21 +219,6 @@ def _is_will(message: UpMessage) -> bool:
 
 def _kind(message: UpMessage) -> str:
     return type(message).__name__.lower()
-
-
-def _spoke(install: Install, message: UpMessage) -> bool:
-    """Whether the install has said something of this kind before."""
-    match message:
-        case Status():
-            return install.status is not None
-        case Identity():
-            return install.identity is not None
-        case Reported():
-            return install.reported is not None
-        case Report():
-            return install.report_number >= 0
-        case Reply():
-            return install.reply_number >= 0
 
 
 def _speaking(device: Device, message: UpMessage) -> str:
