@@ -12,8 +12,19 @@ from fleet.selection import parse_waves
 from wire.messages import ModelState
 
 
-def _evidence(rollout: Rollout, facts: Facts, devices: Iterable[DeviceEvidence], unreached: int) -> Evidence:
-    judged = tuple(devices)
+def evidence_of(rollout: Rollout, facts: Facts, now: float, unreached: int) -> Evidence:
+    """What a gate looks at: every device that has an order from this rollout, in that order.
+
+    Args:
+        rollout: with its assignments.
+        facts: the world.
+        now: seconds on the registry's clock.
+        unreached: devices of the open wave that have no order yet.
+    """
+    judged = tuple(
+        _device_evidence(rollout, facts, name, assignment, now)
+        for name, assignment in rollout.assignments.items()
+    )
     reach = len(judged) + unreached
     return Evidence(
         devices=judged,
