@@ -1,0 +1,196 @@
+"""The registry's HTTP API, called: for the command line and for tests.
+
+For: one method for each verb, answers as typed values, errors by name.
+Not for: printing, or opening the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from fleet.people import RollbackAsk, RolloutAsk
+from fleet.publish.upload import Bundle
+from fleet.views import DeviceView, ReleaseView, RollbackShow, RolloutShow, RolloutView
+from wire.errors import ShallopError
+
+TIMEOUT_S = 60.0
+UPLOADS_AT_ONCE = 4
+"""The registry waits for its disk once a blob, and disks like several to wait for."""
+ANSWER_BYTES_MAX = 256 * 1024 * 1024
+
+T = TypeVar("T")
+
+
+class ServerUnreachableError(ShallopError):
+    """No registry answers at the address."""
+
+
+class RefusedError(ShallopError):
+    """The registry refused what was asked; code and message are its own.
+
+    Attributes:
+        status: the HTTP status.
+    """
+
+    def __init__(self, code: str, message: str, status: int) -> None:
+        super().__init__(code, message)
+        self.status = status
+
+
+class Client:
+    """A registry at `server`; close it after use.
+
+    Every method raises ServerUnreachableError or RefusedError.
+    """
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        try:
+            self._http = httpx.Client(base_url=server, timeout=TIMEOUT_S, trust_env=False)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ServerUnreachableError("server_url", f"{server!r} is no address: {error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives up the connection."""
+        self._http.close()
+
+    def health(self) -> dict[str, Any]:
+        """State of the registry."""
+        return self._ask("GET", "/api/health", dict[str, Any])
+
+    def releases(self) -> list[ReleaseView]:
+        """All releases."""
+        return self._ask("GET", "/api/releases", list[ReleaseView])
+
+    def upload(self, bundle: Bundle, progress: Callable[[int, int], None]) -> dict[str, Any]:
+        """Publishes a bundle; only what the registry lacks is sent.
+
+        Args:
+            bundle: checked.
+            progress: called with bytes sent and bytes to send.
+        """
+        begun = self._ask("PUT", "/api/bundles", dict[str, Any], content=bundle.data)
+        sent, missing = 0, begun["missing"]
+        while missing:
+            total = sent + sum(bundle.places[digest].size_bytes for digest in missing)
+            with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
+                for size in pool.map(lambda digest: self._upload_blob(bundle, digest), missing):
+                    sent += size
+                    progress(sent, total)
+            missing = self._ask("PUT", "/api/bundles", dict[str, Any], content=bundle.data)["missing"]
+        return self._ask("POST", f"/api/bundles/{bundle.digest}/finish", dict[str, Any])
+
+    def _upload_blob(self, bundle: Bundle, digest: str) -> int:
+        data = bundle.blob(digest)
+        self._ask("PUT", f"/api/bundles/{bundle.digest}/blobs/{digest}", dict[str, Any], content=data)
+        return len(data)
+
+    def devices(self, select: str = "all") -> list[DeviceView]:
+        """Devices that a selector means."""
+        return self._ask("GET", "/api/devices", list[DeviceView], params={"select": select})
+
+    def device(self, device: str) -> DeviceView:
+        """One device."""
+        return self._ask("GET", f"/api/devices/{quote(device, safe='')}", DeviceView)
+
+    def forget(self, device: str) -> None:
+        """Forgets a device."""
+        self._ask("DELETE", f"/api/devices/{quote(device, safe='')}", dict[str, Any])
+
+    def label(self, device: str, changes: dict[str, str | None]) -> DeviceView:
+        """Sets labels; None removes one."""
+        return self._ask("PUT", f"/api/devices/{quote(device, safe='')}/labels", DeviceView, json=changes)
+
+    def group(self, device: str, groups: tuple[str, ...]) -> DeviceView:
+        """Sets the groups."""
+        return self._ask(
+            "PUT", f"/api/devices/{quote(device, safe='')}/groups", DeviceView, json={"groups": groups}
+        )
+
+    def clear_duplicate(self, device: str) -> DeviceView:
+        """Takes the mark of a duplicate identity away."""
+        return self._ask("POST", f"/api/devices/{quote(device, safe='')}/clear-duplicate", DeviceView)
+
+    def start(self, ask: RolloutAsk) -> RolloutView:
+        """Starts a rollout."""
+        return self._ask("POST", "/api/rollouts", RolloutView, json=ask)
+
+    def rollouts(self) -> list[RolloutView]:
+        """All rollouts."""
+        return self._ask("GET", "/api/rollouts", list[RolloutView])
+
+    def rollout(self, rollout_id: str) -> RolloutShow:
+        """One rollout with its devices."""
+        return self._ask("GET", f"/api/rollouts/{quote(rollout_id, safe='')}", RolloutShow)
+
+    def verb(self, rollout_id: str, verb: str, body: dict[str, str]) -> RolloutView:
+        """Pauses, resumes or aborts."""
+        path = f"/api/rollouts/{quote(rollout_id, safe='')}/{verb}"
+        return self._ask("POST", path, RolloutView, json=body)
+
+    def roll_back(self, ask: RollbackAsk) -> RollbackShow:
+        """Asks for a rollback."""
+        return self._ask("POST", "/api/rollbacks", RollbackShow, json=ask)
+
+    def rollback(self, rollback_id: str) -> RollbackShow:
+        """How far a rollback is."""
+        return self._ask("GET", f"/api/rollbacks/{quote(rollback_id, safe='')}", RollbackShow)
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        expected: type[T],
+        *,
+        content: bytes | None = None,
+        json: object = None,
+        params: dict[str, str] | None = None,
+    ) -> T:
+        body = content if json is None else msgspec.json.encode(json)
+        try:
+            response = self._http.request(method, path, content=body, params=params)
+        except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise ServerUnreachableError(
+                "server_unreachable",
+                f"no registry answers at {self._server} ({error}); is `shallop-fleet serve` running? "
+                "Name another address by --server or SHALLOP_SERVER",
+            ) from None
+        if response.status_code >= 400:
+            raise _refusal(response)
+        try:
+            return msgspec.json.decode(response.content, type=expected)
+        except msgspec.DecodeError as error:
+            raise ServerUnreachableError(
+                "not_a_registry", f"{self._server} answered something else: {error}"
+            ) from None
+
+
+class _Error(msgspec.Struct):
+    code: str
+    message: str
+
+
+class _Refusal(msgspec.Struct):
+    error: _Error
+
+
+def _refusal(response: httpx.Response) -> ShallopError:
+    try:
+        refusal = msgspec.json.decode(response.content, type=_Refusal)
+    except msgspec.DecodeError:
+        return ServerUnreachableError(
+            "not_a_registry", f"{response.url} answered {response.status_code} and no error of a registry"
+        )
+    return RefusedError(refusal.error.code, refusal.error.message, response.status_code)

@@ -1,0 +1,207 @@
+"""Where the registry is put together; the only place that builds its adapters.
+
+For: one process with the HTTP API, the connection to the broker and the conductor's loop.
+Not for: any decision; and the command line is `fleet.cli`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from msgspec import Struct
+
+from fleet.adapters.blob_files import BlobFiles, PayloadFiles
+from fleet.adapters.mqtt_broker import MqttBroker
+from fleet.adapters.sql_store import SqlStore
+from fleet.adapters.web_server import WebServer
+from fleet.api.http import Health, Services, build
+from fleet.conductor import OPEN_STATES, Conductor, Ports
+from fleet.config import Config
+from fleet.ingest import Ingest
+from fleet.orders import Desk
+from fleet.people import People
+from fleet.ports import ConflictError, Store
+from fleet.publish.intake import Intake
+from fleet.publisher import Publisher
+from wire.topics import Topics
+from wire.trust import Policy
+
+_LOG = logging.getLogger("shallop.fleet")
+
+STOP_S_MAX = 15.0
+"""How long the loop may take to end its step when the process stops."""
+
+
+class SystemClock:
+    """This machine's clock."""
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
+
+
+class Parts(Struct, frozen=True, kw_only=True):
+    """A registry, put together and not started."""
+
+    store: SqlStore
+    broker: MqttBroker
+    conductor: Conductor
+    publisher: Publisher
+    services: Services
+    loop: Loop
+
+
+class Loop:
+    """The conductor's thread: ticks when woken, and every `tick_s` in any case."""
+
+    def __init__(self, conductor: Conductor, tick_s: float) -> None:
+        self._conductor = conductor
+        self._tick_s = tick_s
+        self._something = threading.Event()
+        self._asked = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="conductor", daemon=True)
+
+    def start(self) -> None:
+        """Begins."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is something from the broker."""
+        self._something.set()
+
+    def ask(self) -> None:
+        """A person changed something."""
+        self._asked = True
+        self._something.set()
+
+    def stop(self) -> None:
+        """Ends after the current step."""
+        self._stopping = True
+        self._something.set()
+        self._thread.join(STOP_S_MAX)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            asked, self._asked = self._asked, False
+            began = time.monotonic()
+            more = self._conductor.tick(asked=asked)
+            took = time.monotonic() - began
+            if not more:
+                # On a large fleet a look takes long; the pause grows with it, so that others get their turn.
+                self._something.wait(max(self._tick_s, 2 * took))
+            self._something.clear()
+
+
+@contextmanager
+def locked(data: Path) -> Iterator[None]:
+    """The data directory, for this process alone.
+
+    Raises:
+        ConflictError: `already_running`.
+    """
+    data.mkdir(parents=True, exist_ok=True)
+    with (data / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConflictError(
+                "already_running", f"another registry runs on {data}; stop it or name another --data"
+            ) from None
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def assemble(config: Config) -> Parts:
+    """All parts on their adapters; the broker's connection begins.
+
+    Raises:
+        StoreError: the database cannot be used.
+        BrokerError: the broker's URL cannot be read.
+    """
+    data, clock = Path(config.data), SystemClock()
+    desk = Desk(Topics(config.root))
+    store = SqlStore(config.database_url, secrets.token_hex(16))
+    with store.begin() as tx:
+        registry_id = tx.mark().registry_id
+    broker = MqttBroker(config.broker, f"shallop-registry-{registry_id[:12]}")
+    blobs, files = BlobFiles(data / "blobs"), PayloadFiles(data / "rollbacks")
+    publisher = Publisher(store, broker, blobs, clock, desk, config)
+    ingest = Ingest(desk.topics, Policy(insecure_unsigned=config.insecure_unsigned), config.devices_max)
+    conductor = Conductor(
+        Ports(store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest), desk, config
+    )
+    loop = Loop(conductor, config.tick_s)
+    broker.on_activity(loop.wake)
+    _write_payloads(store, files)
+    services = Services(
+        people=People(store, clock, desk, files, config),
+        intake=Intake(store, blobs, clock, desk.topics, desk.signers),
+        health=lambda: _health(store, broker, publisher, conductor, ingest, desk, config),
+        wake=loop.ask,
+    )
+    return Parts(
+        store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop
+    )
+
+
+def _write_payloads(store: Store, files: PayloadFiles) -> None:
+    """A kill before a rollout's commit can leave a file without rollout; never the other way round."""
+    with store.begin() as tx:
+        rows = tx.rollouts(OPEN_STATES)
+    for row in rows:
+        files.write(row.id, row.rollback_payload)
+
+
+def _health(
+    store: Store,
+    broker: MqttBroker,
+    publisher: Publisher,
+    conductor: Conductor,
+    ingest: Ingest,
+    desk: Desk,
+    config: Config,
+) -> Health:
+    with store.begin() as tx:
+        mark, pending = tx.mark(), tx.pending_count()
+    return Health(
+        status="ok" if broker.connected and not publisher.syncing else "waiting_for_broker",
+        broker_connected=broker.connected,
+        syncing=publisher.syncing,
+        outbox_pending=pending,
+        registry_id=mark.registry_id,
+        generation=mark.generation,
+        refused={code: count for code, count in ingest.refused.items() if count},
+        failures=dict(conductor.failures),
+        root=config.root,
+        signed=bool(desk.signers),
+    )
+
+
+def serve(config: Config) -> None:
+    """Runs a registry until it is told to stop (SIGINT or SIGTERM).
+
+    Raises:
+        ConflictError: `already_running`, or `address_in_use`.
+        StoreError: the database cannot be used.
+        BrokerError: the broker's URL cannot be read.
+    """
+    host, port = config.listen_address
+    with locked(Path(config.data)):
+        parts = assemble(config)
+        parts.loop.start()
+        try:
+            WebServer(build(parts.services), host, port).run()
+        finally:
+            parts.loop.stop()
+            parts.broker.close()
+            parts.store.close()

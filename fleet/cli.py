@@ -1,0 +1,445 @@
+"""`shallop-fleet`: the registry's process, and the commands that talk to it over HTTP.
+
+For: reading arguments, calling one verb, printing, and the exit code. The commands never open the
+database.
+Not for: deciding anything.
+
+Exit codes: 0 done; 2 bad input or refused; 3 a rollout that was waited for did not complete (halted,
+aborted, or paused for a person), or a rollback failed on a device; 4 no registry answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, NoReturn, ParamSpec
+
+import click
+
+from fleet.adapters import console as con
+from fleet.adapters.client import Client, ServerUnreachableError
+from fleet.config import Config, load, read_mapping
+from fleet.people import RollbackAsk, RolloutAsk
+from fleet.publish.upload import read_bundle
+from fleet.rollout import FailureAction
+from fleet.views import RolloutShow
+from wire.errors import ShallopError
+
+BAD_INPUT, NOT_COMPLETED, UNREACHABLE = 2, 3, 4
+
+SERVER_DEFAULT = "http://127.0.0.1:8470"
+POLL_S = 0.5
+
+P = ParamSpec("P")
+
+
+def fail(error: ShallopError) -> NoReturn:
+    """Says what happened and ends with its exit code."""
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(UNREACHABLE if isinstance(error, ServerUnreachableError) else BAD_INPUT)
+
+
+def remote(
+    command: Callable[Concatenate[Client, bool, P], None],
+) -> Callable[P, None]:
+    """Gives a command its client and --json, and turns errors into exit codes."""
+
+    @click.option(
+        "--server", envvar="SHALLOP_SERVER", default=SERVER_DEFAULT, show_default=True, help="The registry."
+    )
+    @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        server, as_json = str(kwargs.pop("server")), bool(kwargs.pop("as_json"))
+        try:
+            with Client(server) as client:
+                command(client, as_json, *args, **kwargs)
+        except ShallopError as error:
+            fail(error)
+
+    return wrapped
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog='Shell completion: eval "$(_SHALLOP_FLEET_COMPLETE=bash_source shallop-fleet)" (zsh_source, '
+    "fish_source alike). Exit codes: 0 done, 2 bad input or refused, 3 not completed, 4 no registry answers.",
+)
+@click.version_option(package_name="shallop", prog_name="shallop-fleet")
+def main() -> None:
+    """Registry, rollouts and rollback for a fleet of devices.
+
+    Example: shallop-fleet serve --data /var/lib/shallop-fleet --broker mqtt://127.0.0.1:1883
+    """
+
+
+@main.command()
+@click.option("--data", help="Directory of database and blobs.  [default: .]")
+@click.option("--database", help="SQLAlchemy URL.  [default: SQLite in --data]")
+@click.option("--broker", help="mqtt://HOST:PORT.  [default: mqtt://127.0.0.1:1883]")
+@click.option(
+    "--listen", help="HOST:PORT of the HTTP API; port 0 takes a free one.  [default: 127.0.0.1:8470]"
+)
+@click.option("--root", help="Root of the topic tree.  [default: shallop/v1]")
+@click.option("--insecure-unsigned", is_flag=True, default=None, help="Publish without signatures.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="fleet.yaml.")
+def serve(config_path: Path | None, **options: Any) -> None:  # noqa: ANN401 - as click read them
+    """Run the registry until it is told to stop.
+
+    Example: shallop-fleet serve --data ./fleet-data --broker mqtt://127.0.0.1:1883 --insecure-unsigned
+    """
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for chatty in ("alembic", "uvicorn"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        config: Config = load(config_path, options)
+        # Imported only here: the other commands need neither a database nor a web server.
+        from fleet.app import serve as run  # noqa: PLC0415 - as said
+
+        run(config)
+    except ShallopError as error:
+        fail(error)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@remote
+def publish(client: Client, as_json: bool, directory: Path) -> None:
+    """Check a bundle, upload what the registry lacks, and publish it.
+
+    Example: shallop-fleet publish ./bundle
+    """
+    bundle = read_bundle(directory)
+    answer: dict[str, Any] = {}
+    con.with_upload_bar(lambda progress: answer.update(client.upload(bundle, progress)))
+    if as_json:
+        con.print_json(answer)
+    else:
+        click.echo(f"published {answer['model']}@{answer['release']} {answer['digest']}")
+
+
+@main.command()
+@remote
+def releases(client: Client, as_json: bool) -> None:
+    """List releases.
+
+    Example: shallop-fleet releases --json
+    """
+    found = client.releases()
+    con.print_json(found) if as_json else con.console().print(con.releases_table(found))
+
+
+@main.command()
+@remote
+def health(client: Client, as_json: bool) -> None:
+    """State of the registry and its broker.
+
+    Example: shallop-fleet health
+    """
+    found = client.health()
+    if as_json:
+        con.print_json(found)
+        return
+    for key, value in found.items():
+        click.echo(f"{key:18} {value}")
+
+
+# --- devices ------------------------------------------------------------------------------------------
+
+
+@main.group(invoke_without_command=True)
+@click.option("--select", default="all", help="Which devices, such as 'arch=aarch64 and label.site=roof'.")
+@click.option("--server", envvar="SHALLOP_SERVER", default=SERVER_DEFAULT, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.pass_context
+def devices(context: click.Context, select: str, server: str, as_json: bool) -> None:
+    """List devices, or do something with one.
+
+    Example: shallop-fleet devices --select 'group=north and arch=aarch64'
+    """
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        with Client(server) as client:
+            found = client.devices(select)
+    except ShallopError as error:
+        fail(error)
+    con.print_json(found) if as_json else con.console().print(con.devices_table(found))
+
+
+@devices.command("show")
+@click.argument("device")
+@remote
+def devices_show(client: Client, as_json: bool, device: str) -> None:
+    """Show one device.
+
+    Example: shallop-fleet devices show roof-17
+    """
+    found = client.device(device)
+    if as_json:
+        con.print_json(found)
+        return
+    for table in con.device_tables(found):
+        con.console().print(table)
+
+
+@devices.command("forget")
+@click.argument("device")
+@remote
+def devices_forget(client: Client, as_json: bool, device: str) -> None:
+    """Delete a device; if it lives, it comes back as a new one.
+
+    Example: shallop-fleet devices forget roof-17
+    """
+    client.forget(device)
+    con.print_json({"forgotten": device}) if as_json else click.echo(f"{device} is forgotten")
+
+
+@devices.command("label")
+@click.argument("device")
+@click.argument("labels", nargs=-1, required=True)
+@remote
+def devices_label(client: Client, as_json: bool, device: str, labels: tuple[str, ...]) -> None:
+    """Set labels; `key=` removes one.
+
+    Example: shallop-fleet devices label roof-17 site=roof ring=canary
+    """
+    changes: dict[str, str | None] = {}
+    for label in labels:
+        key, equals, value = label.partition("=")
+        if not equals:
+            raise click.UsageError(f"{label!r} is no label; write key=value, or key= to remove one")
+        changes[key] = value or None
+    found = client.label(device, changes)
+    con.print_json(found) if as_json else click.echo(f"{device}: {found.labels}")
+
+
+@devices.command("group")
+@click.argument("device")
+@click.argument("groups", nargs=-1)
+@remote
+def devices_group(client: Client, as_json: bool, device: str, groups: tuple[str, ...]) -> None:
+    """Set the groups of a device; none given: it is in no group.
+
+    Example: shallop-fleet devices group roof-17 north canary
+    """
+    found = client.group(device, groups)
+    con.print_json(found) if as_json else click.echo(f"{device}: {', '.join(found.groups) or 'no group'}")
+
+
+@devices.command("clear-duplicate")
+@click.argument("device")
+@remote
+def devices_clear_duplicate(client: Client, as_json: bool, device: str) -> None:
+    """Take the mark of two machines under one id away, once that is mended.
+
+    Example: shallop-fleet devices clear-duplicate roof-17
+    """
+    found = client.clear_duplicate(device)
+    con.print_json(found) if as_json else click.echo(f"{device}: the mark is gone")
+
+
+# --- rollouts -----------------------------------------------------------------------------------------
+
+
+@main.group()
+def rollout() -> None:
+    """Roll a release out in waves.
+
+    Example: shallop-fleet rollout start camera@v2 --waves 1,50%,100% --wait
+    """
+
+
+@rollout.command("start")
+@click.argument("release")
+@click.option("--select", default="all", show_default=True, help="Which devices.")
+@click.option("--waves", default="1,50%,100%", show_default=True, help="Counts, then shares, growing.")
+@click.option("--gate", "gate_path", type=click.Path(path_type=Path), help="GATE.yaml; see fleet/gates.py.")
+@click.option("--soak", "soak_s", type=float, default=60.0, show_default=True, help="Seconds.")
+@click.option("--deadline", "deadline_s", type=float, default=86400.0, show_default=True, help="Seconds.")
+@click.option(
+    "--on-failure",
+    type=click.Choice([action.value for action in FailureAction]),
+    default=FailureAction.ROLLBACK_ALL.value,
+    show_default=True,
+    help="When a gate fails.",
+)
+@click.option("--evaluate", is_flag=True, help="Trial and report, activate nothing.")
+@click.option("--pace", "pace_per_minute", type=int, help="Orders a minute at most.")
+@click.option("--wait", is_flag=True, help="Wait for the end; exit 3 if it is not complete.")
+@remote
+def rollout_start(
+    client: Client,
+    as_json: bool,
+    /,
+    release: str,
+    gate_path: Path | None,
+    wait: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Start a rollout of MODEL@RELEASE.
+
+    Example: shallop-fleet rollout start camera@v2 --select 'arch=aarch64' --waves 1,50%,100% --gate gate.yaml
+    """
+    model, at, name = release.partition("@")
+    if not at:
+        raise click.UsageError(f"{release!r} is no release; write MODEL@RELEASE, such as camera@v2")
+    gate = {} if gate_path is None else read_mapping(gate_path)
+    mode = "evaluate" if options.pop("evaluate") else "deploy"
+    on_failure = FailureAction(options.pop("on_failure"))
+    ask = RolloutAsk(model=model, release=name, gate=gate, mode=mode, on_failure=on_failure, **options)
+    begun = client.start(ask)
+    if not wait:
+        con.print_json(begun) if as_json else click.echo(f"started {begun.id}; see: rollout show {begun.id}")
+        return
+    _end_with(_waited(client, begun.id), as_json)
+
+
+def _waited(client: Client, rollout_id: str) -> RolloutShow:
+    shown: list[RolloutShow] = []
+
+    def look() -> tuple[str, bool]:
+        show = client.rollout(rollout_id)
+        shown.append(show)
+        del shown[:-1]
+        r = show.rollout
+        words = f"{r.id} {r.state}, {r.devices} devices: {r.waiting_for or r.reason}"
+        return words, r.state in {"completed", "halted", "aborted", "paused"}
+
+    con.watch(look, POLL_S)
+    return shown[-1]
+
+
+def _end_with(show: RolloutShow, as_json: bool) -> None:
+    _print_rollout(show, as_json)
+    if show.rollout.state != "completed":
+        click.echo(f"the rollout is {show.rollout.state}: {show.rollout.reason}", err=True)
+        sys.exit(NOT_COMPLETED)
+
+
+def _print_rollout(show: RolloutShow, as_json: bool) -> None:
+    if as_json:
+        con.print_json(show)
+        return
+    for part in con.rollout_tables(show):
+        con.console().print(part)
+
+
+@rollout.command("list")
+@remote
+def rollout_list(client: Client, as_json: bool) -> None:
+    """List rollouts.
+
+    Example: shallop-fleet rollout list
+    """
+    found = client.rollouts()
+    con.print_json(found) if as_json else con.console().print(con.rollouts_table(found))
+
+
+@rollout.command("show")
+@click.argument("rollout_id")
+@click.option("--wait", is_flag=True, help="Wait for the end; exit 3 if it is not complete.")
+@remote
+def rollout_show(client: Client, as_json: bool, rollout_id: str, wait: bool) -> None:
+    """Show a rollout: each device with what it measured, the gate, and the ready way back.
+
+    Example: shallop-fleet rollout show ro-0123456789ab
+    """
+    if wait:
+        _end_with(_waited(client, rollout_id), as_json)
+    else:
+        _print_rollout(client.rollout(rollout_id), as_json)
+
+
+@rollout.command("pause")
+@click.argument("rollout_id")
+@click.option("--why", default="by a person", show_default=True)
+@remote
+def rollout_pause(client: Client, as_json: bool, rollout_id: str, why: str) -> None:
+    """Open no further wave; devices that have orders go on.
+
+    Example: shallop-fleet rollout pause ro-0123456789ab --why 'weekend'
+    """
+    _verb(client, as_json, rollout_id, "pause", {"why": why})
+
+
+@rollout.command("resume")
+@click.argument("rollout_id")
+@remote
+def rollout_resume(client: Client, as_json: bool, rollout_id: str) -> None:
+    """Go on with a paused rollout.
+
+    Example: shallop-fleet rollout resume ro-0123456789ab
+    """
+    _verb(client, as_json, rollout_id, "resume", {})
+
+
+@rollout.command("abort")
+@click.argument("rollout_id")
+@click.option(
+    "--action",
+    type=click.Choice([action.value for action in FailureAction]),
+    default=FailureAction.ROLLBACK_ALL.value,
+    show_default=True,
+    help="What becomes of the devices that it reached.",
+)
+@remote
+def rollout_abort(client: Client, as_json: bool, rollout_id: str, action: str) -> None:
+    """End a rollout.
+
+    Example: shallop-fleet rollout abort ro-0123456789ab --action rollback_all
+    """
+    _verb(client, as_json, rollout_id, "abort", {"action": action})
+
+
+def _verb(client: Client, as_json: bool, rollout_id: str, verb: str, body: dict[str, str]) -> None:
+    found = client.verb(rollout_id, verb, body)
+    con.print_json(found) if as_json else con.console().print(con.rollouts_table([found]))
+
+
+# --- rollback -----------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("model")
+@click.option("--device", "devices_", multiple=True, help="A device; may be given again.")
+@click.option("--group", help="All devices of a group.")
+@click.option("--all", "everything", is_flag=True, help="The whole fleet.")
+@click.option("--wait", is_flag=True, help="Wait until every device has answered; exit 3 if one could not.")
+@remote
+def rollback(
+    client: Client,
+    as_json: bool,
+    model: str,
+    devices_: tuple[str, ...],
+    group: str | None,
+    everything: bool,
+    wait: bool,
+) -> None:
+    """Take a model back to the release before, without any download.
+
+    Example: shallop-fleet rollback camera --device roof-17 --wait
+    """
+    show = client.roll_back(RollbackAsk(model=model, devices=devices_, group=group, all=everything))
+    if wait:
+        rollback_id = show.id
+
+        def look() -> tuple[str, bool]:
+            now = client.rollback(rollback_id)
+            done = sum(line.state == "done" for line in now.devices)
+            return f"{rollback_id}: {done} of {len(now.devices)} devices are back", now.ended
+
+        con.watch(look, POLL_S)
+        show = client.rollback(rollback_id)
+    con.print_json(show) if as_json else con.console().print(con.rollback_table(show))
+    if wait and any(line.state != "done" for line in show.devices):
+        sys.exit(NOT_COMPLETED)
+
+
+if __name__ == "__main__":
+    main()

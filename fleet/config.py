@@ -1,0 +1,129 @@
+"""The registry's configuration: defaults, then a YAML file, then the command line.
+
+For: one frozen value with every limit and its unit, parsed once, unknown keys refused.
+Not for: what a rollout asks for, or anything that a person changes while the registry runs.
+
+Example of a fleet.yaml; every key is optional:
+
+    listen: 127.0.0.1:8470
+    broker: mqtt://127.0.0.1:1883
+    root: shallop/v1
+    database: postgresql+psycopg://shallop@db/shallop
+    insecure_unsigned: true
+    tick_s: 1.0
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from wire.errors import ShallopError
+from wire.topics import ROOT_DEFAULT, Topics
+from wire.types import Seconds
+
+CONFIG_BYTES_MAX = 256 * 1024
+
+
+class ConfigError(ShallopError):
+    """The configuration cannot be used."""
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a registry runs.
+
+    Attributes:
+        data: directory for blobs and, unless `database` says otherwise, the database.
+        database: URL for SQLAlchemy; None is SQLite at DATA/fleet.db.
+        broker: mqtt://HOST:PORT.
+        listen: HOST:PORT of the HTTP API. There is no login: beyond loopback put a proxy before it.
+        root: of the topic tree.
+        insecure_unsigned: publish without signatures; without it and without keys nothing is published.
+        tick_s: how often rollouts are looked at when nothing happens.
+        ingest_batch_max: messages from devices in one transaction.
+        publish_batch_max: posts in one round of publishing.
+        publish_timeout_s: how long a round waits for acknowledgements.
+        seed_wait_s: how long after a connection the retained seed is waited for.
+        rollback_answer_s: how long a device may take to answer a rollback command before only its
+            desired document is counted on.
+        republish_s: least time between two publications of a digest that devices miss.
+        report_gap_s: how long a missing report holds up the acknowledgement of later ones.
+        reports_keep_s: how long acknowledged reports are kept.
+        devices_max: devices taken up; messages of further ones are refused.
+    """
+
+    data: str = "."
+    database: str | None = None
+    broker: str = "mqtt://127.0.0.1:1883"
+    listen: str = "127.0.0.1:8470"
+    root: str = ROOT_DEFAULT
+    insecure_unsigned: bool = False
+    tick_s: Annotated[float, Meta(gt=0.0, le=60.0)] = 1.0
+    ingest_batch_max: Annotated[int, Meta(ge=1, le=10_000)] = 500
+    publish_batch_max: Annotated[int, Meta(ge=1, le=10_000)] = 256
+    publish_timeout_s: Annotated[float, Meta(gt=0.0, le=600.0)] = 10.0
+    seed_wait_s: Annotated[float, Meta(ge=0.0, le=60.0)] = 2.0
+    rollback_answer_s: Seconds = 30.0
+    republish_s: Seconds = 30.0
+    report_gap_s: Seconds = 3600.0
+    reports_keep_s: Seconds = 90 * 86400.0
+    devices_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
+
+    @property
+    def database_url(self) -> str:
+        """The database's URL, the default written out."""
+        return self.database or f"sqlite:///{(Path(self.data) / 'fleet.db').resolve()}"
+
+    @property
+    def listen_address(self) -> tuple[str, int]:
+        """Host and port to listen on.
+
+        Raises:
+            ConfigError: `listen_malformed`.
+        """
+        host, colon, port = self.listen.rpartition(":")
+        if not colon or not host or not port.isdecimal() or int(port) > 65535:
+            raise ConfigError("listen_malformed", f"listen is {self.listen!r}; write HOST:PORT")
+        return host.strip("[]"), int(port)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; an empty file has none.
+
+    Raises:
+        ConfigError: `config_unreadable` or `config_malformed`.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(CONFIG_BYTES_MAX + 1)
+        if len(text) > CONFIG_BYTES_MAX:
+            raise ConfigError("config_unreadable", f"{path} is larger than {CONFIG_BYTES_MAX} bytes")
+        parsed = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError("config_unreadable", f"{path} cannot be read: {error}") from None
+    if parsed is None:
+        return {}
+    if not isinstance(parsed, dict) or not all(isinstance(key, str) for key in parsed):
+        raise ConfigError("config_malformed", f"{path} must hold keys and values, such as `key: value`")
+    return parsed
+
+
+def load(path: Path | None, overrides: dict[str, Any]) -> Config:
+    """The configuration; `overrides` that are None are not given.
+
+    Raises:
+        ConfigError: `config_unreadable` or `config_malformed`, naming the key.
+    """
+    values: dict[str, Any] = {} if path is None else read_mapping(path)
+    values.update({key: value for key, value in overrides.items() if value is not None})
+    try:
+        config = msgspec.convert(values, Config)
+        Topics(config.root)
+    except (msgspec.ValidationError, ValueError) as error:
+        raise ConfigError("config_malformed", f"the configuration cannot be used: {error}") from None
+    _ = config.listen_address
+    return config

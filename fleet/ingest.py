@@ -1,0 +1,191 @@
+"""What devices say, taken in: bytes from the broker to views, reports and acknowledgements.
+
+For: the registry's edge towards devices. Each message is parsed once, with its size capped; what cannot
+be used is counted and logged by name and hurts nobody else.
+Not for: deciding what follows (`fleet.conductor`), or the broker itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import Struct
+
+from fleet.inventory import Device, UpMessage, fold
+from fleet.ports import Delivery, RegistryError, RollbackRow, Tx
+from wire import topics as wt
+from wire.codec import decode, is_cleared
+from wire.errors import ShallopError, TrustError
+from wire.messages import Desired, Identity, OrderRefused, Reply, Report, Reported, Seed, Status
+from wire.topics import Channel, Topics
+from wire.trust import Policy, open_envelope
+
+_LOG = logging.getLogger("shallop.fleet.ingest")
+
+ORDER_JUMP_MAX = 1_000_000
+"""How far above our own counter an order number from outside is believed; a hostile device must not be
+able to use the numbers up."""
+
+_UP: dict[str, type[UpMessage]] = {
+    "status": Status,
+    "identity": Identity,
+    "reported": Reported,
+    "report": Report,
+    "reply": Reply,
+}
+
+
+class Taken(Struct, kw_only=True):
+    """What a batch of messages led to.
+
+    Attributes:
+        acks: by device and install, the highest report up to which all are committed.
+        changed: devices whose view is another one now.
+        missing: digests that devices need and the broker does not hold.
+        seed: the marker, if it was among the messages.
+    """
+
+    acks: dict[tuple[str, str], int] = {}
+    changed: set[str] = set()
+    missing: set[str] = set()
+    seed: Seed | None = None
+
+
+class Ingest:
+    """Takes batches in; keeps only counters of its own.
+
+    Attributes:
+        refused: how often messages were refused, by reason.
+    """
+
+    def __init__(self, topics: Topics, policy: Policy, devices_max: int) -> None:
+        self._topics = topics
+        self._policy = policy
+        self._devices_max = devices_max
+        self.refused: Counter[str] = Counter()
+
+    def take(self, tx: Tx, deliveries: Iterable[Delivery], now: float) -> Taken:
+        """Takes a batch in, within one transaction; nothing that a device sent raises."""
+        taken = Taken()
+        views: dict[str, Device] = {}
+        for delivery in deliveries:
+            try:
+                self._one(tx, delivery, views, taken, now)
+            except ShallopError as error:
+                self.refused[error.code] += 1
+                _LOG.warning("refused %d bytes on %s: %s", len(delivery.payload), delivery.topic, error)
+        for device in taken.changed:
+            tx.save_device(views[device])
+            tx.raise_orders(views[device].order_highest)
+            taken.missing.update(views[device].missing)
+        return taken
+
+    def _one(self, tx: Tx, delivery: Delivery, views: dict[str, Device], taken: Taken, now: float) -> None:
+        parsed = self._topics.parse(delivery.topic)
+        if parsed is None:
+            raise RegistryError("unknown_topic", f"{delivery.topic[:200]!r} is no topic of ours")
+        channel, params = parsed
+        if is_cleared(delivery.payload):
+            return
+        if channel is wt.SEED:
+            taken.seed = decode(delivery.payload, Seed, channel.size_bytes_max)
+        elif channel is wt.DESIRED:
+            self._own_desired(tx, delivery.payload, params["device"])
+        elif channel.name in _UP:
+            self._up(tx, channel, params["device"], delivery.payload, views, taken, now)
+
+    def _own_desired(self, tx: Tx, payload: bytes, device: str) -> None:
+        """A retained desired document of a former life of this registry: its orders were given out."""
+        opened = open_envelope(payload, "desired", self._policy, wt.DESIRED.size_bytes_max)
+        desired = decode(opened, Desired, wt.DESIRED.size_bytes_max)
+        if desired.device != device:
+            raise TrustError(
+                "wrong_device", f"a desired document of {desired.device} on the topic of {device}"
+            )
+        highest = max((entry.order for entry in desired.models.values()), default=0)
+        if tx.raise_orders(_believable(tx, highest)):
+            _LOG.warning("the broker holds order %d of %s, newer than our own; counting on", highest, device)
+
+    def _up(
+        self,
+        tx: Tx,
+        channel: Channel,
+        device: str,
+        payload: bytes,
+        views: dict[str, Device],
+        taken: Taken,
+        now: float,
+    ) -> None:
+        message: UpMessage = decode(payload, _UP[channel.name], channel.size_bytes_max)
+        if message.device != device:
+            raise RegistryError("wrong_device", f"a message of {message.device} on the topic of {device}")
+        view = views.get(device) or tx.device(device) or self._newcomer(tx, device)
+        self._check_orders(tx, message)
+        if isinstance(message, Report):
+            _keep_report(tx, message, taken, now)
+        if isinstance(message, Reply):
+            _answer(tx, message)
+        folded = fold(view, message, now)
+        views[device] = folded
+        if folded is not view:
+            if folded.duplicate_identity and not view.duplicate_identity:
+                _LOG.error("duplicate_identity: two machines answer as %s", device)
+            taken.changed.add(device)
+
+    def _newcomer(self, tx: Tx, device: str) -> Device:
+        if tx.device_count() >= self._devices_max:
+            raise RegistryError(
+                "too_many_devices", f"{self._devices_max} devices are known; raise devices_max or forget some"
+            )
+        # Written at once, so that the count is right for the next newcomer of this batch.
+        view = Device(id=device)
+        tx.save_device(view)
+        return view
+
+    @staticmethod
+    def _check_orders(tx: Tx, message: UpMessage) -> None:
+        for highest in _orders_in(message):
+            _believable(tx, highest)
+
+
+def _orders_in(message: UpMessage) -> list[int]:
+    if isinstance(message, Reported):
+        return [max(state.order, state.order_highest) for state in message.models.values()]
+    if isinstance(message, Reply):
+        states = [max(state.order, state.order_highest) for state in message.models.values()]
+        return [message.order_highest, *states]
+    if isinstance(message, Report):
+        refused = message.event.order_highest if isinstance(message.event, OrderRefused) else 0
+        return [message.order, refused]
+    return []
+
+
+def _believable(tx: Tx, highest: int) -> int:
+    known = tx.mark().orders
+    if highest > known + ORDER_JUMP_MAX:
+        raise RegistryError(
+            "order_unbelievable", f"order {highest} is far above our own highest, {known}; not counted"
+        )
+    return highest
+
+
+def _keep_report(tx: Tx, message: Report, taken: Taken, now: float) -> None:
+    tx.add_report(message, now)
+    key = (message.device, message.install_id)
+    taken.acks[key] = tx.contiguous(*key)
+
+
+def _answer(tx: Tx, message: Reply) -> None:
+    """A command's answer: a rollback that does not apply is ended; one that is done is seen in the view."""
+    if message.result not in {"not_applicable", "refused"}:
+        return
+    for row in tx.rollback_rows(open_only=True):
+        asked = row.device == message.device and f"rollback-{row.order}" == message.command
+        if asked and row.state == "commanded":
+            detail = message.result if message.reason is None else message.reason.detail
+            state = "not_applicable" if message.result == "not_applicable" else "failed"
+            changed: RollbackRow = msgspec.structs.replace(row, state=state, detail=detail[:2000])
+            tx.save_rollback(changed)

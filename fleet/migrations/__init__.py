@@ -1,0 +1,1 @@
+"""How an older database becomes this program's; run by `serve` when it starts."""

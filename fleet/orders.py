@@ -1,0 +1,128 @@
+"""PURE. Turning what was decided into rows and posts of one transaction.
+
+For: the desired document of a device, deploy and restore orders, and the rollback command with its
+sealed bytes.
+Not for: deciding who gets what (`fleet.rollout`), or publishing (`fleet.conductor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from msgspec import Struct
+
+from fleet.ports import DesiredRow, Post, Tx
+from fleet.publish.content import Rank
+from fleet.rollout import Deploy, Order, Restore
+from wire import topics as wt
+from wire.codec import encode
+from wire.messages import (
+    Command,
+    Desired,
+    DesiredModel,
+    Rollback,
+    Slot,
+    ToAll,
+    ToDevice,
+    ToGroup,
+)
+from wire.topics import Topics
+from wire.trust import Signer, seal
+
+Scope = ToDevice | ToGroup | ToAll
+
+
+class Desk(Struct, frozen=True):
+    """With what orders are written: the topic tree and the keys that sign."""
+
+    topics: Topics
+    signers: tuple[Signer, ...] = ()
+
+
+def utc_text(now: float) -> str:
+    """RFC 3339; information only."""
+    return datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds")
+
+
+def desired_post(tx: Tx, desk: Desk, device: str, now: float) -> Post:
+    """The device's desired document as its rows say now; retained."""
+    view = tx.device(device)
+    message = Desired(
+        device=device,
+        groups=() if view is None else view.groups,
+        models={model: row.entry for model, row in tx.desired(device).items()},
+        issued_at=utc_text(now),
+    )
+    payload = seal(wt.DESIRED.kind or "", encode(message), desk.signers)
+    topic = desk.topics.topic(wt.DESIRED, device=device)
+    return Post(topic=topic, rank=Rank.DESIRED, retain=wt.DESIRED.retain, payload=payload)
+
+
+def command_topic(topics: Topics, scope: Scope) -> str:
+    """Where a command for that scope is published."""
+    match scope:
+        case ToDevice():
+            return topics.topic(wt.COMMAND, device=scope.device)
+        case ToGroup():
+            return topics.topic(wt.COMMAND_GROUP, group=scope.group)
+        case ToAll():
+            return topics.topic(wt.COMMAND_ALL)
+
+
+def rollback_envelope(desk: Desk, scope: Scope, action: Rollback, now: float) -> bytes:
+    """The sealed rollback command; its id names the order, and so does the reply's topic."""
+    command_id = rollback_id(action.order)
+    command = Command(
+        id=command_id,
+        to=scope,
+        action=action,
+        reply_to=f"device/{{device}}/up/reply/{command_id}",
+        issued_at=utc_text(now),
+    )
+    return seal("command", encode(command), desk.signers)
+
+
+def rollback_id(order: int) -> str:
+    """Id of the command that carries this order."""
+    return f"rollback-{order}"
+
+
+def rollback_post(desk: Desk, scope: Scope, action: Rollback, now: float) -> Post:
+    """The rollback command as a post; not retained."""
+    envelope = rollback_envelope(desk, scope, action, now)
+    return Post(topic=command_topic(desk.topics, scope), rank=Rank.COMMAND, retain=False, payload=envelope)
+
+
+def give(tx: Tx, desk: Desk, orders: Sequence[Order], rollout: str, now: float) -> None:
+    """Writes the orders of a rollout: desired rows, commands and desired documents.
+
+    A restore sends the rollback command and lets the desired document say the same under the same order
+    number, so that whoever was offline ends where the others did, and nobody does it twice.
+    """
+    posts: list[Post] = []
+    for order in orders:
+        if isinstance(order, Deploy):
+            row = DesiredRow(device=order.device, model=order.model, rollout=rollout, entry=order.desired)
+            tx.save_desired(row)
+        else:
+            action = Rollback(model=order.model, from_=order.from_digest, order=order.order)
+            posts.append(rollback_post(desk, ToDevice(device=order.device), action, now))
+            hold(tx, order, rollout)
+    devices = dict.fromkeys(order.device for order in orders)
+    posts += [desired_post(tx, desk, device, now) for device in devices]
+    tx.post(posts)
+
+
+def hold(tx: Tx, order: Restore, rollout: str | None) -> None:
+    """Lets the desired entry name what the device holds once it went back."""
+    if order.to is None:
+        tx.drop_desired(order.device, order.model)
+        return
+    entry = held_entry(order.to, order.order)
+    tx.save_desired(DesiredRow(device=order.device, model=order.model, rollout=rollout, entry=entry))
+
+
+def held_entry(slot: Slot, order: int) -> DesiredModel:
+    """A desired entry that asks for what already stands in a slot."""
+    return DesiredModel(order=order, digest=slot.digest, release=slot.release, variants=(slot.variant,))

@@ -1,0 +1,406 @@
+"""What people can ask of the registry: each verb is one transaction.
+
+For: rollouts, rollbacks, labels, groups and forgetting; whoever speaks (HTTP today) calls these.
+Not for: HTTP, printing, or taking in bundles (`fleet.publish.intake`).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import Annotated
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from fleet import rollback as rollbacks
+from fleet.config import Config
+from fleet.facts import facts_of, read_rollout, with_rollout
+from fleet.gates import parse_gate
+from fleet.inventory import Device, cleared_duplicate, labelled
+from fleet.orders import Desk, command_topic, desired_post, give, rollback_envelope
+from fleet.ports import (
+    Clock,
+    ConflictError,
+    NotFoundError,
+    ReadyFiles,
+    RegistryError,
+    RolloutRow,
+    Store,
+    Tx,
+)
+from fleet.publish.content import clearing, manifest_of
+from fleet.publish.intake import restore_content
+from fleet.rollout import FailureAction, Request, Rollout, abort, create, pause, resume
+from fleet.selection import matches, parse_selector
+from fleet.views import (
+    DeviceView,
+    ReadyRollback,
+    ReleaseView,
+    RollbackShow,
+    RolloutShow,
+    RolloutView,
+    device_lines,
+    device_view,
+    release_view,
+    rollback_show,
+    rollout_view,
+)
+from wire import topics as wt
+from wire.messages import Rollback, ToAll, ToDevice, ToGroup
+from wire.types import DeviceId, GroupName, ModelName, Seconds
+
+LABELS_MAX = 64
+
+_Words = Annotated[str, Meta(max_length=2000)]
+
+
+class RolloutAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rollout as a person asks for it; `release` is a name or a digest."""
+
+    model: ModelName
+    release: Annotated[str, Meta(max_length=64)]
+    select: _Words = "all"
+    waves: _Words = "1,50%,100%"
+    gate: dict[str, object] = {}
+    soak_s: Seconds = 60.0
+    deadline_s: Annotated[float, Meta(gt=0.0, le=366 * 86400.0)] = 86400.0
+    mode: Annotated[str, Meta(pattern="^(deploy|evaluate)$")] = "deploy"
+    on_failure: FailureAction = FailureAction.ROLLBACK_ALL
+    pace_per_minute: Annotated[int, Meta(ge=1)] | None = None
+    seen_within_s: Annotated[float, Meta(gt=0.0, le=366 * 86400.0)] = 7 * 86400.0
+
+
+class RollbackAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rollback as a person asks for it; exactly one of `devices`, `group` and `all`."""
+
+    model: ModelName
+    devices: Annotated[tuple[DeviceId, ...], Meta(max_length=10_000)] = ()
+    group: GroupName | None = None
+    all: bool = False
+
+
+class People:
+    """The verbs."""
+
+    def __init__(self, store: Store, clock: Clock, desk: Desk, files: ReadyFiles, config: Config) -> None:
+        self._store = store
+        self._files = files
+        self._clock = clock
+        self._desk = desk
+        self._config = config
+
+    def require_authority(self) -> None:
+        """Nothing is published without a signature unless the configuration says so.
+
+        Raises:
+            ConflictError: `unsigned_refused`.
+        """
+        if not self._desk.signers and not self._config.insecure_unsigned:
+            raise ConflictError(
+                "unsigned_refused",
+                "no signing key is configured, so nothing is published; for a trial without keys start "
+                "the registry with --insecure-unsigned and set insecure_unsigned: true in agent.yaml",
+            )
+
+    # --- releases and devices -------------------------------------------------------------------------
+
+    def releases(self) -> list[ReleaseView]:
+        """All releases, oldest first."""
+        with self._store.begin() as tx:
+            rows = tx.releases()
+        return [release_view(row, manifest_of(row.manifest)) for row in rows]
+
+    def devices(self, select: str) -> list[DeviceView]:
+        """Devices that a selector means.
+
+        Raises:
+            SelectorError: it cannot be read.
+        """
+        selector = parse_selector(select)
+        with self._store.begin() as tx:
+            return [device_view(device) for device in tx.devices() if matches(selector, device)]
+
+    def device(self, device: str) -> DeviceView:
+        """One device.
+
+        Raises:
+            NotFoundError: `unknown_device`.
+        """
+        with self._store.begin() as tx:
+            return device_view(_device(tx, device))
+
+    def forget(self, device: str) -> None:
+        """Deletes a device and what the broker keeps of it; if it lives, it comes back as a new one.
+
+        Raises:
+            NotFoundError: `unknown_device`.
+        """
+        with self._store.begin() as tx:
+            _device(tx, device)
+            tx.forget_device(device)
+            channels = (wt.STATUS, wt.IDENTITY, wt.REPORTED, wt.DESIRED)
+            tx.post([clearing(self._desk.topics.topic(channel, device=device)) for channel in channels])
+
+    def label(self, device: str, changes: dict[str, str | None]) -> DeviceView:
+        """Sets labels of the registry; None removes one.
+
+        Raises:
+            NotFoundError: `unknown_device`.
+            RegistryError: `label_malformed`.
+        """
+        for key, value in changes.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", key) or len(value or "") > 200:
+                raise RegistryError(
+                    "label_malformed",
+                    f"label {key[:80]!r}: keys are up to 63 letters, digits and ._/-, values up to 200 long",
+                )
+        with self._store.begin() as tx:
+            view = _device(tx, device)
+            merged = {**view.labels_own, **changes}
+            labels = {key: value for key, value in merged.items() if value is not None}
+            if len(labels) > LABELS_MAX:
+                raise RegistryError("label_malformed", f"at most {LABELS_MAX} labels a device")
+            view = labelled(view, labels, view.groups)
+            tx.save_device(view)
+            return device_view(view)
+
+    def group(self, device: str, groups: tuple[str, ...]) -> DeviceView:
+        """Sets the device's groups, and tells it, since it obeys only groups that its document names.
+
+        Raises:
+            NotFoundError: `unknown_device`.
+            ConflictError: `unsigned_refused`.
+        """
+        self.require_authority()
+        with self._store.begin() as tx:
+            view = labelled(_device(tx, device), _device(tx, device).labels_own, groups)
+            tx.save_device(view)
+            tx.post([desired_post(tx, self._desk, device, self._clock.now())])
+            return device_view(view)
+
+    def clear_duplicate(self, device: str) -> DeviceView:
+        """Takes the mark of a duplicate identity away, after a person has sorted it out.
+
+        Raises:
+            NotFoundError: `unknown_device`.
+        """
+        with self._store.begin() as tx:
+            view = cleared_duplicate(_device(tx, device))
+            tx.save_device(view)
+            return device_view(view)
+
+    # --- rollouts -------------------------------------------------------------------------------------
+
+    def start(self, ask: RolloutAsk) -> RolloutView:
+        """A new rollout, with its two order numbers and its ready rollback payload.
+
+        Raises:
+            NotFoundError: `unknown_release`.
+            ConflictError: `unsigned_refused` or `release_unfinished`.
+            SelectorError, LimitsError, RolloutError: it cannot be made as asked.
+        """
+        self.require_authority()
+        gate, now = parse_gate(ask.gate), self._clock.now()
+        with self._store.begin() as tx:
+            release = tx.release_named(ask.model, ask.release) or tx.release(ask.release)
+            if release is None or release.model != ask.model:
+                raise NotFoundError(
+                    "unknown_release",
+                    f"there is no {ask.model}@{ask.release}; `shallop-fleet releases` lists them",
+                )
+            if release.state != "published":
+                raise ConflictError(
+                    "release_unfinished",
+                    f"{ask.model}@{ask.release} was not uploaded whole; publish it again",
+                )
+            request = Request(
+                model=ask.model,
+                digest=release.digest,
+                release=release.name,
+                selector=ask.select,
+                waves=ask.waves,
+                gate=gate,
+                soak_s=ask.soak_s,
+                deadline_s=ask.deadline_s,
+                mode="evaluate" if ask.mode == "evaluate" else "deploy",
+                on_failure=ask.on_failure,
+                pace_per_minute=ask.pace_per_minute,
+                seen_within_s=ask.seen_within_s,
+            )
+            facts = facts_of(tx, ask.model, release.digest)
+            order = tx.take_orders(2)
+            rollout = create(f"ro-{secrets.token_hex(6)}", request, order, order + 1, facts, now)
+            restore_content(tx, release, self._desk.topics, self._desk.signers)
+            row = self._row(rollout, now)
+            tx.save_rollout(row)
+            # Before the commit: a rollout never runs without its way back lying ready.
+            self._files.write(row.id, row.rollback_payload)
+            return rollout_view(rollout)
+
+    def _row(self, rollout: Rollout, now: float) -> RolloutRow:
+        action = _rollback_of(rollout)
+        bare = RolloutRow(
+            id=rollout.id,
+            model=rollout.request.model,
+            release=rollout.request.digest,
+            state=rollout.state.value,
+            created_at=now,
+            doc=b"",
+            rollback_order=rollout.rollback_order,
+            rollback_payload=rollback_envelope(self._desk, ToAll(), action, now),
+        )
+        return with_rollout(bare, rollout)
+
+    def rollouts(self) -> list[RolloutView]:
+        """All rollouts, oldest first."""
+        with self._store.begin() as tx:
+            return [rollout_view(read_rollout(row)) for row in tx.rollouts()]
+
+    def rollout(self, rollout_id: str) -> RolloutShow:
+        """One rollout with its devices.
+
+        Raises:
+            NotFoundError: `unknown_rollout`.
+        """
+        with self._store.begin() as tx:
+            rollout = read_rollout(_rollout(tx, rollout_id))
+            devices = {device.id: device for device in tx.devices()}
+            reports = tx.reports_of_order(rollout.order)
+        verdict = rollout.verdict
+        return RolloutShow(
+            rollout=rollout_view(rollout),
+            devices=device_lines(rollout, devices, reports),
+            left_out=rollout.left_out,
+            gate=()
+            if verdict is None
+            else tuple((p.name, p.decision.value, p.reason) for p in verdict.parts),
+            rollback=self._ready(rollout),
+        )
+
+    def _ready(self, rollout: Rollout) -> ReadyRollback:
+        url = f"/api/rollouts/{rollout.id}/rollback-payload"
+        return ReadyRollback(
+            order=rollout.rollback_order,
+            topic=command_topic(self._desk.topics, ToAll()),
+            file=self._files.path(rollout.id),
+            url=url,
+            url_per_device=f"{url}?device=DEVICE",
+        )
+
+    def rollback_payload(self, rollout_id: str, device: str | None) -> tuple[str, bytes]:
+        """Topic and ready bytes that take a rollout back, for the whole fleet or one device.
+
+        Raises:
+            NotFoundError: `unknown_rollout` or `unknown_device`.
+            ConflictError: `unsigned_refused`.
+        """
+        self.require_authority()
+        with self._store.begin() as tx:
+            row = _rollout(tx, rollout_id)
+            if device is None:
+                return command_topic(self._desk.topics, ToAll()), row.rollback_payload
+            scope = ToDevice(device=_device(tx, device).id)
+        action = _rollback_of(read_rollout(row))
+        envelope = rollback_envelope(self._desk, scope, action, self._clock.now())
+        return command_topic(self._desk.topics, scope), envelope
+
+    def pause(self, rollout_id: str, why: str) -> RolloutView:
+        """Opens no further wave until resumed.
+
+        Raises:
+            NotFoundError: `unknown_rollout`.
+            RolloutError: `illegal_transition`.
+        """
+        with self._store.begin() as tx:
+            row = _rollout(tx, rollout_id)
+            rollout = pause(read_rollout(row), why)
+            tx.save_rollout(with_rollout(row, rollout))
+            return rollout_view(rollout)
+
+    def resume(self, rollout_id: str) -> RolloutView:
+        """Goes on.
+
+        Raises:
+            NotFoundError: `unknown_rollout`.
+            RolloutError: `illegal_transition`.
+        """
+        with self._store.begin() as tx:
+            row = _rollout(tx, rollout_id)
+            rollout = resume(read_rollout(row), self._clock.now())
+            tx.save_rollout(with_rollout(row, rollout))
+            return rollout_view(rollout)
+
+    def abort(self, rollout_id: str, action: FailureAction) -> RolloutView:
+        """Ends it, with what `action` says for the devices that it reached.
+
+        Raises:
+            NotFoundError: `unknown_rollout`.
+            RolloutError: `illegal_transition`.
+        """
+        now = self._clock.now()
+        with self._store.begin() as tx:
+            row = _rollout(tx, rollout_id)
+            facts = facts_of(tx, row.model, row.release)
+            rollout, orders = abort(read_rollout(row), action, facts, now)
+            tx.save_rollout(replace(with_rollout(row, rollout), cleared=False))
+            give(tx, self._desk, orders, rollout.id, now)
+            return rollout_view(rollout)
+
+    # --- rollbacks ------------------------------------------------------------------------------------
+
+    def roll_back(self, ask: RollbackAsk) -> RollbackShow:
+        """Takes a model back on devices, by command first.
+
+        Raises:
+            RegistryError: `rollback_scope`: not exactly one of devices, group and all.
+            NotFoundError: `unknown_device` or `nothing_to_roll_back`.
+            ConflictError: `unsigned_refused`.
+        """
+        self.require_authority()
+        if [bool(ask.devices), ask.group is not None, ask.all].count(True) != 1:
+            raise RegistryError("rollback_scope", "say exactly one of: devices, a group, all")
+        scope: ToGroup | ToAll | None
+        with self._store.begin() as tx:
+            if ask.devices:
+                devices, scope = [_device(tx, device) for device in ask.devices], None
+            elif ask.group is not None:
+                devices = [device for device in tx.devices() if ask.group in device.groups]
+                scope = ToGroup(group=ask.group)
+            else:
+                devices, scope = tx.devices(), ToAll()
+            rollback_id = rollbacks.ask(tx, self._desk, ask.model, devices, scope, self._clock.now())
+            return rollback_show(tx.rollback_rows(rollback_id))
+
+    def rollback(self, rollback_id: str) -> RollbackShow:
+        """How far a rollback is.
+
+        Raises:
+            NotFoundError: `unknown_rollback`.
+        """
+        with self._store.begin() as tx:
+            rows = tx.rollback_rows(rollback_id)
+        if not rows:
+            raise NotFoundError("unknown_rollback", f"there is no rollback {rollback_id[:64]}")
+        return rollback_show(rows)
+
+
+def _rollback_of(rollout: Rollout) -> Rollback:
+    request = rollout.request
+    return Rollback(model=request.model, from_=request.digest, order=rollout.rollback_order)
+
+
+def _device(tx: Tx, device: str) -> Device:
+    view = tx.device(device)
+    if view is None:
+        raise NotFoundError(
+            "unknown_device", f"there is no device {device[:64]!r}; `shallop-fleet devices` lists them"
+        )
+    return view
+
+
+def _rollout(tx: Tx, rollout_id: str) -> RolloutRow:
+    row = tx.rollout(rollout_id)
+    if row is None:
+        raise NotFoundError("unknown_rollout", f"there is no rollout {rollout_id[:64]!r}; see `rollout list`")
+    return row

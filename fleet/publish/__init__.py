@@ -1,0 +1,1 @@
+"""From a bundle's bytes to a release on the broker."""
