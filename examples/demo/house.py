@@ -155,11 +155,20 @@ class House:
 
     def start(self) -> None:
         """Starts the broker, if it is ours, and the registry, and waits until both answer."""
+        self.start_broker()
+        self.registry.start()
+        self._wait_port("registry", self.server_port, self.registry)
+
+    def start_broker(self) -> None:
+        """Starts the broker alone, if it is ours."""
         if self.broker is not None:
             self.broker.start()
         self._wait_port("broker", self.broker_port, self.broker)
-        self.registry.start()
-        self._wait_port("registry", self.server_port, self.registry)
+
+    def broker_kind(self) -> str:
+        """What the embedded broker said it is, in its first line; `external` if it is not ours."""
+        said = self.broker.tail(lines=1000).splitlines() if self.broker is not None else []
+        return said[0] if said else "external"
 
     def stop(self) -> None:
         """Ends every process."""
@@ -206,10 +215,11 @@ class House:
         Raises:
             HouseError: it ended with a code outside `codes`; the message holds what it said.
         """
-        command = [sys.executable, "-m", "fleet.cli", "--server", self.server, *arguments, "--json"]
+        command = [sys.executable, "-m", "fleet.cli", *arguments, "--json"]
         run = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s
-        )
+            command, cwd=ROOT, env={**os.environ, "SHALLOP_SERVER": self.server}, capture_output=True,
+            text=True, check=False, timeout=timeout_s,
+        )  # fmt: skip
         if run.returncode not in codes:
             said = f"{run.stderr.strip()}\n{run.stdout.strip()}"
             raise HouseError(f"shallop-fleet {' '.join(arguments)} ended with {run.returncode}: {said}")
