@@ -26,7 +26,8 @@ MARKER = FOLDER / ".made-by-shallop-demo"
 
 def main() -> int:
     """Runs the acts in order; see `examples.demo.acts`."""
-    console = Console(highlight=False)
+    # Without a terminal (in CI, in a file) there is no width to fit into.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 130)
     started = time.monotonic()
     _fresh_folder(FOLDER)
     with House(FOLDER) as house:

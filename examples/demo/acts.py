@@ -184,13 +184,11 @@ class Acts:
         device = DEVICES[0]
         ready = self.rollouts["2"]["rollback"]
         self._say(f"6. Roll {device} back with one MQTT message, as a person with mosquitto_pub would.")
-        url = ready["url_per_device"].replace("{device}", device).replace("{DEVICE}", device)
-        url = url if url.startswith("http") else f"{self.house.server}{url}"
+        url = self.house.server + ready["url_per_device"].replace("DEVICE", device)
         with urllib.request.urlopen(url, timeout=10) as answer:
-            payload = answer.read()
+            payload, topic = answer.read(), answer.headers["X-Topic"]
         file = self.house.folder / f"rollback-{device}.json"
         file.write_bytes(payload)
-        topic = f"shallop/v1/device/{device}/down/command"
         link = self.house.state(device) / "models" / MODEL / "current"
         before = link.readlink()
         started = time.perf_counter()

@@ -199,7 +199,7 @@ class House:
             "state_dir": str(state),
             "broker": {"host": "127.0.0.1", "port": self.broker_port},
             "insecure_unsigned": True,
-            "trial": {"lock_path": str(self.folder / "trial.lock")},
+            "trial": {"lock_file": str(self.folder / "trial.lock")},
             **extra,
         }
         path = self.folder / f"{device}.yaml"
