@@ -1,6 +1,7 @@
 """A candidate's answers against labels, FP32, the incumbent and the host.
 
-For: the accuracy, agreement, paired counts and conformance of one trial, computed by `wire.figures` as the host did.
+For: the accuracy, agreement, paired counts and conformance of one trial, computed by `wire.figures` as the
+host did.
 Not for: latency or memory (`agent.worker.timing`), or judging (`wire.sla`).
 """
 

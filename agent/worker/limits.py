@@ -1,8 +1,8 @@
 """Limits that a worker puts on itself before it loads anything foreign.
 
-For: memory, CPU time, file size, no core file, a low priority, and dying with the daemon. The worker sets them in
-its first lines, because running code between fork and exec of a process with threads is unsafe; what it
-guards against, the model and its runtime, is loaded after.
+For: memory, CPU time, file size, no core file, a low priority, and dying with the daemon. The worker sets
+them in its first lines, because running code between fork and exec of a process with threads is unsafe;
+what it guards against, the model and its runtime, is loaded after.
 Not for: wall time, which only the daemon can keep (`agent.adapters.trial_process`).
 """
 

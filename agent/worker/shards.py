@@ -1,7 +1,7 @@
 """Reads validation shards: samples, labels, FP32 outputs and the host's outputs.
 
-For: turning `.npz` files that came over the network into arrays of the names, shapes and types that the manifest
-promises, or refusing them by name. No pickle is ever read.
+For: turning `.npz` files that came over the network into arrays of the names, shapes and types that the
+manifest promises, or refusing them by name. No pickle is ever read.
 Not for: running a model on them.
 """
 
