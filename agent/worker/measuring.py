@@ -12,6 +12,7 @@ from pathlib import Path
 
 from msgspec.structs import asdict
 
+from agent import hardware
 from agent.adapters.thermal import throttled
 from agent.errors import AgentError, FinalError
 from agent.worker import answers, energy, runtimes, shards, timing
@@ -50,6 +51,7 @@ def run_trial(job: TrialJob) -> TrialResult:
         incumbent_latency=timing.latency_of(took_ms[1], None) if incumbent else None,
         latency_ratio_to_incumbent=timing.ratio_of(*took_ms) if incumbent else None,
         memory_bytes_peak=memory_bytes_peak,
+        cpu=hardware.detect(root).cpu,
         throttled=None if hot_before is None and hot_after is None else bool(hot_before or hot_after),
         incumbent=job.incumbent.digest if job.incumbent and incumbent else None,
         notes=notes,
