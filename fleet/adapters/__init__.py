@@ -1,0 +1,1 @@
+"""Everything of the registry that touches the world: database, broker, disk, HTTP client."""
