@@ -9,6 +9,8 @@ last save stays as `journal.1`. A journal that is empty or damaged never means "
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.deployment import Deployment
-from agent.durable import fsync_dir, write_file
+from agent.durable import write_file
 from agent.errors import StateError
 from wire.chunks import digest
 from wire.messages import MODELS_MAX
@@ -25,6 +27,7 @@ from wire.types import Digest, GroupName, ModelName
 
 VERSION = 1
 JOURNAL_BYTES_MAX = 16 * 1024 * 1024
+RESERVE_BYTES = 256 * 1024
 
 
 class Journal(Struct, frozen=True, kw_only=True):
@@ -87,6 +90,7 @@ class JournalFile:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "journal.json"
         self._before = state_dir / "journal.1"
+        self._reserve = state_dir / "reserve"
         self.notes: list[str] = []
 
     def load(self) -> Journal | None:
@@ -116,18 +120,32 @@ class JournalFile:
     def save(self, journal: Journal) -> None:
         """Replaces the journal; the one before stays as a copy.
 
+        On a full disk the reserve is given up for it: the journal is what a way back needs.
+
         Raises:
             OSError: the disk's; the journal is what it was.
         """
-        self._keep_copy()
-        write_file(self._path, encode(journal))
-
-    def _keep_copy(self) -> None:
-        """A second name for the file that is about to be replaced costs no write of its content."""
-        if not self._path.exists():
+        data = encode(journal)
+        try:
+            self._replace(data)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            self._replace(data)
             return
-        temporary = self._before.with_name(self._before.name + ".tmp")
-        temporary.unlink(missing_ok=True)
-        os.link(self._path, temporary)
-        os.replace(temporary, self._before)  # noqa: PTH105
-        fsync_dir(self._path.parent)
+        if not self._reserve.exists():
+            with contextlib.suppress(OSError):
+                self._reserve.write_bytes(bytes(RESERVE_BYTES))
+
+    def _replace(self, data: bytes) -> None:
+        """A second name for the file that is about to be replaced costs no write of its content.
+
+        One fsync of the directory, at the end, makes both renames last, in their order.
+        """
+        if self._path.exists():
+            temporary = self._before.with_name(self._before.name + ".tmp")
+            temporary.unlink(missing_ok=True)
+            os.link(self._path, temporary)
+            os.replace(temporary, self._before)  # noqa: PTH105 - the tests inject crashes into os itself
+        write_file(self._path, data)

@@ -43,7 +43,7 @@ from wire.messages import MODELS_MAX, OrderRefused, Phase
 
 log = logging.getLogger(__name__)
 
-Item = Callable[[], None]
+Item = Callable[[], object]
 
 
 class Pace(Struct, frozen=True, kw_only=True):
@@ -235,10 +235,12 @@ class Runner:
             self.after(self._pace.save_retry_s, lambda: self._again(model, event))
             return ()
         self._models[model] = after
-        noticed = after.notices[len(before.notices) :]
-        self._flush(model)
-        self._uplink.send_reported(self._models)
+        noticed = tuple(notice for notice in after.notices if notice not in before.notices)
+        # What cannot be told now stays in the journal; it never holds the work up.
+        self._guarded(functools.partial(self._flush, model))
+        self._guarded(lambda: self._uplink.send_reported(self._models))
         self._begin(model, before, after, work)
+        self._guarded(self._outbox.sync)
         return noticed
 
     def _again(self, model: str, event: Event) -> None:
