@@ -1,0 +1,1 @@
+"""What touches the machine: each module fulfils one port of `agent.ports` and decides nothing."""

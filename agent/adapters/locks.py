@@ -1,0 +1,92 @@
+"""File locks: one daemon per state directory, one trial at a time on a machine.
+
+For: `flock`, which the kernel releases when its holder dies, however it dies.
+Not for: locks between threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from agent.errors import Cancelled, RetryError, StateError
+
+POLL_S = 0.2
+
+
+class StateLock:
+    """Held by whoever changes a state directory; the file names the holder's process id."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "lock"
+        self._file: IO[str] | None = None
+
+    def acquire(self) -> None:
+        """Takes the lock.
+
+        Raises:
+            StateError: `state_locked`: a daemon, or another command, is at work in this directory.
+        """
+        file = self._path.open("a+", encoding="ascii")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            holder = self.holder()
+            raise StateError(
+                "state_locked",
+                f"{self._path.parent} is in use by process {holder or 'unknown'}; stop the agent first",
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._file = file
+
+    def holder(self) -> int | None:
+        """Process id of the last holder, if the file names one."""
+        try:
+            return int(self._path.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class MachineLock:
+    """`agent.ports.TrialLock` by a file that all agents of a machine name alike."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @contextlib.contextmanager
+    def hold(self, cancel: threading.Event) -> Iterator[None]:
+        """Waits for the lock, and keeps it for the block.
+
+        Raises:
+            RetryError: `trial_lock`: the file cannot be opened.
+            Cancelled: `cancel` was set while waiting.
+        """
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            raise RetryError("trial_lock", f"cannot open the machine's trial lock: {error}") from error
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if cancel.wait(POLL_S):
+                        raise Cancelled from None
+            yield
+        finally:
+            os.close(fd)

@@ -1,0 +1,45 @@
+"""The clock, chance and disk space of this machine.
+
+For: fulfilling `Clock`, `Randomness` and `Disk` of `agent.ports`.
+Not for: anything that could fail in an interesting way.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+class SystemClock:
+    """CLOCK_BOOTTIME for durations, so that a sleeping machine does not make a deadline longer."""
+
+    def boot_s(self) -> float:
+        """Seconds since the machine started."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def now_text(self) -> str:
+        """Wall-clock time as RFC 3339 in UTC."""
+        return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class SystemRandom:
+    """From the operating system, so that devices with equal images do not draw equal numbers."""
+
+    def __init__(self) -> None:
+        self._random = random.SystemRandom()
+
+    def unit(self) -> float:
+        """A number in [0, 1)."""
+        return self._random.random()
+
+
+class SystemDisk:
+    """`statvfs`."""
+
+    def free_bytes(self, path: Path) -> int:
+        """What an unprivileged process may still write where `path` lies."""
+        status = os.statvfs(path)
+        return status.f_bavail * status.f_frsize

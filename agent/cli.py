@@ -1,0 +1,180 @@
+"""The command `shallop-agent`.
+
+For: parsing arguments, setting up logs, turning errors into exit codes.
+Not for: what the commands do (`agent.app`).
+
+Exit codes: 0 done; 1 it failed; 2 wrong usage or configuration; 4 the state directory is in use or holds
+nothing of the kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from agent.config import Config, load
+from agent.deployment import Deployment, model_state
+from agent.errors import ConfigError, StateError
+from wire.errors import ShallopError
+
+CONFIG_DEFAULT = "/etc/shallop/agent.yaml"
+EXIT_CODES = """exit codes:
+  0  done
+  1  it failed
+  2  wrong usage or configuration
+  4  the state directory is in use, or does not hold what was asked for"""
+
+_PRIORITY = {
+    logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2,
+}  # fmt: skip
+
+
+class _JournalFormatter(logging.Formatter):
+    """systemd's journal takes the level from a prefix, and knows the time itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{_PRIORITY.get(record.levelno, 6)}>"
+        return "\n".join(prefix + line for line in super().format(record).splitlines())
+
+
+def _logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    if "JOURNAL_STREAM" in os.environ:
+        handler.setFormatter(_JournalFormatter("%(name)s: %(message)s"))
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+def _run(config: Config, _arguments: argparse.Namespace) -> None:
+    from agent.app import run  # noqa: PLC0415 - other commands need none of it
+
+    run(config)
+
+
+def _status(config: Config, arguments: argparse.Namespace) -> None:
+    from agent.app import status  # noqa: PLC0415
+
+    journal = status(config)
+    if arguments.json:
+        states = {name: model_state(d) for name, d in journal.models.items()}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(states), indent=2).decode() + "\n")
+        return
+    lines = [_line(d) for _, d in sorted(journal.models.items())]
+    sys.stdout.write("\n".join(lines or ["no models yet"]) + "\n")
+
+
+def _line(d: Deployment) -> str:
+    active = f"{d.active.release} ({d.active.variant})" if d.active else "nothing"
+    previous = d.previous.release if d.previous else "nothing"
+    text = f"{d.model}: runs {active}, before it {previous}, {d.phase}"
+    if d.outcome is not None:
+        text += f", order {d.order} {d.outcome}"
+    return text + (f" [{d.reason.code}: {d.reason.detail}]" if d.reason else "")
+
+
+def _adopt(config: Config, arguments: argparse.Namespace) -> None:
+    from agent.app import adopt  # noqa: PLC0415
+
+    adopted = adopt(config, arguments.model, arguments.path, arguments.release)
+    sys.stdout.write(_line(adopted) + "\n")
+
+
+def _rollback(config: Config, arguments: argparse.Namespace) -> None:
+    from agent.app import rollback  # noqa: PLC0415
+
+    sys.stdout.write(rollback(config, arguments.model) + "\n")
+
+
+def _model_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", text):
+        raise argparse.ArgumentTypeError("a model's name is lower-case letters, digits, '.', '_' and '-'")
+    return text
+
+
+def _release_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
+        raise argparse.ArgumentTypeError("a release's name is letters, digits, '.', '_' and '-'")
+    return text
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints a shell's completion script; the library is imported only here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: object, **_options: object) -> None:
+        import shtab  # noqa: PLC0415
+
+        sys.stdout.write(shtab.complete(parser, shell=str(arguments[1])) + "\n")
+        parser.exit(0)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="shallop-agent",
+        description="Carries neural networks to this machine, proves them here, and can always turn back.",
+        epilog=f"example:\n  shallop-agent run --config agent.yaml\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument(
+        "--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"), help="print a script"
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+
+    def command(
+        name: str, act: Callable[[Config, argparse.Namespace], None], text: str, example: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.add_argument("--config", type=Path, default=Path(CONFIG_DEFAULT), help="default: %(default)s")
+        sub.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+        sub.set_defaults(act=act)
+        return sub
+
+    command("run", _run, "Run the daemon until SIGTERM.", "shallop-agent run --config agent.yaml")
+    shown = command("status", _status, "Show what runs, from the saved state.", "shallop-agent status --json")
+    shown.add_argument("--json", action="store_true", help="as JSON")
+    adopted = command(
+        "adopt", _adopt, "Import a model file that you already run as the first good release.",
+        "shallop-agent adopt digits /opt/app/digits.onnx --release before-shallop",
+    )  # fmt: skip
+    adopted.add_argument("model", type=_model_name)
+    adopted.add_argument("path", type=Path)
+    adopted.add_argument("--release", type=_release_name, default="adopted", help="its name")
+    back = command(
+        "rollback", _rollback, "Go back to the previous release, with or without the daemon or a network.",
+        "shallop-agent rollback digits",
+    )  # fmt: skip
+    back.add_argument("model", type=_model_name)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; the result is the exit code."""
+    arguments = parser().parse_args(argv)
+    _logging(arguments.log_level)
+    try:
+        arguments.act(load(arguments.config), arguments)
+    except ConfigError as error:
+        sys.stderr.write(f"shallop-agent: {error}\n")
+        return 2
+    except StateError as error:
+        sys.stderr.write(f"shallop-agent: {error}\n")
+        return 4
+    except (ShallopError, OSError) as error:
+        sys.stderr.write(f"shallop-agent: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""The agent's configuration: one YAML file, read once, every limit with its unit.
+
+For: turning the file into a frozen `Config` or refusing it with the key's name.
+Not for: anything that changes while the daemon runs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import yaml
+from msgspec import Meta, Struct
+
+from agent.deployment import Bounds
+from agent.errors import ConfigError
+from agent.worker.job import TrialSettings
+from agent.worker.limits import WorkerLimits
+from wire.topics import ROOT_DEFAULT, Topics
+from wire.types import DeviceId, ModelName
+
+CONFIG_BYTES_MAX = 256 * 1024
+SECRET_BYTES_MAX = 4096
+
+Above0 = Annotated[float, Meta(gt=0.0, le=366 * 86400.0)]
+Command = Annotated[tuple[str, ...], Meta(max_length=64)]
+
+
+class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the broker is.
+
+    Attributes:
+        host: name or address.
+        port: TCP port.
+        root: first levels of every topic.
+        username: with `password_file`; none where the broker does not ask.
+        password_file: file whose first line is the password.
+        keepalive_s: silence after which the broker publishes the last will.
+        client_id: the device id where none is given.
+        reconnect_s_max: ceiling of the wait between two attempts.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=1, le=65535)] = 1883
+    root: str = ROOT_DEFAULT
+    username: str | None = None
+    password_file: str | None = None
+    keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
+    client_id: str | None = None
+    reconnect_s_max: Above0 = 60.0
+
+
+class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the agent allows itself.
+
+    Attributes:
+        disk_free_bytes_min: kept free by disk admission.
+        window_chunks_max: chunks asked for at once.
+        reports_max: reports kept until they are acknowledged.
+        boots_max: starts without progress before it gives up to the last good release.
+        backoff_s_max: ceiling of the wait between two tries of a piece of work.
+        switching_s_max: for a switch, its hook included.
+    """
+
+    disk_free_bytes_min: Annotated[int, Meta(ge=0)] = 16 * 1024**2
+    window_chunks_max: Annotated[int, Meta(ge=1, le=256)] = 32
+    reports_max: Annotated[int, Meta(ge=10, le=100_000)] = 1000
+    boots_max: Annotated[int, Meta(ge=1, le=100)] = 3
+    backoff_s_max: Above0 = 300.0
+    switching_s_max: Above0 = 300.0
+
+
+class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How trials run.
+
+    Attributes:
+        threads: of the runtime.
+        warmup: inferences not counted.
+        latency_runs: inferences timed.
+        energy_windows: load windows.
+        energy_window_s: length of each.
+        wall_s_max: after which a trial is killed.
+        cpu_s_max: processor seconds.
+        memory_bytes_max: address space.
+        lock_file: agents of one machine name the same file; /run/lock, else the temporary directory.
+        python: interpreter that has the runtime; this one where none is given.
+    """
+
+    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+    warmup: Annotated[int, Meta(ge=0, le=10_000)] = 10
+    latency_runs: Annotated[int, Meta(ge=1, le=100_000)] = 200
+    energy_windows: Annotated[int, Meta(ge=1, le=100)] = 5
+    energy_window_s: Annotated[float, Meta(ge=0.05, le=600.0)] = 30.0
+    wall_s_max: Above0 = 900.0
+    cpu_s_max: Annotated[int, Meta(ge=1, le=86400)] = 900
+    memory_bytes_max: Annotated[int, Meta(ge=64 * 1024**2)] = 4 * 1024**3
+    lock_file: str | None = None
+    python: str | None = None
+
+    def settings(self) -> TrialSettings:
+        """How much is measured."""
+        return TrialSettings(
+            threads=self.threads,
+            warmup=self.warmup,
+            latency_runs=self.latency_runs,
+            energy_windows=self.energy_windows,
+            energy_window_s=self.energy_window_s,
+        )
+
+    def worker_limits(self) -> WorkerLimits:
+        """What one worker may use."""
+        return WorkerLimits(
+            memory_bytes_max=self.memory_bytes_max, cpu_s_max=self.cpu_s_max, wall_s_max=self.wall_s_max
+        )
+
+    def lock_path(self) -> Path:
+        """The machine's trial lock."""
+        if self.lock_file is not None:
+            return Path(self.lock_file)
+        shared = Path("/run/lock")
+        return (shared if shared.is_dir() else Path(tempfile.gettempdir())) / "shallop-trial.lock"
+
+
+class HookConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model's application.
+
+    Attributes:
+        activate: command that makes it take up what `current` points to now.
+        health: command that exits 0 while it is well.
+        timeout_s: for either.
+        health_interval_s: between two looks during the soak.
+    """
+
+    activate: Command = ()
+    health: Command = ()
+    timeout_s: Above0 = 30.0
+    health_interval_s: Above0 = 5.0
+
+
+class SoakConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The soak.
+
+    Attributes:
+        health_failures_max: failed looks in a row that end it.
+        grace_s: on top of the ordered length, after which it counts as hanging.
+    """
+
+    health_failures_max: Annotated[int, Meta(ge=1, le=100)] = 3
+    grace_s: Above0 = 300.0
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything the agent can be told.
+
+    Attributes:
+        device: its id; else from the board's serial number, else from the machine id.
+        state_dir: where models, blobs and the journal lie.
+        insecure_unsigned: believe unsigned releases and orders; for trying out only.
+        labels: suggestions to the registry, whose own labels decide.
+    """
+
+    device: DeviceId | None = None
+    state_dir: str = "/var/lib/shallop"
+    broker: BrokerConfig = BrokerConfig()
+    insecure_unsigned: bool = False
+    labels: Annotated[dict[str, str], Meta(max_length=64)] = {}
+    limits: LimitsConfig = LimitsConfig()
+    trial: TrialConfig = TrialConfig()
+    hooks: dict[ModelName, HookConfig] = {}
+    soak: SoakConfig = SoakConfig()
+
+    def bounds(self) -> Bounds:
+        """The lifecycle's own limits."""
+        return Bounds(
+            boots_max=self.limits.boots_max,
+            backoff_s_max=self.limits.backoff_s_max,
+            switching_s_max=self.limits.switching_s_max,
+            soaking_s_grace=self.soak.grace_s,
+        )
+
+    def password(self) -> str | None:
+        """The broker's password.
+
+        Raises:
+            ConfigError: `password_unreadable`.
+        """
+        if self.broker.password_file is None:
+            return None
+        path = Path(self.broker.password_file)
+        try:
+            with path.open(encoding="utf-8") as file:
+                return file.readline(SECRET_BYTES_MAX).rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError("password_unreadable", f"cannot read broker.password_file: {error}") from None
+
+
+def parse(text: str) -> Config:
+    """A configuration from YAML.
+
+    Raises:
+        ConfigError: `config_malformed`: not YAML, an unknown key, a wrong type or a value out of range.
+    """
+    try:
+        mapping = yaml.safe_load(text)
+        config = msgspec.convert({} if mapping is None else mapping, Config)
+        Topics(config.broker.root)
+    except (yaml.YAMLError, msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise ConfigError("config_malformed", f"the configuration cannot be used: {error}") from None
+    return config
+
+
+def load(path: Path) -> Config:
+    """A configuration from a file.
+
+    Raises:
+        ConfigError: `config_unreadable` or `config_malformed`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(CONFIG_BYTES_MAX + 1)
+        if len(data) > CONFIG_BYTES_MAX:
+            raise ConfigError("config_unreadable", f"{path} is larger than {CONFIG_BYTES_MAX} bytes")
+        text = data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("config_unreadable", f"cannot read {path}: {error}") from None
+    return parse(text)

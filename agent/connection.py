@@ -1,0 +1,318 @@
+"""What to do with what comes from the broker: route it, decode it, let it happen.
+
+For: the listener of the transport, subscriptions after each connection, desired documents, commands,
+acknowledgements, and refusing by name what cannot be used, at a bounded rate.
+Not for: decoding (`agent.downlink`), deciding (`agent.lifecycle`) or the MQTT client.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from agent import downlink
+from agent.deployment import Cancelled, Notice, Ordered, RollbackAsked, model_state
+from agent.errors import reason_of
+from agent.exchange import Exchange
+from agent.install import Install
+from agent.ports import Clock, Disk, Transport
+from agent.runner import Runner, refusal_in
+from agent.uplink import Uplink
+from wire.errors import ShallopError
+from wire.messages import (
+    Command,
+    DesiredModel,
+    Evaluate,
+    MessageRefused,
+    OrderRefused,
+    Phase,
+    Reason,
+    Reply,
+    Rollback,
+)
+from wire.topics import (
+    ACK,
+    BLOB,
+    COMMAND,
+    COMMAND_ALL,
+    COMMAND_GROUP,
+    DESIRED,
+    RELEASE,
+    STATUS,
+    Channel,
+    Topics,
+)
+from wire.trust import Policy
+
+log = logging.getLogger(__name__)
+
+INBOUND_MAX = 256
+REFUSAL_EVERY_S = 10.0
+STATUS_EVERY_S = 10.0
+STALE_TOLD_MAX = 256
+
+
+class Connection:
+    """One device's conversation with the fleet; fulfils `agent.ports.Listener`."""
+
+    def __init__(  # noqa: PLR0913 - it is built once, in agent.app
+        self,
+        *,
+        device: str,
+        topics: Topics,
+        policy: Policy,
+        transport: Transport,
+        exchange: Exchange,
+        uplink: Uplink,
+        install: Install,
+        runner: Runner,
+        clock: Clock,
+        disk: Disk,
+        state_dir: Path,
+    ) -> None:
+        self._device = device
+        self._topics = topics
+        self._policy = policy
+        self._transport = transport
+        self._exchange = exchange
+        self._uplink = uplink
+        self._install = install
+        self._runner = runner
+        self._clock = clock
+        self._disk = disk
+        self._state_dir = state_dir
+        self._lock = threading.Lock()
+        self._inbound = 0
+        self._overflowed = False
+        self._session = install.connections
+        self._refused_s: dict[tuple[str, str], float] = {}
+        self._status_s = float("-inf")
+        self._groups: tuple[str, ...] = ()
+        self._stale_told: set[tuple[str, int]] = set()
+
+    # --- the transport's thread
+
+    def will(self) -> tuple[str, bytes]:
+        """The last will of the connection that is about to be made, with its own number."""
+        self._session = self._install.connect()
+        return self._uplink.status(self._session, online=False)
+
+    def connected(self) -> None:
+        """Handled on the runner's thread."""
+        self._runner.post(self._greet)
+
+    def disconnected(self, why: str) -> None:
+        """Work goes on; what needs the broker waits."""
+        log.warning("the connection to the broker is gone: %s", why)
+
+    def received(self, topic: str, payload: bytes) -> None:
+        """Content goes to the job that waits for it, the rest to the runner's thread, bounded."""
+        if self._exchange.deliver(topic, payload):
+            return
+        found = self._topics.parse(topic)
+        if found is None:
+            return
+        channel, params = found
+        if channel is BLOB or channel is RELEASE:
+            # An earlier process of this session asked for it, and died.
+            self._transport.unsubscribe([topic])
+            return
+        with self._lock:
+            if self._inbound >= INBOUND_MAX:
+                self._overflowed = True
+                return
+            self._inbound += 1
+        self._runner.post(lambda: self._take(channel, params, payload))
+
+    # --- the runner's thread
+
+    def _greet(self) -> None:
+        """Subscribes first: what is retained is already on its way while this device introduces itself."""
+        self._groups = self._runner.groups
+        self._subscribe()
+        self._uplink.send_status(self._session, online=True)
+        self._uplink.send_identity(self._disk.free_bytes(self._state_dir))
+        self._uplink.send_reported(self._runner.models)
+        self._exchange.resubscribe()
+        self._runner.begin_connection()
+        log.info("connected as %s, connection %d", self._device, self._session)
+
+    def _subscribe(self) -> None:
+        topics, device = self._topics, self._device
+        wanted: list[tuple[Channel, str]] = [
+            (DESIRED, topics.topic(DESIRED, device=device)),
+            (COMMAND, topics.topic(COMMAND, device=device)),
+            (COMMAND_ALL, topics.topic(COMMAND_ALL)),
+            (ACK, topics.topic(ACK, device=device)),
+            (STATUS, topics.topic(STATUS, device=device)),
+            *((COMMAND_GROUP, topics.topic(COMMAND_GROUP, group=group)) for group in self._groups),
+        ]
+        self._transport.subscribe([(topic, channel.qos_subscribe) for channel, topic in wanted])
+
+    def _take(self, channel: Channel, params: dict[str, str], payload: bytes) -> None:
+        with self._lock:
+            self._inbound -= 1
+            again = self._overflowed and self._inbound == 0
+            self._overflowed = self._overflowed and not again
+        handlers: dict[str, Callable[[Channel, dict[str, str], bytes], None]] = {
+            DESIRED.name: self._desired,
+            COMMAND.name: self._command,
+            COMMAND_GROUP.name: self._command,
+            COMMAND_ALL.name: self._command,
+            ACK.name: self._ack,
+            STATUS.name: self._status,
+        }
+        handler = handlers.get(channel.name)
+        if handler is not None:
+            try:
+                handler(channel, params, payload)
+            except ShallopError as error:
+                self._refuse(channel, reason_of(error))
+        if again:
+            # Something was lost in a flood; the retained truth comes again.
+            log.warning("more messages came than could be handled; asking for the desired document again")
+            self._subscribe()
+
+    def _refuse(self, channel: Channel, reason: Reason) -> None:
+        now_s = self._clock.boot_s()
+        key = (channel.name, reason.code)
+        if now_s - self._refused_s.get(key, float("-inf")) < REFUSAL_EVERY_S:
+            return
+        self._refused_s[key] = now_s
+        log.warning("a message on %s is refused: %s: %s", channel.name, reason.code, reason.detail)
+        self._runner.notice(None, Notice(event=MessageRefused(channel=channel.name, reason=reason)))
+
+    # --- orders
+
+    def _desired(self, _channel: Channel, _params: dict[str, str], payload: bytes) -> None:
+        document = downlink.desired(payload, self._device, self._policy)
+        models = document.models if document else {}
+        if document is not None:
+            self._obey(document.groups)
+        for model, wanted in models.items():
+            self._order(model, wanted)
+        for model in [name for name in self._runner.models if name not in models]:
+            if self._runner.models[model].phase is not Phase.IDLE:
+                self._runner.apply(model, Cancelled())
+
+    def _order(self, model: str, wanted: DesiredModel) -> None:
+        """A stale order that is retained comes with every connection; it is answered once."""
+        known = self._runner.models.get(model)
+        key = (model, wanted.order)
+        if known is not None and wanted.order != known.order and wanted.order <= known.order_highest:
+            if key in self._stale_told:
+                return
+            if len(self._stale_told) >= STALE_TOLD_MAX:
+                self._stale_told.clear()
+            self._stale_told.add(key)
+        self._runner.apply(model, Ordered(desired=wanted))
+
+    def _obey(self, groups: tuple[str, ...]) -> None:
+        left = [g for g in self._groups if g not in groups]
+        joined = [g for g in groups if g not in self._groups]
+        self._groups = groups
+        self._runner.set_groups(groups)
+        topic = self._topics.topic
+        if left:
+            self._transport.unsubscribe([topic(COMMAND_GROUP, group=group) for group in left])
+        if joined:
+            self._transport.subscribe(
+                [(topic(COMMAND_GROUP, group=group), COMMAND_GROUP.qos_subscribe) for group in joined]
+            )
+
+    # --- commands
+
+    def _command(self, channel: Channel, params: dict[str, str], payload: bytes) -> None:
+        command = downlink.command(payload, channel, self._policy)
+        downlink.check_target(command, channel, params, self._device, self._groups)
+        answer_to = downlink.reply_topic(command, self._device, self._topics)
+        log.info("command %s: %s", command.id, type(command.action).__name__.lower())
+        answer = self._act(command)
+        if answer_to is not None:
+            self._uplink.send_reply(answer_to, answer)
+
+    def _act(self, command: Command) -> Reply:
+        action = command.action
+        if isinstance(action, Rollback):
+            return self._rollback(command.id, action)
+        if isinstance(action, Evaluate):
+            return self._evaluate(command.id, action)
+        self._uplink.send_status(self._session, online=True)
+        self._uplink.send_identity(self._disk.free_bytes(self._state_dir))
+        self._uplink.send_reported(self._runner.models)
+        states = {name: model_state(d) for name, d in self._runner.models.items()}
+        return self._uplink.reply(command.id, "done", models=states)
+
+    def _rollback(self, command: str, action: Rollback) -> Reply:
+        if action.model not in self._runner.models:
+            reason = Reason(code="not_applicable", detail=f"there is no model {action.model} on this device")
+            return self._uplink.reply(command, "not_applicable", reason=reason)
+        notices = self._runner.apply(action.model, RollbackAsked(digest=action.from_, order=action.order))
+        return self._answer(command, action.model, refusal_in(notices))
+
+    def _evaluate(self, command: str, action: Evaluate) -> Reply:
+        known = self._runner.models.get(action.model)
+        if known is not None and known.phase is not Phase.IDLE and known.order != action.desired.order:
+            reason = Reason(code="busy", detail="another order is in flight", lasting="retry")
+            return self._uplink.reply(command, "refused", reason=reason)
+        wanted = DesiredModel(
+            order=action.desired.order,
+            digest=action.desired.digest,
+            release=action.desired.release,
+            variants=action.desired.variants,
+            mode="evaluate",
+            shards=action.desired.shards,
+            deadline_s=action.desired.deadline_s,
+            rollout=action.desired.rollout,
+        )
+        notices = self._runner.apply(action.model, Ordered(desired=wanted, source="command"))
+        return self._answer(command, action.model, refusal_in(notices))
+
+    def _answer(self, command: str, model: str, refusal: OrderRefused | None) -> Reply:
+        d = self._runner.models.get(model)
+        highest = d.order_highest if d else 0
+        states = {model: model_state(d)} if d else {}
+        if refusal is not None:
+            told = "not_applicable" if refusal.reason.code == "not_applicable" else "refused"
+            return self._uplink.reply(
+                command, told, reason=refusal.reason, order_highest=highest, models=states
+            )
+        done = d is None or d.phase is Phase.IDLE
+        result = "done" if done else "accepted"
+        return self._uplink.reply(command, result, order_highest=highest, models=states)
+
+    # --- the rest
+
+    def _ack(self, _channel: Channel, _params: dict[str, str], payload: bytes) -> None:
+        ack = downlink.ack(payload)
+        if ack.install_id == self._install.install_id:
+            self._runner.acknowledged(ack.number)
+
+    def _status(self, _channel: Channel, _params: dict[str, str], payload: bytes) -> None:
+        """The retained status of this device is somebody else's, or a will that came late: say it anew."""
+        told = downlink.status(payload) if payload else None
+        mine = told is not None and told.install_id == self._install.install_id
+        if told is not None and mine and told.online and told.number == self._session:
+            return
+        now_s = self._clock.boot_s()
+        if now_s - self._status_s < STATUS_EVERY_S:
+            return
+        self._status_s = now_s
+        if told is not None and mine and told.number > self._session:
+            self._session = self._install.connect(above=told.number)
+        self._uplink.send_status(self._session, online=True)
+
+    def farewell(self) -> tuple[str, bytes]:
+        """Topic and payload that say that this device goes offline on purpose."""
+        return self._uplink.status(self._session, online=False)
+
+    def rollback_locally(self, model: str) -> None:
+        """A person at this machine wants the previous release back."""
+        d = self._runner.models.get(model)
+        if d is None or d.active is None:
+            log.warning("a local rollback of %s, of which nothing runs here, is ignored", model)
+            return
+        log.info("local rollback of %s", model)
+        self._runner.apply(model, RollbackAsked(digest=d.active.digest, order=d.order_highest))

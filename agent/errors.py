@@ -1,0 +1,52 @@
+"""The agent's own failures, split by whether waiting helps.
+
+For: saying in a word (`code`) what went wrong on this device and whether it heals by itself.
+Not for: what the other side sent wrongly; that is `wire.errors`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from wire.errors import ShallopError
+from wire.messages import Reason
+
+DETAIL_CHARS_MAX = 1500
+
+
+class AgentError(ShallopError):
+    """Base of everything that the agent raises on purpose."""
+
+    lasting: Literal["retry", "final"] = "final"
+
+
+class RetryError(AgentError):
+    """The work may succeed later: disk, network, maintenance window, heat."""
+
+    lasting = "retry"
+
+
+class FinalError(AgentError):
+    """The work can never succeed as it was ordered: damage, limits, load, health."""
+
+
+class ConfigError(AgentError):
+    """The configuration file cannot be used; the message names the key."""
+
+
+class StateError(AgentError):
+    """The state directory is not what this program left there, or another process holds it."""
+
+
+class LifecycleError(AgentError):
+    """An event that this phase does not know: a mistake in this program, never in a message."""
+
+
+def reason_of(error: ShallopError) -> Reason:
+    """The error as it is reported; an error of the wire is final."""
+    lasting = error.lasting if isinstance(error, AgentError) else "final"
+    return Reason(code=error.code, detail=str(error.args[0])[:DETAIL_CHARS_MAX], lasting=lasting)
+
+
+class Cancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """The piece of work was called off."""

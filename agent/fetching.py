@@ -1,0 +1,281 @@
+"""Bringing a release's content here: the manifest, and the chunks that no disk of ours holds.
+
+For: subscribing, hashing and storing, as `agent.fetch` decides; disk admission before the first byte.
+Not for: deciding windows and stalls (`agent.fetch`), or assembling (`agent.slots`).
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from agent import downlink
+from agent.errors import Cancelled, FinalError, RetryError
+from agent.exchange import Box, Exchange
+from agent.fetch import Transfer, lacking
+from agent.ports import Clock, Disk, Transport
+from agent.slots import Slots
+from agent.store import BlobStore
+from wire.bundle import Chunk, File, Manifest
+from wire.chunks import digest
+from wire.errors import ContentError, ShallopError
+from wire.topics import BLOB, RELEASE, Topics
+from wire.trust import Policy
+
+log = logging.getLogger(__name__)
+
+STALLS_MAX = 4
+POLL_S = 0.25
+MANIFEST_WAIT_S = 5.0
+MANIFEST_TRIES = 3
+
+Progress = Callable[[tuple[str, ...], bool], None]
+"""Told the digests that the broker does not seem to hold, and whether something was stored."""
+
+
+class Sources:
+    """Where chunks already lie: fetched blobs, and files of installed releases."""
+
+    def __init__(self, store: BlobStore, slots: Slots) -> None:
+        self._store = store
+        self._slots = slots
+        self._installed: dict[str, tuple[Path, int, int]] = {}
+
+    def refresh(self) -> None:
+        """Looks anew at what is installed."""
+        self._installed = {}
+        for path, file in self._slots.chunk_sources():
+            offset = 0
+            for chunk in file.chunks:
+                self._installed[chunk.sha256] = (path, offset, chunk.size_bytes)
+                offset += chunk.size_bytes
+
+    def held(self, chunks: Iterable[Chunk]) -> set[str]:
+        """Which of these need not be fetched; installed ones are read and hashed to be sure."""
+        return {
+            chunk.sha256
+            for chunk in chunks
+            if self._store.has(chunk.sha256, chunk.size_bytes) or self._from_installed(chunk) is not None
+        }
+
+    def _from_installed(self, chunk: Chunk) -> bytes | None:
+        found = self._installed.get(chunk.sha256)
+        if found is None:
+            return None
+        path, offset, size = found
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError:
+            return None
+        return data if digest(data) == chunk.sha256 else None
+
+    def read(self, chunk: Chunk) -> bytes:
+        """A chunk's checked bytes.
+
+        Raises:
+            RetryError: it has to be fetched again.
+        """
+        data = self._from_installed(chunk)
+        return self._store.read(chunk.sha256) if data is None else data
+
+
+class Fetcher:
+    """Fetches over the broker what a release needs and nothing holds yet."""
+
+    def __init__(  # noqa: PLR0913 - it is built once, in agent.app
+        self,
+        *,
+        transport: Transport,
+        exchange: Exchange,
+        store: BlobStore,
+        sources: Sources,
+        clock: Clock,
+        disk: Disk,
+        topics: Topics,
+        policy: Policy,
+        window_max: int,
+        disk_margin_bytes: int,
+    ) -> None:
+        self._transport = transport
+        self._exchange = exchange
+        self._store = store
+        self._sources = sources
+        self._clock = clock
+        self._disk = disk
+        self._topics = topics
+        self._policy = policy
+        self._window_max = window_max
+        self._margin_bytes = disk_margin_bytes
+
+    # --- the manifest
+
+    def manifest(
+        self, model: str, named: str, cancel: threading.Event, progress: Progress
+    ) -> tuple[bytes, Manifest]:
+        """The manifest of release `named`, from the disk or the broker.
+
+        Raises:
+            RetryError: `release_missing` or `network`.
+            ShallopError: it is not believed, not coherent or not for this model; final.
+            Cancelled: it was called off.
+        """
+        try:
+            data = self._store.read(named)
+        except RetryError:
+            data = self._ask_manifest(named, cancel, progress)
+            self._store.put(named, data)
+            progress((), True)
+        return data, downlink.manifest(data, model)
+
+    def _ask_manifest(self, named: str, cancel: threading.Event, progress: Progress) -> bytes:
+        topic = self._topics.topic(RELEASE, digest=named)
+        box: Box = queue.Queue(maxsize=4)
+        refused: ShallopError | None = None
+        try:
+            for attempt in range(MANIFEST_TRIES):
+                self._exchange.watch([topic], RELEASE.qos_subscribe, box)
+                payload = self._next(box, cancel, MANIFEST_WAIT_S)
+                if not payload:
+                    if attempt:
+                        progress((named,), False)
+                    continue
+                try:
+                    return downlink.release(payload, named, self._policy)
+                except ShallopError as error:
+                    refused = error
+                    log.warning("release %s refused: %s", named[:12], error)
+                    progress((named,), False)
+                    cancel.wait(1.0)
+        finally:
+            self._exchange.unwatch([topic], box)
+        if refused is not None:
+            raise refused
+        raise self._silence("release_missing", f"the broker holds no release {named[:12]}")
+
+    def _silence(self, code: str, detail: str) -> RetryError:
+        if not self._transport.connected:
+            return RetryError("network", "there is no connection to the broker")
+        return RetryError(code, detail)
+
+    @staticmethod
+    def _next(box: Box, cancel: threading.Event, wait_s: float) -> bytes | None:
+        """The next payload; None after `wait_s` without one.
+
+        Raises:
+            Cancelled: it was called off.
+        """
+        while True:
+            if cancel.is_set():
+                raise Cancelled
+            try:
+                return box.get(timeout=max(0.001, min(POLL_S, wait_s)))[1]
+            except queue.Empty:
+                wait_s -= POLL_S
+                if wait_s <= 0:
+                    return None
+
+    # --- chunks
+
+    def admit(self, path: Path, files: Iterable[File], fetched: Iterable[Chunk]) -> None:
+        """Whether there is room for the chunks to fetch, the files assembled from them, and a margin.
+
+        Raises:
+            RetryError: `disk_full`, with the figures.
+        """
+        needed = sum(file.size_bytes for file in files) + sum(chunk.size_bytes for chunk in fetched)
+        free = self._disk.free_bytes(path)
+        if free < needed + self._margin_bytes:
+            raise RetryError(
+                "disk_full",
+                f"{needed} bytes are needed and {self._margin_bytes} kept free, {free} are free at {path}",
+            )
+
+    def lacking(self, files: Iterable[File]) -> tuple[Chunk, ...]:
+        """The chunks of these files that nothing here holds."""
+        self._sources.refresh()
+        chunks = [chunk for file in files for chunk in file.chunks]
+        return lacking(chunks, self._sources.held(chunks))
+
+    def chunks(self, wanted: tuple[Chunk, ...], cancel: threading.Event, progress: Progress) -> int:
+        """Fetches and stores chunks.
+
+        Returns:
+            Bytes received.
+
+        Raises:
+            RetryError: `chunks_missing`, `network` or a disk's.
+            FinalError: `hash_mismatch`: a chunk's topic gives other bytes again and again.
+            Cancelled: it was called off.
+        """
+        transfer = Transfer(wanted, self._clock.boot_s(), self._window_max)
+        box: Box = queue.Queue(maxsize=4 * self._window_max)
+        names = {self._topics.topic(BLOB, digest=chunk.sha256): chunk.sha256 for chunk in wanted}
+        told: tuple[str, ...] = ()
+        try:
+            while not transfer.done:
+                told = self._turn(transfer, box, told, progress)
+                self._take(transfer, box, names, cancel, progress)
+                self._give_up(transfer)
+        finally:
+            self._exchange.unwatch(list(names), box)
+        return transfer.bytes_done
+
+    def _turn(
+        self, transfer: Transfer, box: Box, told: tuple[str, ...], progress: Progress
+    ) -> tuple[str, ...]:
+        turn = transfer.turn(self._clock.boot_s())
+        self._exchange.unwatch([self._topics.topic(BLOB, digest=name) for name in turn.unsubscribe], box)
+        self._exchange.watch(
+            [self._topics.topic(BLOB, digest=name) for name in turn.subscribe], BLOB.qos_subscribe, box
+        )
+        if turn.missing and turn.missing != told:
+            progress(turn.missing, False)
+            return turn.missing
+        return told
+
+    def _take(
+        self, transfer: Transfer, box: Box, names: dict[str, str], cancel: threading.Event, progress: Progress
+    ) -> None:
+        """Takes what has come, all of it before the next turn, so that subscriptions are asked in batches."""
+        if cancel.is_set():
+            raise Cancelled
+        try:
+            topic, payload = box.get(timeout=POLL_S)
+        except queue.Empty:
+            return
+        while True:
+            self._chunk(transfer, names[topic], payload, progress)
+            try:
+                topic, payload = box.get_nowait()
+            except queue.Empty:
+                return
+
+    def _chunk(self, transfer: Transfer, name: str, payload: bytes, progress: Progress) -> None:
+        expected = transfer.expects(name)
+        if expected is None or not payload:
+            return
+        first = transfer.bytes_done == 0
+        try:
+            self._store.put(name, payload)
+        except ContentError as error:
+            log.warning("chunk refused: %s", error)
+            transfer.spoil(name, self._clock.boot_s())
+            return
+        transfer.arrived(name, self._clock.boot_s())
+        if first:
+            progress((), True)
+
+    def _give_up(self, transfer: Transfer) -> None:
+        spoilt = transfer.spoilt
+        if spoilt is not None:
+            raise FinalError(
+                "hash_mismatch", f"what the broker holds as blob {spoilt[:12]} is something else"
+            )
+        if transfer.stalls >= STALLS_MAX:
+            silent = len(transfer.asked)
+            raise self._silence("chunks_missing", f"{silent} chunks were asked for and did not come")

@@ -1,0 +1,95 @@
+"""Who this installation is, and the counters of what it sends.
+
+For: a random id per state directory and numbers that never go back, across restarts and power cuts.
+Not for: the device's name (`agent.config`), or the reports themselves (`agent.outbox`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from agent.durable import write_file
+from agent.errors import StateError
+from wire.types import Count, InstallId
+
+RESERVED = 1000
+"""Message numbers taken at once, so that not every message costs an fsync; a restart skips the rest."""
+
+
+class _Saved(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-install"):
+    version: int = 1
+    install_id: InstallId
+    connections: Count = 0
+    reserved: Count = 0
+
+
+class Install:
+    """The counters of one state directory. Any thread may call it.
+
+    Raises:
+        StateError: `install_damaged`: the file is there and cannot be read; giving the directory a new
+            identity silently would let two histories pass for one device.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "install.json"
+        self._lock = threading.Lock()
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            self._saved = _Saved(install_id=secrets.token_hex(16))
+            self._write()
+        else:
+            try:
+                self._saved = msgspec.json.decode(data, type=_Saved)
+            except msgspec.DecodeError as error:
+                raise StateError(
+                    "install_damaged",
+                    f"{self._path} cannot be read ({error}); remove it to give this device a new install id",
+                ) from None
+        self._next = self._saved.reserved + 1
+
+    def _write(self) -> None:
+        write_file(self._path, msgspec.json.encode(self._saved))
+
+    @property
+    def install_id(self) -> str:
+        """Random, made with the state directory."""
+        return self._saved.install_id
+
+    @property
+    def connections(self) -> int:
+        """The connection counter as it is."""
+        return self._saved.connections
+
+    def connect(self, above: int = 0) -> int:
+        """The number of a new connection, above every earlier one and above `above`.
+
+        A full disk does not keep the device offline: the number then rises in memory alone.
+        """
+        with self._lock:
+            number = max(self._saved.connections, above) + 1
+            self._saved = msgspec.structs.replace(self._saved, connections=number)
+            with contextlib.suppress(OSError):
+                self._write()
+            return number
+
+    def number(self) -> int:
+        """The next message number.
+
+        Raises:
+            OSError: numbers had to be reserved on the disk, and it failed.
+        """
+        with self._lock:
+            if self._next > self._saved.reserved:
+                self._saved = msgspec.structs.replace(self._saved, reserved=self._next + RESERVED)
+                self._write()
+            number = self._next
+            self._next += 1
+            return number

@@ -1,0 +1,265 @@
+"""The work of each phase: what `agent.lifecycle` asks for, done, with its outcome as an event.
+
+For: admitting, fetching, verifying, trialing, switching, soaking and reverting, each idempotent, on a
+lane's thread and from an immutable snapshot of the deployment.
+Not for: deciding what follows (`agent.lifecycle`) or owning state (`agent.runner`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import Struct
+
+from agent.deployment import Admitted, Deployment, Done, Event, Failed, Progressed, Standing, Trialed, Work
+from agent.errors import AgentError, Cancelled, FinalError, RetryError, reason_of
+from agent.fetching import Fetcher, Sources
+from agent.judging import judged
+from agent.ports import Clock, Hooks, Randomness, TrialLock, TrialRunner
+from agent.slots import Slots, file_sha256, write_content
+from agent.trials import Paths, job_for
+from agent.worker.job import TrialSettings
+from wire.bundle import File, Manifest, Variant
+from wire.errors import ShallopError
+from wire.messages import DesiredModel, Hardware, Phase, Reason, RuntimeInfo, Slot
+
+log = logging.getLogger(__name__)
+
+Emit = Callable[[Event], None]
+
+
+class Machine(Struct, frozen=True, kw_only=True):
+    """What this device can run."""
+
+    hardware: Hardware
+    runtimes: tuple[RuntimeInfo, ...] = ()
+
+
+class Jobs:
+    """The seven pieces of work."""
+
+    def __init__(  # noqa: PLR0913 - it is built once, in agent.app, and each is a port
+        self,
+        *,
+        fetcher: Fetcher,
+        sources: Sources,
+        slots: Slots,
+        models_dir: Path,
+        shards_dir: Path,
+        machine: Machine,
+        trial_runner: TrialRunner,
+        trial_lock: TrialLock,
+        trial_settings: TrialSettings,
+        hooks: Hooks,
+        clock: Clock,
+        random: Randomness,
+        health_failures_max: int,
+    ) -> None:
+        self._fetcher = fetcher
+        self._sources = sources
+        self._slots = slots
+        self._models_dir = models_dir
+        self._shards_dir = shards_dir
+        self._machine = machine
+        self._trial_runner = trial_runner
+        self._trial_lock = trial_lock
+        self._trial_settings = trial_settings
+        self._hooks = hooks
+        self._clock = clock
+        self._random = random
+        self._health_failures_max = health_failures_max
+        self._pieces: dict[Phase, Callable[[Deployment, Work, threading.Event, Emit], Event]] = {
+            Phase.ADMITTING: self._admit,
+            Phase.FETCHING: self._fetch,
+            Phase.VERIFYING: self._verify,
+            Phase.TRIALING: self._trial,
+            Phase.SWITCHING: self._switch,
+            Phase.SOAKING: self._soak,
+            Phase.REVERTING: self._revert,
+        }
+
+    def run(self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit) -> None:
+        """Does a piece of work and emits its outcome; one that was called off has none."""
+        try:
+            outcome = self._pieces[work.phase](d, work, cancel, emit)
+        except Cancelled:
+            return
+        except ShallopError as error:
+            outcome = self._failed(work, reason_of(error))
+        except OSError as error:
+            outcome = self._failed(work, Reason(code="disk_failed", detail=str(error)[:500], lasting="retry"))
+        except Exception as error:
+            # A mistake of ours must end as a named outcome too, never as a state without one.
+            log.exception("%s of %s broke", work.phase, d.model)
+            detail = f"{type(error).__name__}: {error}"[:500]
+            outcome = self._failed(work, Reason(code="internal_error", detail=detail))
+        if not cancel.is_set():
+            emit(outcome)
+
+    def _failed(self, work: Work, reason: Reason) -> Failed:
+        log.warning("%s failed: %s: %s", work.phase, reason.code, reason.detail)
+        return Failed(serial=work.serial, reason=reason, jitter=self._random.unit())
+
+    def tidy(self, d: Deployment) -> None:
+        """Removes the release directories that this deployment does not need."""
+        for name in self._slots.prune(d.model, d.kept):
+            log.info("removed %s of %s", name, d.model)
+
+    # --- before the switch
+
+    def _admit(self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit) -> Event:
+        _, manifest = self._manifest(d, work, cancel, emit)
+        wanted = _desired(d)
+        if any(index >= len(manifest.validation) for index in wanted.shards):
+            raise FinalError("no_shard", "the order names a validation shard that the release does not have")
+        allowed = wanted.variants or tuple(variant.id for variant in manifest.variants)
+        refused = []
+        for name in allowed:
+            why = self._unfit(manifest.variant(name))
+            if why is not None:
+                refused.append((name, why))
+        return Admitted(serial=work.serial, variants=allowed, refused=tuple(refused))
+
+    def _unfit(self, variant: Variant | None) -> Reason | None:
+        """Why this machine cannot run a variant; None if it can."""
+        if variant is None:
+            return Reason(code="no_variant", detail="the release has no such variant")
+        if variant.runtime not in {runtime.name for runtime in self._machine.runtimes}:
+            return Reason(code="incompatible", detail=f"{variant.runtime} is not installed here")
+        needs, hardware = variant.requires, self._machine.hardware
+        features = set(hardware.cpu_features)
+        if needs.arch and hardware.arch not in needs.arch:
+            return Reason(
+                code="incompatible", detail=f"made for {', '.join(needs.arch)}, this is {hardware.arch}"
+            )
+        if needs.cpu_any and not features & set(needs.cpu_any):
+            return Reason(code="incompatible", detail=f"the CPU has none of {', '.join(needs.cpu_any)}")
+        bad = features & set(needs.cpu_none)
+        if bad:
+            return Reason(code="incompatible", detail=f"not for a CPU with {', '.join(sorted(bad))}")
+        return None
+
+    def _manifest(
+        self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit
+    ) -> tuple[bytes, Manifest]:
+        def progress(missing: tuple[str, ...], stored: bool) -> None:
+            emit(Progressed(serial=work.serial, missing=missing, stored=stored))
+
+        return self._fetcher.manifest(d.model, _desired(d).digest, cancel, progress)
+
+    def _files(self, d: Deployment, manifest: Manifest) -> tuple[Slot, tuple[File, ...], tuple[File, ...]]:
+        """The candidate, its files and the shards of its trial."""
+        slot = d.candidate
+        variant = manifest.variant(slot.variant) if slot else None
+        if slot is None or variant is None:
+            raise FinalError("no_variant", "there is no variant left to try")
+        indices = _desired(d).shards or range(len(manifest.validation))
+        return slot, variant.files, tuple(manifest.validation[index].file for index in indices)
+
+    def _fetch(self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit) -> Event:
+        def progress(missing: tuple[str, ...], stored: bool) -> None:
+            emit(Progressed(serial=work.serial, missing=missing, stored=stored))
+
+        _, manifest = self._manifest(d, work, cancel, emit)
+        slot, files, shards = self._files(d, manifest)
+        self.tidy(d)
+        lacking = self._fetcher.lacking((*files, *shards))
+        absent = () if self._slots.directory(d.model, slot).exists() else files
+        unbuilt = [shard for shard in shards if not (self._shards_dir / shard.sha256).exists()]
+        self._fetcher.admit(self._models_dir, (*absent, *unbuilt), lacking)
+        if lacking:
+            began_s = self._clock.boot_s()
+            received = self._fetcher.chunks(lacking, cancel, progress)
+            took_s = self._clock.boot_s() - began_s
+            log.info("%s: fetched %d chunks, %d bytes in %.1f s", d.model, len(lacking), received, took_s)
+        return Done(serial=work.serial)
+
+    def _verify(self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit) -> Event:
+        data, manifest = self._manifest(d, work, cancel, emit)
+        slot, _, shards = self._files(d, manifest)
+        self._sources.refresh()
+        self._slots.assemble(d.model, slot, (data, manifest), self._sources.read)
+        for shard in shards:
+            self._build_shard(shard)
+        return Done(serial=work.serial)
+
+    def _build_shard(self, shard: File) -> None:
+        final = self._shards_dir / shard.sha256
+        if final.exists() and file_sha256(final) == shard.sha256:
+            return
+        self._shards_dir.mkdir(parents=True, exist_ok=True)
+        part = final.with_name(final.name + ".part")
+        write_content(part, shard, self._sources.read)
+        part.replace(final)
+
+    def _trial(self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit) -> Event:
+        _, manifest = self._manifest(d, work, cancel, emit)
+        slot, _, _ = self._files(d, manifest)
+        variant = manifest.variant(slot.variant)
+        if variant is None:
+            raise FinalError("no_variant", f"the manifest has no variant {slot.variant}")
+        paths = Paths(
+            candidate=self._slots.directory(d.model, slot),
+            incumbent=self._slots.directory(d.model, d.active) if d.active else None,
+            shards=self._shards_dir,
+        )
+        if not paths.candidate.is_dir():
+            raise RetryError("slot_missing", "the candidate's files are gone")
+        incumbent = self._slots.info(d.model, paths.incumbent.name) if paths.incumbent else None
+        wanted = _desired(d)
+        job = job_for(manifest, variant, wanted.digest, wanted.shards, paths, incumbent, self._trial_settings)
+        with self._trial_lock.hold(cancel):
+            result = self._trial_runner.run(job, cancel)
+        return Trialed(serial=work.serial, trial=judged(result, manifest, variant))
+
+    # --- from the switch on
+
+    def _switch(self, d: Deployment, work: Work, cancel: threading.Event, _emit: Emit) -> Event:
+        candidate, restore = d.candidate, d.restore or Standing()
+        if candidate is None:
+            raise FinalError("no_variant", "there is no candidate to switch to")
+        if work.undo:
+            self._slots.activate(d.model, restore.active, restore.previous)
+        self._slots.activate(d.model, candidate, restore.active)
+        self._hooks.activate(d.model, self._current(d.model), cancel)
+        return Done(serial=work.serial)
+
+    def _current(self, model: str) -> Path:
+        return self._models_dir / model / "current"
+
+    def _soak(self, d: Deployment, work: Work, cancel: threading.Event, _emit: Emit) -> Event:
+        if d.desired is None:
+            raise FinalError("no_order", "a soak without an order")
+        end_s = self._clock.boot_s() + max(0.0, d.desired.soak_s - d.soaked_s)
+        failures = 0
+        while True:
+            ill = self._hooks.healthy(d.model, self._current(d.model), cancel)
+            failures = failures + 1 if ill else 0
+            if ill and failures >= self._health_failures_max:
+                raise FinalError("health_failed", f"the application is not well: {ill}")
+            left_s = end_s - self._clock.boot_s()
+            if left_s <= 0 and not ill:
+                return Done(serial=work.serial)
+            if cancel.wait(min(max(left_s, 0.5 if ill else 0.0), self._hooks.interval_s(d.model))):
+                raise Cancelled
+
+    def _revert(self, d: Deployment, work: Work, cancel: threading.Event, _emit: Emit) -> Event:
+        restore = d.restore or Standing()
+        self._slots.activate(d.model, restore.active, restore.previous)
+        if restore.active is not None:
+            try:
+                self._hooks.activate(d.model, self._current(d.model), cancel)
+            except AgentError as error:
+                # The last good release stands; that its application does not answer is told, and no
+                # reason to leave it again.
+                log.error("%s went back, and its hook failed: %s", d.model, error)  # noqa: TRY400
+        return Done(serial=work.serial)
+
+
+def _desired(d: Deployment) -> DesiredModel:
+    if d.desired is None:
+        raise FinalError("no_order", "there is no order in flight")
+    return d.desired

@@ -1,0 +1,151 @@
+"""The journal: every deployment of this device, in one file that a crash cannot tear.
+
+For: saving before anything is done, and telling a damaged journal from a new device.
+Not for: deciding what a saved state means (`agent.lifecycle`), or recovering slots (`agent.recovery`).
+
+The form on disk is one header line (kind, version, SHA-256 of the rest) and JSON. The copy before the
+last save stays as `journal.1`. A journal that is empty or damaged never means "start afresh".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from agent.deployment import Deployment
+from agent.durable import write_file
+from agent.errors import StateError
+from wire.chunks import digest
+from wire.messages import MODELS_MAX
+from wire.types import Digest, GroupName, ModelName
+
+VERSION = 1
+JOURNAL_BYTES_MAX = 16 * 1024 * 1024
+RESERVE_BYTES = 256 * 1024
+
+
+class Journal(Struct, frozen=True, kw_only=True):
+    """All that must outlast a restart.
+
+    Attributes:
+        models: one deployment per model.
+        groups: that the last believed desired document named; group commands are for these only.
+    """
+
+    models: Annotated[dict[ModelName, Deployment], Meta(max_length=2 * MODELS_MAX)] = {}
+    groups: tuple[GroupName, ...] = ()
+
+
+class _Header(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-journal"):
+    version: int
+    sha256: Digest
+
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def encode(journal: Journal) -> bytes:
+    """The journal as it stands on disk."""
+    body = _ENCODER.encode(journal)
+    return _ENCODER.encode(_Header(version=VERSION, sha256=digest(body))) + b"\n" + body
+
+
+def decode(data: bytes) -> Journal:
+    """A journal from disk.
+
+    Raises:
+        StateError: `journal_damaged`, or `journal_version` where a newer program wrote it.
+    """
+    head, _, body = data.partition(b"\n")
+    try:
+        header = msgspec.json.decode(head, type=_Header)
+    except msgspec.DecodeError as error:
+        raise StateError("journal_damaged", f"the journal has no readable header: {error}") from None
+    if header.version != VERSION:
+        raise StateError(
+            "journal_version",
+            f"the journal has version {header.version}, this program reads {VERSION}; install the newer one",
+        )
+    if digest(body) != header.sha256:
+        raise StateError("journal_damaged", "the journal's checksum does not match its content")
+    try:
+        return msgspec.json.decode(body, type=Journal)
+    except msgspec.DecodeError as error:
+        raise StateError("journal_damaged", f"the journal cannot be read: {error}") from None
+
+
+class JournalFile:
+    """The journal of one state directory.
+
+    Attributes:
+        notes: what was wrong with the files when they were read, for the log and the reports.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / "journal.json"
+        self._before = state_dir / "journal.1"
+        self._reserve = state_dir / "reserve"
+        self.notes: list[str] = []
+
+    def load(self) -> Journal | None:
+        """The journal, else the copy before it; None on a device that never had one.
+
+        Raises:
+            StateError: `journal_lost`: there are files, and none can be used; `journal_version`.
+        """
+        found = False
+        for path in (self._path, self._before):
+            try:
+                with path.open("rb") as file:
+                    data = file.read(JOURNAL_BYTES_MAX + 1)
+            except FileNotFoundError:
+                continue
+            found = True
+            try:
+                return decode(data)
+            except StateError as error:
+                if error.code == "journal_version":
+                    raise
+                self.notes.append(f"{path.name}: {error}")
+        if not found:
+            return None
+        raise StateError("journal_lost", f"neither journal nor its copy can be used: {'; '.join(self.notes)}")
+
+    def save(self, journal: Journal) -> None:
+        """Replaces the journal; the one before stays as a copy.
+
+        On a full disk the reserve is given up for it: the journal is what a way back needs.
+
+        Raises:
+            OSError: the disk's; the journal is what it was.
+        """
+        data = encode(journal)
+        try:
+            self._replace(data)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._reserve.exists():
+                raise
+            self._reserve.unlink()
+            self._replace(data)
+            return
+        if not self._reserve.exists():
+            with contextlib.suppress(OSError):
+                self._reserve.write_bytes(bytes(RESERVE_BYTES))
+
+    def _replace(self, data: bytes) -> None:
+        """A second name for the file that is about to be replaced costs no write of its content.
+
+        One fsync of the directory, at the end, makes both renames last, in their order.
+        """
+        if self._path.exists():
+            temporary = self._before.with_name(self._before.name + ".tmp")
+            temporary.unlink(missing_ok=True)
+            os.link(self._path, temporary)
+            os.replace(temporary, self._before)  # noqa: PTH105 - the tests inject crashes into os itself
+        write_file(self._path, data)

@@ -1,0 +1,40 @@
+"""Local wishes to the running daemon, as files in its state directory.
+
+For: `shallop-agent rollback` while the daemon holds the lock; who may write there may ask.
+Not for: anything from the network.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+REQUESTS_MAX = 64
+
+
+class Requests:
+    """One empty file per model to be rolled back."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, model: str) -> None:
+        """Asks for a rollback.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        self._root.mkdir(exist_ok=True)
+        (self._root / f"rollback-{model}").touch()
+
+    def take(self) -> list[str]:
+        """The models asked for; each is taken once."""
+        if not self._root.is_dir():
+            return []
+        models = []
+        for path in sorted(self._root.iterdir())[:REQUESTS_MAX]:
+            found = re.fullmatch(r"rollback-([a-z0-9][a-z0-9._-]{0,62})", path.name)
+            path.unlink(missing_ok=True)
+            if found:
+                models.append(found[1])
+        return models

@@ -1,0 +1,133 @@
+"""What this device says: status, identity, reported, reports and replies.
+
+For: numbering and encoding messages, and handing them to the transport with their channel's rules.
+Not for: deciding when to say something (`agent.runner`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from agent.deployment import Deployment, Notice, model_state
+from agent.install import Install
+from agent.ports import Clock, Transport
+from wire.codec import encode
+from wire.messages import Hardware, Identity, Message, Reply, Report, Reported, RuntimeInfo, Status
+from wire.topics import IDENTITY, REPLY, REPORT, REPORTED, STATUS, Channel, Topics
+
+log = logging.getLogger(__name__)
+
+
+class Self(Struct, frozen=True, kw_only=True):
+    """What does not change while the daemon runs."""
+
+    device: str
+    agent_version: str
+    hardware: Hardware
+    runtimes: tuple[RuntimeInfo, ...] = ()
+    os: str = "unknown"
+    labels: dict[str, str] = {}
+
+
+class Uplink:
+    """The voice of one device. Any thread may call it."""
+
+    def __init__(
+        self, transport: Transport, topics: Topics, me: Self, install: Install, clock: Clock
+    ) -> None:
+        self._transport = transport
+        self._topics = topics
+        self._me = me
+        self._install = install
+        self._clock = clock
+
+    @property
+    def connected(self) -> bool:
+        """Whether what is said goes out now."""
+        return self._transport.connected
+
+    def _send(self, channel: Channel, message: Message, topic: str | None = None) -> bool:
+        payload = encode(message)
+        if len(payload) > channel.size_bytes_max:
+            log.error("a message of %d bytes is too large for %s and is not sent", len(payload), channel.name)
+            return False
+        where = topic or self._topics.topic(channel, device=self._me.device)
+        return self._transport.publish(where, payload, qos=channel.qos, retain=channel.retain)
+
+    def status(self, session: int, *, online: bool) -> tuple[str, bytes]:
+        """Topic and payload of a status; the last will is one, too."""
+        message = Status(
+            device=self._me.device,
+            install_id=self._install.install_id,
+            number=session,
+            online=online,
+            agent_version=self._me.agent_version,
+            at=self._clock.now_text(),
+        )
+        return self._topics.topic(STATUS, device=self._me.device), encode(message)
+
+    def send_status(self, session: int, *, online: bool) -> bool:
+        """Publishes the status."""
+        topic, payload = self.status(session, online=online)
+        return self._transport.publish(topic, payload, qos=STATUS.qos, retain=STATUS.retain)
+
+    def send_identity(self, disk_free_bytes: int) -> bool:
+        """Publishes what the device is."""
+        me = self._me
+        message = Identity(
+            device=me.device,
+            install_id=self._install.install_id,
+            number=self._install.number(),
+            hardware=me.hardware,
+            runtimes=me.runtimes,
+            agent_version=me.agent_version,
+            os=me.os,
+            disk_free_bytes=disk_free_bytes,
+            labels=me.labels,
+        )
+        return self._send(IDENTITY, message)
+
+    def send_reported(self, deployments: Mapping[str, Deployment]) -> bool:
+        """Publishes the state of every model."""
+        message = Reported(
+            device=self._me.device,
+            install_id=self._install.install_id,
+            number=self._install.number(),
+            models={name: model_state(deployment) for name, deployment in deployments.items()},
+        )
+        return self._send(REPORTED, message)
+
+    def report(self, model: str | None, notice: Notice) -> Report:
+        """A report of one event, with its number; it goes to the outbox first."""
+        return Report(
+            device=self._me.device,
+            install_id=self._install.install_id,
+            number=self._install.number(),
+            model=model,
+            order=notice.order,
+            digest=notice.digest,
+            at=self._clock.now_text(),
+            event=notice.event,
+        )
+
+    def send_report(self, report: Report) -> bool:
+        """Publishes a report from the outbox."""
+        return self._send(REPORT, report)
+
+    def send_reply(self, topic: str, reply: Reply) -> bool:
+        """Publishes the answer to a command."""
+        return self._send(REPLY, reply, topic)
+
+    def reply(self, command: str, result: str, **fields: object) -> Reply:
+        """An answer with this device's particulars."""
+        return Reply(
+            device=self._me.device,
+            install_id=self._install.install_id,
+            number=self._install.number(),
+            command=command,
+            result=result,  # type: ignore[arg-type]
+            **fields,  # type: ignore[arg-type]
+        )

@@ -1,0 +1,129 @@
+"""What the daemon and its worker hand each other: a job file in, a result file out.
+
+For: the types of both files and their one way of being read, with the size capped.
+Not for: running anything. No numpy here: the daemon imports this module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from agent.errors import FinalError
+from wire.bundle import InputData, TensorSpec
+from wire.measures import TrialResult
+from wire.types import Code, Count, Digest, Name, Text, VariantId
+
+FILE_BYTES_MAX = 1024 * 1024
+
+
+class ModelRun(Struct, frozen=True, kw_only=True):
+    """One model to run.
+
+    Attributes:
+        model_path: absolute path of the model file.
+        runtime: such as `onnxruntime`.
+        variant: id; names the host's outputs in the shards.
+        digest: of the release it belongs to.
+        session_config: entries for the runtime's session.
+    """
+
+    model_path: str
+    runtime: Name
+    variant: VariantId
+    digest: Digest
+    session_config: dict[str, str] = {}
+
+
+class TrialSettings(Struct, frozen=True, kw_only=True):
+    """How much is measured.
+
+    Attributes:
+        threads: of the runtime, for one inference.
+        warmup: inferences of each model that are not counted.
+        latency_runs: timed inferences of each model, interleaved.
+        energy_windows: load windows for the energy per inference; the median counts.
+        energy_window_s: length of the idle and of each load window.
+    """
+
+    threads: Annotated[int, Meta(ge=1, le=256)] = 1
+    warmup: Annotated[int, Meta(ge=0, le=10_000)] = 10
+    latency_runs: Annotated[int, Meta(ge=1, le=100_000)] = 200
+    energy_windows: Annotated[int, Meta(ge=1, le=100)] = 5
+    energy_window_s: Annotated[float, Meta(ge=0.05, le=600.0)] = 30.0
+
+
+class TrialJob(Struct, frozen=True, kw_only=True):
+    """Everything that a trial needs to know.
+
+    Attributes:
+        candidate: the variant on trial.
+        incumbent: what is active now, run beside it on the same samples; None on a first install.
+        shards: absolute paths of the validation shards, in the order of `shard_indices`.
+        shard_indices: their indices in the manifest, repeated in the result.
+        data: how stored samples become inputs, by input name.
+        system_root: where /sys and /proc are looked for.
+    """
+
+    candidate: ModelRun
+    incumbent: ModelRun | None = None
+    shards: tuple[str, ...] = ()
+    shard_indices: tuple[Count, ...] = ()
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    data: dict[str, InputData] = {}
+    task: Literal["classification"] = "classification"
+    settings: TrialSettings = TrialSettings()
+    system_root: str = "/"
+
+
+class TrialFailure(Struct, frozen=True, kw_only=True, tag_field="type", tag="failure"):
+    """The candidate could not be measured, and why."""
+
+    code: Code
+    detail: Text = ""
+
+
+class TrialSuccess(Struct, frozen=True, kw_only=True, tag_field="type", tag="success"):
+    """What was measured."""
+
+    result: TrialResult
+
+
+def write_file(path: Path, value: TrialJob | TrialSuccess | TrialFailure) -> None:
+    """Writes a job or an outcome as JSON; the outcome by rename, so that it is whole or not there."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(msgspec.json.encode(value))
+    part.replace(path)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(FILE_BYTES_MAX + 1)
+    if len(data) > FILE_BYTES_MAX:
+        raise FinalError("trial_result_invalid", f"{path.name} is larger than {FILE_BYTES_MAX} bytes")
+    return data
+
+
+def read_job(path: Path) -> TrialJob:
+    """The job in a file.
+
+    Raises:
+        msgspec.ValidationError: it is not one; the daemon wrote it, so this is a mistake of ours.
+    """
+    return msgspec.json.decode(_read(path), type=TrialJob)
+
+
+def read_outcome(path: Path) -> TrialSuccess | TrialFailure:
+    """What a worker left; a worker that ran a hostile model may have left anything.
+
+    Raises:
+        FinalError: `trial_result_invalid`.
+    """
+    try:
+        return msgspec.json.decode(_read(path), type=TrialSuccess | TrialFailure)
+    except (msgspec.DecodeError, OSError, RecursionError) as error:
+        raise FinalError("trial_result_invalid", f"the worker left no readable result: {error}") from None
