@@ -201,7 +201,7 @@ def test_a_device_that_runs_the_release_already_is_not_taken_below_it() -> None:
 
 def test_paused_rollout_still_acts_on_a_failure() -> None:
     plans = good(3, fate=Fate.FALLS_BACK, falls_back_after=1)
-    scenario = Scenario(plans=plans, request=asked(waves="100%"), paused=1)
+    scenario = Scenario(plans=plans, request=asked(waves="100%"), paused=1, resumed=50)
     rollout, world = drive(scenario, machine)
     assert rollout.state is RolloutState.HALTED
     assert set(world.restores) == {"d0", "d1", "d2"}

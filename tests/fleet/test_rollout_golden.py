@@ -29,7 +29,11 @@ CONVERSATIONS = {
         plans={"roof-1": Plan(), "roof-2": Plan(pace=2), "roof-3": Plan()}, request=asked()
     ),
     "canary_refuses": Scenario(
-        plans={"roof-1": Plan(fate=Fate.REFUSES), "roof-2": Plan(fate=Fate.REFUSES), "roof-3": Plan(fate=Fate.REFUSES)},
+        plans={
+            "roof-1": Plan(fate=Fate.REFUSES),
+            "roof-2": Plan(fate=Fate.REFUSES),
+            "roof-3": Plan(fate=Fate.REFUSES),
+        },
         request=asked(FailureAction.HALT),
     ),
     "falls_back_after_success": Scenario(
