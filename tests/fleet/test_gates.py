@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -326,7 +327,7 @@ def test_unreachable_proofs_are_refused_with_what_they_take() -> None:
     success, accuracy = Proofs(success_rate=0.9), Proofs(accuracy_drop_max=0.01)
     check_proofs(Gate(proofs=success), 43, 0)
     check_proofs(Gate(proofs=accuracy), 0, proof_samples_min(0.01, 0.95))
-    with pytest.raises(LimitsError, match="takes 43 devices.*has 42"):
+    with pytest.raises(LimitsError, match=r"takes 43 devices.*has 42"):
         check_proofs(Gate(proofs=success), 42, 0)
     with pytest.raises(LimitsError, match="distinct samples"):
         check_proofs(Gate(proofs=accuracy), 0, proof_samples_min(0.01, 0.95) - 1)
@@ -353,8 +354,6 @@ def test_e_values_expect_no_gain_where_the_hypothesis_holds(n: int, rate: float)
 
 
 def _chance(n: int, k: int, rate: float) -> float:
-    import math  # noqa: PLC0415 - only here
-
     return math.comb(n, k) * rate**k * (1 - rate) ** (n - k)
 
 

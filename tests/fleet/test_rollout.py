@@ -26,6 +26,7 @@ from fleet.rollout import (
     transition,
 )
 from fleet.selection import SelectorError
+from tests.fleet.driving import drive
 from tests.fleet.simulator import (
     NEW,
     OLD,
@@ -34,9 +35,11 @@ from tests.fleet.simulator import (
     Plan,
     Scenario,
     World,
-    drive,
+    install_of,
+    slot,
 )
 from wire.errors import LimitsError
+from wire.messages import ModelState, OrderOutcome, Reported
 
 
 def asked(**fields: object) -> Request:
@@ -59,17 +62,16 @@ healthy = st.builds(
 
 def troubled(plan: Plan) -> st.SearchStrategy[Plan]:
     """The same device with one thing that goes wrong in its life."""
-    ticks = st.integers(0, 25)
+
+    def at(field: str) -> st.SearchStrategy[Plan]:
+        return st.integers(0, 25).map(lambda tick: msgspec.structs.replace(plan, **{field: tick}))
+
+    def of(fate: Fate, after: int) -> Plan:
+        return msgspec.structs.replace(plan, fate=fate, falls_back_after=after)
+
+    fates = st.sampled_from([fate for fate in Fate if fate is not Fate.GOOD])
     return st.one_of(
-        st.builds(
-            lambda fate, after: msgspec.structs.replace(plan, fate=fate, falls_back_after=after),
-            st.sampled_from([fate for fate in Fate if fate is not Fate.GOOD]),
-            st.integers(1, 8),
-        ),
-        *[
-            ticks.map(lambda tick, field=field: msgspec.structs.replace(plan, **{field: tick}))
-            for field in ("vanishes", "taken_over", "forgotten")
-        ],
+        st.builds(of, fates, st.integers(1, 8)), *map(at, ("vanishes", "taken_over", "forgotten"))
     )
 
 
@@ -101,7 +103,7 @@ scenarios = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(scenario=scenarios)
 def test_random_fleets_keep_the_rules_and_end(scenario: Scenario) -> None:
     drive(scenario, machine)
@@ -154,9 +156,10 @@ def test_verbs_refuse_what_does_not_fit() -> None:
         machine.resume(rollout, 0.0)
     aborted, orders = machine.abort(rollout, FailureAction.ROLLBACK_ALL, world.facts(), 5.0)
     assert (aborted.state, orders, aborted.ended_at) == (RolloutState.ABORTED, (), 5.0)
-    for verb in (lambda: machine.pause(aborted, ""), lambda: machine.resume(aborted, 6.0)):
-        with pytest.raises(RolloutError, match="nothing, it has ended"):
-            verb()
+    with pytest.raises(RolloutError, match="nothing, it has ended"):
+        machine.pause(aborted, "")
+    with pytest.raises(RolloutError, match="nothing, it has ended"):
+        machine.resume(aborted, 6.0)
 
 
 def test_abort_takes_back_who_has_the_order_and_again_nobody() -> None:
@@ -276,3 +279,17 @@ def test_a_device_never_heard_of_is_not_counted() -> None:
     rollout = looked(rollout, world)
     assert "ghost" in rollout.left_out
     assert "ghost" not in rollout.assignments
+
+
+def test_the_rollouts_own_rollback_by_hand_counts_as_a_failure() -> None:
+    """A person with mosquitto_pub took one device back while the registry was away."""
+    rollout, world = made(Scenario(plans=good(2, pace=3), request=asked(waves="100%")))
+    rollout = looked(rollout, world)
+    world.tick(1)
+    state = ModelState(active=slot(OLD), order=11, outcome=OrderOutcome.ROLLED_BACK)
+    said = Reported(device="d0", install_id=install_of("d0"), number=50, models={"cats": state})
+    world.views["d0"] = fold(world.views["d0"], said, world.now)
+    rollout, orders = machine.advance(rollout, world.facts(), world.now)
+    assert rollout.state is RolloutState.HALTED
+    assert "rolled_back" in rollout.reason
+    assert {order.device for order in orders} == {"d0", "d1"}

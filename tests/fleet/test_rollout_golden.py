@@ -13,7 +13,8 @@ import pytest
 
 import fleet.rollout as machine
 from fleet.rollout_types import FailureAction, Request
-from tests.fleet.simulator import NEW, Fate, Plan, Scenario, drive
+from tests.fleet.driving import drive
+from tests.fleet.simulator import NEW, Fate, Plan, Scenario
 
 GOLDEN = Path(__file__).parent / "golden"
 

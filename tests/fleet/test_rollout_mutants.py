@@ -17,7 +17,8 @@ import pytest
 
 from fleet.gates import Gate, Silence
 from fleet.rollout_types import FailureAction, Request, RolloutError
-from tests.fleet.simulator import NEW, BrokenRuleError, Fate, Plan, Scenario, drive
+from tests.fleet.driving import BrokenRuleError, drive
+from tests.fleet.simulator import NEW, Fate, Plan, Scenario
 
 FLEET = Path(__file__).parents[2] / "fleet"
 CHAIN = ("evidence", "gates", "witness", "rollout")
