@@ -121,6 +121,7 @@ class Terms(Struct, frozen=True, kw_only=True):
 
     Attributes:
         order: its number.
+        rollback_order: of the rollout; its ready rollback may have been sent by a person's hand.
         digest: of the release.
         variants: allowed.
         evaluate: trial only.
@@ -128,6 +129,7 @@ class Terms(Struct, frozen=True, kw_only=True):
     """
 
     order: int
+    rollback_order: int
     digest: str
     variants: tuple[str, ...]
     evaluate: bool
@@ -147,12 +149,12 @@ def standing_of(device: Device, state: ModelState | None, terms: Terms) -> tuple
     """
     if state is None or state.order < terms.order:
         return _unsettled(terms, "has not taken up the order")
-    if state.order > terms.order:
-        return Standing.TAKEN_OVER, f"is at order {state.order}"
+    if state.order == terms.rollback_order and state.outcome is OrderOutcome.ROLLED_BACK:
+        return Standing.FAILED, f"rolled_back{_because(state)}"
+    if state.order > terms.order or state.outcome is OrderOutcome.SUPERSEDED:
+        return Standing.TAKEN_OVER, f"follows a newer order than {terms.order}"
     if state.outcome is None:
         return _unsettled(terms, f"is {state.phase.value}{_because(state)}")
-    if state.outcome is OrderOutcome.SUPERSEDED:
-        return Standing.TAKEN_OVER, "says that a newer order came first"
     wrong = _failure(state, terms)
     if wrong:
         return Standing.FAILED, wrong

@@ -182,10 +182,11 @@ class GateVerdict(Struct, frozen=True, kw_only=True):
 
     @property
     def reason(self) -> str:
-        """The parts that are not `pass`, worst first, in words; all of them if all pass."""
-        ranked = sorted(self.parts, key=lambda part: -list(Decision).index(part.decision))
-        standing = [part for part in ranked if part.decision is not Decision.PASS]
-        return "; ".join(f"{part.name}: {part.reason}" for part in standing or ranked)
+        """The parts that decided, in words."""
+        if self.decision is Decision.PASS:
+            return "all conditions hold"
+        deciding = [part for part in self.parts if part.decision is self.decision]
+        return "; ".join(f"{part.name}: {part.reason}" for part in deciding) or "nothing was evaluated"
 
 
 def parse_gate(mapping: object) -> Gate:
@@ -320,7 +321,8 @@ def _success(view: _View) -> _Said:
 def _soak(view: _View) -> _Said:
     done, going = view.count(Standing.SUCCEEDED), view.count(Standing.IN_FLIGHT)
     if done == 0:
-        return view.lacking("no device has ended its soak")
+        under_way = view.named(Standing.IN_FLIGHT)
+        return view.lacking("no device has ended its soak" + (f": {under_way}" if under_way else ""))
     if done < view.gate.min_fraction * (done + going):
         return Decision.WAIT, f"{done} of {done + going} ended: {view.named(Standing.IN_FLIGHT)}"
     return Decision.PASS, f"{done} of {done + going} ended their soak"

@@ -144,7 +144,8 @@ def cleared_duplicate(device: Device) -> Device:
 def fold(device: Device, message: UpMessage, received_at: float) -> Device:
     """The device after `message`; the device itself if the message says nothing new.
 
-    A message of a kind whose number is not above the newest one of its install is ignored. Alternation
+    A message of a kind whose number is not above the newest one of its install is ignored, except that
+    an order number in it counts: a restored registry must rise above all that was ever given. Alternation
     (install A, B, then something *new* of A on the same kind of message) marks a duplicate identity; a
     late last will is never taken for a sign of life of the older install.
 
@@ -160,10 +161,14 @@ def fold(device: Device, message: UpMessage, received_at: float) -> Device:
         raise ValueError(f"a message of {message.device} was folded into {device.id}")
     known = device.installs.get(message.install_id)
     install = _heard(known or Install(seen_at=received_at), message, received_at)
+    order_highest = max(device.order_highest, _highest_order(message))
     if install is None:
-        return device
+        return (
+            device if order_highest == device.order_highest else replace(device, order_highest=order_highest)
+        )
     if _is_will(message):
-        return replace(device, installs=_kept(device, message.install_id, install))
+        speaks = device.install_id or message.install_id
+        return replace(device, installs=_kept(device, message.install_id, install), install_id=speaks)
     kind = _kind(message)
     speaker = device.speakers.get(kind)
     spoke_before = known is not None and _newest(known, message) is not None
@@ -175,7 +180,7 @@ def fold(device: Device, message: UpMessage, received_at: float) -> Device:
         speakers={**device.speakers, kind: message.install_id},
         duplicate_identity=device.duplicate_identity or returned,
         seen_at=received_at if device.seen_at is None else max(device.seen_at, received_at),
-        order_highest=max(device.order_highest, _highest_order(message)),
+        order_highest=order_highest,
     )
 
 

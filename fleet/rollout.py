@@ -50,6 +50,7 @@ from fleet.rollout_types import (
     release_facts,
 )
 from fleet.selection import (
+    WAVES_MAX,
     Wave,
     allowed_variants,
     in_order,
@@ -166,11 +167,14 @@ def advance(rollout: Rollout, facts: Facts, now: float) -> tuple[Rollout, tuple[
     or take back those whose desired order is this rollout's own.
     """
     orders: list[Order] = []
-    again = not rollout.ended
-    while again:
-        # Each round that asks for another one has opened a wave or reached devices: it ends.
+    # A round that asks for another one has opened a wave or reached devices, so there cannot be more.
+    for _ in range(WAVES_MAX + len(facts.devices) + 1):
+        if rollout.ended:
+            break
         rollout, given, again = _round(rollout, facts, now)
         orders += given
+        if not again:
+            break
     return rollout, tuple(orders)
 
 
@@ -353,7 +357,8 @@ def _promoted(rollout: Rollout, now: float) -> Rollout:
     if following < len(waves):
         return _opened(rollout, following, now)
     state = transition(rollout.state, Event.COMPLETE)
-    return replace(rollout, state=state, ended_at=now, waiting_for="")
+    reason = f"{len(rollout.assignments)} devices were reached, {len(rollout.left_out)} were left out"
+    return replace(rollout, state=state, ended_at=now, reason=reason, waiting_for="")
 
 
 _PERSON = "a person: resume or abort"

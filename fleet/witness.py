@@ -76,6 +76,7 @@ def _terms(rollout: Rollout, assignment: Assignment, now: float) -> Terms:
     since = assignment.at if rollout.resumed_at is None else max(assignment.at, rollout.resumed_at)
     return Terms(
         order=assignment.order,
+        rollback_order=rollout.rollback_order,
         digest=request.digest,
         variants=assignment.variants,
         evaluate=request.mode == "evaluate",

@@ -1,0 +1,1 @@
+"""Tests of fleet/: the registry and its rollouts."""
