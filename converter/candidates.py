@@ -154,15 +154,21 @@ def choose(
             return Choice(chosen=baseline.id, reason=reason, carried=(baseline.id,))
         return Choice(chosen=None, reason="no candidate passes the SLA")
     if host_of_target_class:
-        best, reason = _best_measured(passing, limits.objective)
-        slower = best.latency_ratio_ci95 is not None and best.latency_ratio_ci95[0] > 1.0
-        if slower and fp32_passes and limits.objective != "size":
-            why = f"{best.id} is slower than FP32 here, and no limit needs it"
+        if fp32_passes and limits.objective != "size":
+            passing = [row for row in passing if not _slower(row)]
+        if not passing:
+            why = "what passes quantized is slower than FP32, and no limit needs it"
             return Choice(chosen=baseline.id, reason=why, carried=(baseline.id,))
+        best, reason = _best_measured(passing, limits.objective)
         return Choice(chosen=best.id, reason=reason, carried=(best.id, *fp32))
     ordered, reason = _by_preference(passing, limits.objective)
     carried = (*(row.id for row in ordered[:2]), *fp32)
     return Choice(chosen=ordered[0].id, reason=reason, carried=carried)
+
+
+def _slower(row: Candidate) -> bool:
+    """Shown to be slower than FP32: the whole interval of the ratio lies above 1."""
+    return row.latency_ratio is not None and _ratio_interval(row).low > 1.0
 
 
 def _best_measured(passing: Sequence[Candidate], objective: str) -> tuple[Candidate, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -169,7 +170,7 @@ def _read_arrays(path: Path, kind: str, wanted: set[str], optional: str) -> dict
             return {name: _read_array(archive, path, name) for name in sorted(wanted)}
     except FileNotFoundError as error:
         raise InputError(f"{kind}_missing", f"{kind} set {path} does not exist; check the path") from error
-    except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, ValueError, EOFError) as error:
         raise InputError(
             f"{kind}_malformed",
             f"{path} is not an .npz file of plain arrays ({error}); write it with numpy.savez",
@@ -234,6 +235,8 @@ def _check_stored(path: Path, spec: TensorSpec, array: Array) -> None:
             "samples_shape",
             f"{path}: a sample of {spec.name} has shape {list(shape)}, the model takes [{want}]",
         )
+    if array.dtype.kind not in "biuf":
+        raise InputError("samples_dtype", f"{path}: {spec.name} holds {array.dtype}, no numbers")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int(np.flatnonzero(~np.isfinite(array.reshape(array.shape[0], -1)).all(axis=1))[0])
         raise InputError(

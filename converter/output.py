@@ -22,8 +22,10 @@ def require_writable(directory: Path, *, force: bool) -> None:
         InputError: `output_not_empty` (without `force`), `output_foreign` (with it, where something lies
             that no conversion wrote), `output_unwritable`.
     """
-    if directory.exists() and not directory.is_dir():
-        raise InputError("output_unwritable", f"{directory} is a file; name a directory with --output")
+    if not directory.name or (directory.exists() and not directory.is_dir()):
+        raise InputError(
+            "output_unwritable", f"{directory} is no place for a bundle; name a directory with --output"
+        )
     present = _entries(directory)
     if present and not force:
         raise InputError(

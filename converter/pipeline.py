@@ -113,6 +113,7 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
 
 def run(options: Options, progress: Progress | None = None) -> Conversion:
     """The stages; see `convert()`."""
+    options = structs.replace(options, output=options.output.resolve())
     require_writable(options.output, force=options.force)
     inputs = read_inputs(options, utc_now())
     graph, changes = cleaned(inputs)

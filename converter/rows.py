@@ -79,6 +79,7 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
 def _with_quality(blank: Candidate, one: Measured, found: Quality, limits: Limits) -> Candidate:
     counts = found.against_baseline
     delta = paired_delta_interval(counts) if one.recipe.quantized else None
+    shown = _evidence(limits, found, one)
     bound = limits.accuracy.min_fraction_of_baseline if limits.accuracy is not None else None
     return structs.replace(
         blank,
@@ -90,8 +91,8 @@ def _with_quality(blank: Candidate, one: Measured, found: Quality, limits: Limit
         accuracy_ratio=None if found.ratio is None else found.ratio.value,
         accuracy_ratio_ci95=_pair(found.ratio) if one.recipe.quantized else None,
         accuracy_delta_ci95=None if delta is None else (delta.low, delta.high),
-        accuracy_evidence=_evidence(limits, found, one),
-        samples_needed=None if bound is None else samples_needed(counts, bound),
+        accuracy_evidence="unproven" if shown == "proven" and one.saturation_unknown else shown,
+        samples_needed=samples_needed(counts, bound) if bound is not None and shown == "unproven" else None,
         agreement=found.agreement.value,
         agreement_ci95=_pair(found.agreement) if one.recipe.quantized else None,
     )
@@ -109,12 +110,11 @@ def _evidence(limits: Limits, found: Quality, one: Measured) -> Evidence | None:
     if limit is None:
         return None
     if limit.min is not None:
-        shown = evidence(limit.min, _interval(found.accuracy))
-    elif one.recipe.quantized:
-        shown = evidence(limit.min_fraction_of_baseline or 0.0, _interval(found.ratio))
-    else:
-        shown = "proven" if (limit.min_fraction_of_baseline or 0.0) <= 1.0 else "refuted"
-    return "unproven" if one.saturation_unknown and shown == "proven" else shown
+        return evidence(limit.min, _interval(found.accuracy))
+    bound = limit.min_fraction_of_baseline or 0.0
+    if one.recipe.quantized:
+        return evidence(bound, _interval(found.ratio))
+    return "proven" if bound <= 1.0 else "refuted"
 
 
 def _interval(measure: Measure | None) -> Interval | None:

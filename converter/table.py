@@ -65,6 +65,6 @@ def _reason(one: Candidate) -> str:
     if one.deferred:
         parts.append(f"device decides {', '.join(one.deferred)}")
     if one.status == "pass" and one.accuracy_evidence == "unproven":
-        needed = f", about {one.samples_needed} samples would" if one.samples_needed else ""
+        needed = f"; about {one.samples_needed} samples would prove it" if one.samples_needed else ""
         parts.append(f"accuracy limit met, not proven{needed}")
     return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""Tests of the converter, on real small models and the real runtime."""
