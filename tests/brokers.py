@@ -82,6 +82,11 @@ class Mosquitto:
         """SIGKILL: it forgets everything since its last save."""
         self._process.kill()
 
+    def forget(self) -> None:
+        """Loses its memory; call it while it is stopped."""
+        for memory in self.folder.glob("*.db*"):
+            memory.unlink()
+
     def restart(self) -> None:
         """Stops it in order and starts it on the same port."""
         self.stop()

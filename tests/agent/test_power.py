@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from agent.adapters.power import EnergyCounter, find_sensor, pmic_watts
-from agent.adapters.thermal import throttled
-from agent.measure import Window, energy_per_inference_mj
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import hardware
+from agent.adapters.power import EnergyCounter, find_sensor, pmic_watts
+from agent.adapters.thermal import throttled
+from agent.measure import Window, energy_per_inference_mj
 
 
 def put(root: Path, path: str, text: str) -> None:

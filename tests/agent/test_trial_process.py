@@ -8,19 +8,18 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from agent.adapters.trial_process import TrialProcess
 from agent.errors import AgentError, Cancelled, FinalError, RetryError
 from agent.worker.job import FILE_BYTES_MAX, ModelRun, TrialJob, TrialSettings, read_outcome
 from agent.worker.limits import WorkerLimits
-from onnx import TensorProto, helper
-
 from examples.demo.house import wait_for
 from tests.integration.bundles import SAMPLES, VARIANT, Harm, make_bundle
 from wire.bundle import host_key, input_key
@@ -190,37 +189,37 @@ def test_an_unknown_runtime_is_refused(trial: TrialProcess, tmp_path: Path) -> N
     assert refusal(trial, msgspec.structs.replace(job, candidate=run)).code == "runtime_missing"
 
 
-def bend(change: Callable[[dict[str, object]], None]) -> Callable[[Path], None]:
-    def apply(path: Path) -> None:
-        with np.load(path) as archive:
-            arrays: dict[str, object] = {name: archive[name] for name in archive.files}
-        change(arrays)
-        np.savez(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-
-    return apply
+def bend(path: Path, leave_out: str = "", **arrays: object) -> None:
+    """Writes the shard again without one array, or with others in place."""
+    with np.load(path) as archive:
+        kept: dict[str, object] = {name: archive[name] for name in archive.files if name != leave_out}
+    np.savez(path, allow_pickle=False, **{**kept, **arrays})  # type: ignore[arg-type]
 
 
-def nan(arrays: dict[str, object]) -> None:
-    arrays[input_key("x")] = np.full((SAMPLES, 16), np.nan, np.float32)
-
-
-BENT: dict[str, Callable[[Path], None]] = {
-    "no zip": lambda path: path.write_bytes(b"not a zip") and None,
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:700]) and None,
-    "missing input": bend(lambda a: a.pop(input_key("x")) is None or None),
-    "wrong shape": bend(lambda a: a.update({input_key("x"): np.zeros((SAMPLES, 5), np.float32)})),
-    "wrong type": bend(lambda a: a.update({input_key("x"): np.zeros((SAMPLES, 16), np.int64)})),
-    "not numbers": bend(nan),
-    "no samples": bend(lambda a: a.update({input_key("x"): np.zeros((0, 16), np.float32)})),
-    "labels do not fit": bend(lambda a: a.update({"labels": np.zeros(3, np.int64)})),
-    "host does not fit": bend(lambda a: a.update({host_key(VARIANT, "y"): np.zeros((3, 4), np.float32)})),
+X, LABELS, HOST = input_key("x"), "labels", host_key(VARIANT, "y")
+BENT: dict[str, dict[str, object]] = {
+    "missing input": {"leave_out": X},
+    "wrong shape": {X: np.zeros((SAMPLES, 5), np.float32)},
+    "wrong type": {X: np.zeros((SAMPLES, 16), np.int64)},
+    "not numbers": {X: np.full((SAMPLES, 16), np.nan, np.float32)},
+    "no samples": {X: np.zeros((0, 16), np.float32)},
+    "labels do not fit": {LABELS: np.zeros(3, np.int64)},
+    "host does not fit": {HOST: np.zeros((3, 4), np.float32)},
 }
 
 
 @pytest.mark.parametrize("name", BENT)
 def test_a_bad_shard_is_named(trial: TrialProcess, tmp_path: Path, name: str) -> None:
     job = job_of(tmp_path / "a")
-    BENT[name](Path(job.shards[0]))
+    bend(Path(job.shards[0]), **BENT[name])  # type: ignore[arg-type]
+    assert refusal(trial, job).code == "shard_unreadable"
+
+
+@pytest.mark.parametrize("length", [0, 9, 700])
+def test_a_shard_that_is_no_archive_is_named(trial: TrialProcess, tmp_path: Path, length: int) -> None:
+    job = job_of(tmp_path / "a")
+    shard = Path(job.shards[0])
+    shard.write_bytes(shard.read_bytes()[:length])
     assert refusal(trial, job).code == "shard_unreadable"
 
 
@@ -231,7 +230,7 @@ def test_no_shard_is_no_trial(trial: TrialProcess, tmp_path: Path) -> None:
 
 def test_a_shard_without_labels_still_gives_agreement(trial: TrialProcess, tmp_path: Path) -> None:
     job = job_of(tmp_path / "a")
-    bend(lambda arrays: arrays.pop("labels") is None or None)(Path(job.shards[0]))
+    bend(Path(job.shards[0]), leave_out=LABELS)
     result = trial.run(job, threading.Event())
     assert result.accuracy is None
     assert result.accuracy_ratio is None
