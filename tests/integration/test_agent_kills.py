@@ -182,7 +182,7 @@ def test_a_second_rollback_of_the_same_release_changes_nothing(
         hand.rollback(DEVICE, MODEL, second, order=3, ident=ident)
         wait_for(f"the reply to {ident}", lambda i=ident: [r for r in hand.replies if r.command == i], 30)  # type: ignore[misc]
     results = {reply.command: reply.result for reply in hand.replies}
-    assert results == {"rb-1": "done", "rb-2": "not_applicable"}
+    assert results == {"rb-1": "accepted", "rb-2": "not_applicable"}
     state = hand.wait_state(
         DEVICE, MODEL, lambda s: s.active is not None and s.active.digest == first and s.phase is Phase.IDLE
     )
