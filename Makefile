@@ -20,7 +20,7 @@ $(BIN)/python:
 
 $(VENV)/.setup: pyproject.toml | $(BIN)/python
 	@echo "Installing Shallop and its runtime libraries into $(VENV) (nothing global) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[onnx,converter,fleet]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[onnx,converter,fleet,broker]'
 	@touch $@
 
 $(VENV)/.setup-dev: pyproject.toml $(VENV)/.setup
