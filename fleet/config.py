@@ -69,7 +69,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed_wait_s: Annotated[float, Meta(ge=0.0, le=60.0)] = 2.0
     rollback_answer_s: Seconds = 30.0
     republish_s: Seconds = 30.0
-    report_gap_s: Seconds = 3600.0
+    report_gap_s: Seconds = 600.0
     reports_keep_s: Seconds = 90 * 86400.0
     devices_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
 

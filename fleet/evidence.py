@@ -43,6 +43,7 @@ class DeviceEvidence(Struct, frozen=True, kw_only=True):
         standing: what became of it.
         detail: in words.
         degraded: it succeeded on another than its first allowed variant.
+        held: it ran the release before the order came, so there was nothing to try.
         trial: of this order, if there was one.
         arch: of the machine; with the trial's `cpu` it is the CPU class.
     """
@@ -51,6 +52,7 @@ class DeviceEvidence(Struct, frozen=True, kw_only=True):
     standing: Standing
     detail: str = ""
     degraded: bool = False
+    held: bool = False
     trial: TrialResult | None = None
     arch: str = "unknown"
 

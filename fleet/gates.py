@@ -1,24 +1,12 @@
-"""PURE. Whether a wave may be followed by the next: limits parsed when a rollout is made, and a verdict.
+"""PURE. Whether a wave may be followed by the next: a verdict with its reasons.
 
-For: `parse_gate()`, which reads GATE.yaml's mapping and refuses what it does not know, and `evaluate()`,
-a worst-of fold over named parts, each with its reason.
+For: `evaluate()`, a worst-of fold over named parts, each with its reason. The limits stand in
+`fleet.gate_limits` and are given on from here.
 Not for: who is in a wave, time-outs and orders (`fleet.rollout`); how trials are pooled and the
 statistics themselves (`fleet.evidence`, `fleet.evalues`).
 
 A gate fails closed: a part that cannot be evaluated waits while something may still arrive, and is
 inconclusive once everything has. Only `pass` of every part opens the next wave.
-
-Example of a GATE.yaml; every key is optional and these are the defaults, except for `proofs`,
-`failures_max` and `latency_ratio_max`, which are off unless written:
-
-    min_fraction: 1.0
-    failures_max: 0
-    degraded_max: 0
-    latency_ratio_max: 1.2
-    success: {min_rate: 0.95, false_alarm: 0.05}
-    accuracy: {incumbent_drop_max: 0.0, baseline_drop_max: 0.01, false_alarm: 0.05}
-    silence: {after_s: 3600, max: 0}
-    proofs: {success_rate: 0.9, accuracy_drop_max: 0.02, confidence: 0.95}
 """
 
 from __future__ import annotations
@@ -26,10 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from fleet.evalues import (
     harm_e_value,
@@ -40,7 +27,16 @@ from fleet.evalues import (
     success_harm_e_value,
 )
 from fleet.evidence import Evidence, Pooled, Standing, pool
-from wire.errors import LimitsError
+from fleet.gate_limits import (
+    SMALL_FLEET,
+    AccuracyTest,
+    Gate,
+    Proofs,
+    Silence,
+    SuccessTest,
+    check_proofs,
+    parse_gate,
+)
 from wire.figures import (
     PairedCounts,
     median_interval,
@@ -49,104 +45,24 @@ from wire.figures import (
     sign_test_p_value,
 )
 from wire.sla import Measures, Outcome, Scope, judge
-from wire.types import Count, Seconds
 
-SMALL_FLEET = 40
-"""Below so many judged devices one failure is one too many, unless `failures_max` says otherwise: to show
-at most 10% failures takes 39 to 69 devices without any (DESIGN.md section 5)."""
+__all__ = [
+    "SMALL_FLEET",
+    "AccuracyTest",
+    "Decision",
+    "Gate",
+    "GateVerdict",
+    "Part",
+    "Proofs",
+    "Silence",
+    "SuccessTest",
+    "check_proofs",
+    "evaluate",
+    "parse_gate",
+]
 
 NAMED_MAX = 10
 """Devices named in a reason; the rest are counted."""
-
-_Rate = Annotated[float, Meta(gt=0.0, lt=1.0)]
-_Share = Annotated[float, Meta(gt=0.0, le=1.0)]
-_Drop = Annotated[float, Meta(ge=0.0, lt=1.0)]
-_Ratio = Annotated[float, Meta(gt=0.0, le=1000.0)]
-
-
-class SuccessTest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Harm test on the share of devices that fail.
-
-    Attributes:
-        min_rate: fires once it is shown that fewer than this share succeed.
-        false_alarm: bound on the probability that it ever fires on a fleet that meets `min_rate`,
-            however often it is looked at.
-    """
-
-    min_rate: _Rate = 0.95
-    false_alarm: _Rate = 0.05
-
-
-class AccuracyTest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Harm tests on accuracy, paired by sample, pooled per variant, runtime and CPU class.
-
-    Attributes:
-        incumbent_drop_max: fires once a larger drop against the release that ran before is shown; a
-            fraction of all samples (0.01 is one point). 0: any shown drop fires.
-        baseline_drop_max: the same against the bundle's own FP32; None takes what the SLA's
-            `min_fraction_of_baseline` leaves, or 0.01 if it has none.
-        false_alarm: bound per variant, runtime and CPU class on ever firing on a release that keeps the
-            margin.
-    """
-
-    incumbent_drop_max: _Drop = 0.0
-    baseline_drop_max: _Drop | None = None
-    false_alarm: _Rate = 0.05
-
-
-class Silence(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Devices that got an order and gave no outcome.
-
-    Attributes:
-        after_s: from the order (or from a person's resume) until a device counts as silent; None: the
-            rollout's deadline and soak together, by when an awake device has answered or given up.
-        max: silent devices that a gate tolerates.
-    """
-
-    after_s: Seconds | None = None
-    max: Count = 0
-
-
-class Proofs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What must be shown, not only not refuted, before the last wave opens. Opt-in.
-
-    Attributes:
-        success_rate: to be shown as the least share of devices that succeed.
-        accuracy_drop_max: to be shown as the largest drop against the incumbent (the baseline on a
-            first install), by the paired 95% interval.
-        confidence: of `success_rate`.
-    """
-
-    success_rate: _Rate | None = None
-    accuracy_drop_max: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
-    confidence: _Rate = 0.95
-
-
-class Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The conditions for opening the next wave, and for being complete after the last.
-
-    Attributes:
-        min_fraction: of the devices that neither failed nor are silent, the share that must have ended
-            its soak.
-        failures_max: devices that may fail, over the whole rollout; None: 0 while fewer than
-            SMALL_FLEET are judged, above that `success` decides.
-        degraded_max: devices that may run another than their first allowed variant; None: 0 in the
-            first wave, then a tenth of those that succeeded, rounded up.
-        latency_ratio_max: latency against the incumbent, median over devices; None: not asked.
-        success: harm test on failures.
-        accuracy: harm tests on accuracy; None (`accuracy: null`) for a release without labels.
-        silence: when a device counts as silent, and how many may.
-        proofs: opt-in.
-    """
-
-    min_fraction: _Share = 1.0
-    failures_max: Count | None = None
-    degraded_max: Count | None = None
-    latency_ratio_max: _Ratio | None = None
-    success: SuccessTest = SuccessTest()
-    accuracy: AccuracyTest | None = AccuracyTest()
-    silence: Silence = Silence()
-    proofs: Proofs = Proofs()
 
 
 class Decision(StrEnum):
@@ -187,60 +103,6 @@ class GateVerdict(Struct, frozen=True, kw_only=True):
             return "all conditions hold"
         deciding = [part for part in self.parts if part.decision is self.decision]
         return "; ".join(f"{part.name}: {part.reason}" for part in deciding) or "nothing was evaluated"
-
-
-def parse_gate(mapping: object) -> Gate:
-    """Reads a gate from what a YAML or JSON file held; nothing at all gives the defaults.
-
-    Raises:
-        LimitsError: `gate_malformed`: an unknown key, a wrong type or a limit out of range; the message
-            names the key. A gate that cannot be read never opens: the rollout is refused.
-    """
-    try:
-        return msgspec.convert({} if mapping is None else mapping, Gate)
-    except msgspec.ValidationError as error:
-        raise LimitsError(
-            "gate_malformed", f"the gate cannot be read: {error}; its keys are {', '.join(_KEYS)}"
-        ) from None
-
-
-_KEYS = Gate.__struct_fields__
-
-
-def check_proofs(gate: Gate, devices: int, samples: int) -> None:
-    """Refuses a requested proof that cannot be reached before the last wave opens.
-
-    The arithmetic is that of the best case: every device succeeds, and candidate and reference agree on
-    every sample, all of them of one variant and CPU class. See `proof_devices_min` (43 devices for 90%)
-    and `proof_samples_min` (about 460 samples for one point).
-
-    Args:
-        gate: as parsed.
-        devices: of the largest wave before the last, or of the only one.
-        samples: distinct validation samples that so many devices trial.
-
-    Raises:
-        LimitsError: `proof_unreachable`, with what would be needed.
-    """
-    proofs = gate.proofs
-    if proofs.success_rate is not None:
-        needed = proof_devices_min(proofs.success_rate, proofs.confidence)
-        if devices < needed:
-            raise LimitsError(
-                "proof_unreachable",
-                f"to show a success rate of {proofs.success_rate:.4g} takes {needed} devices without a "
-                f"failure, the largest wave before the last has {devices}; make that wave larger, ask for "
-                "less, or leave the proof out",
-            )
-    if proofs.accuracy_drop_max is not None:
-        needed = proof_samples_min(proofs.accuracy_drop_max, proofs.confidence)
-        if samples < needed:
-            raise LimitsError(
-                "proof_unreachable",
-                f"to show an accuracy drop below {proofs.accuracy_drop_max:.4g} takes {needed} distinct "
-                f"samples, the devices of the largest wave before the last trial {samples}; give each "
-                "device more shards, make that wave larger, or leave the proof out",
-            )
 
 
 def evaluate(gate: Gate, evidence: Evidence) -> GateVerdict:
@@ -285,6 +147,14 @@ class _View:
         """A part that cannot be evaluated: it waits while something may still arrive."""
         under_way = self.evidence.unreached or self.count(Standing.IN_FLIGHT)
         return (Decision.WAIT if under_way else Decision.INCONCLUSIVE), what
+
+    def untried(self, what: str) -> _Said:
+        """No trial to judge: nothing is missing only if every device ran the release already."""
+        at_work = {Standing.SUCCEEDED, Standing.IN_FLIGHT}
+        held = [device.held for device in self.evidence.devices if device.standing in at_work]
+        if held and all(held):
+            return Decision.PASS, "every device ran the release already; there was nothing to try"
+        return self.lacking(what)
 
 
 def _reach(view: _View) -> _Said:
@@ -352,7 +222,7 @@ def _accuracy(view: _View) -> _Said:
     if test is None:
         return Decision.PASS, "switched off by the gate"
     if not view.pooled:
-        return view.lacking("no trial has been reported")
+        return view.untried("no trial has been reported")
     baseline_drop = _baseline_drop_max(test, view.evidence)
     missing, said = [], []
     for pooled in view.pooled:
@@ -399,7 +269,7 @@ def _sla(view: _View) -> _Said:
     if not judge(limits, Measures(), Scope.WAVE).findings:
         return Decision.PASS, "the SLA sets no limit"
     if not running:
-        return view.lacking("no device that carries the release has reported a trial")
+        return view.untried("no device that carries the release has reported a trial")
     open_questions: list[str] = []
     for pooled in running:
         unknown = dict.fromkeys(pooled.unmeasured)
@@ -424,7 +294,7 @@ def _latency(view: _View) -> _Said:
         return Decision.PASS, "not asked"
     rated = [pooled for pooled in view.pooled if pooled.latency_ratios]
     if not rated:
-        return view.lacking("no device measured its latency against an incumbent")
+        return view.untried("no device measured its latency against an incumbent")
     doubtful = []
     for pooled in rated:
         median = percentile(pooled.latency_ratios, 0.5)

@@ -63,6 +63,7 @@ def _device_evidence(
         standing=standing,
         detail=detail,
         degraded=standing is Standing.SUCCEEDED and _is_degraded(state, assignment),
+        held=assignment.before is not None and assignment.before.digest == rollout.request.digest,
         trial=state.trial.result if state is not None and ours and state.trial is not None else None,
         arch="unknown" if device.hardware is None else device.hardware.arch,
     )

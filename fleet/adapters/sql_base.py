@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 from sqlalchemy.sql.dml import Insert
 
 from fleet.ports import StoreError
@@ -81,7 +81,8 @@ def make_engine(url: str) -> Engine:
         StoreError: `database_url`: it cannot be read, or its driver is not installed.
     """
     try:
-        engine = create_engine(url)
+        # A database in memory lives as long as its one connection, which all threads share.
+        engine = create_engine(url, poolclass=StaticPool) if url == "sqlite://" else create_engine(url)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise StoreError(
             "database_url",

@@ -162,12 +162,19 @@ class Machine:
         if desired.order > self.state.order:
             self.since = tick
             if desired.rollout == "r" and deploy is not None:
-                self.state = change(self.state, order=desired.order, phase=Phase.TRIALING, outcome=None)
+                self._start(deploy)
             else:
                 held = to if desired.rollout == "r-back" else slot(OTHER, order=desired.order)
                 self.state = ModelState(active=held, order=desired.order, outcome=OrderOutcome.ACTIVE)
         elif deploy is not None and desired.order == deploy.desired.order:
             self._go_on(tick, deploy)
+
+    def _start(self, deploy: Deploy) -> None:
+        """A release that runs already needs no trial: the order ends at once."""
+        runs = self.state.active is not None and self.state.active.digest == deploy.desired.digest
+        outcome = OrderOutcome.ACTIVE if runs and deploy.desired.mode == "deploy" else None
+        phase = Phase.IDLE if outcome else Phase.TRIALING
+        self.state = change(self.state, order=deploy.desired.order, phase=phase, outcome=outcome, trial=None)
 
     def _go_on(self, tick: int, deploy: Deploy) -> None:
         step, fate, desired = (tick - self.since) // self.plan.pace, self.plan.fate, deploy.desired

@@ -249,6 +249,17 @@ def test_a_failed_device_does_not_make_the_wave_slow() -> None:
     assert part("sla", Gate(), evidence(device(0), failed))[0] is Decision.PASS
 
 
+def test_what_ran_before_needs_no_trial_but_all_of_it_must_have() -> None:
+    held = [replace(device(i, tried=False), held=True) for i in range(2)]
+    assert evaluate(Gate(latency_ratio_max=1.1), evidence(*held)).decision is Decision.PASS
+    new = device(3, tried=False)
+    assert evaluate(Gate(), evidence(*held, new)).decision is Decision.INCONCLUSIVE
+    flying = device(3, Standing.IN_FLIGHT, tried=False)
+    assert evaluate(Gate(min_fraction=0.1), evidence(*held, flying)).decision is Decision.WAIT
+    failed = replace(device(4, Standing.FAILED, tried=False), held=True)
+    assert part("sla", Gate(), evidence(failed))[0] is Decision.INCONCLUSIVE
+
+
 def test_size_limit_uses_the_variant_that_runs() -> None:
     limits = Limits(size_bytes_max=500.0)
     sizes = evidence(device(0), limits=limits, size_bytes={FIRST: 501})

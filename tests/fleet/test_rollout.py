@@ -189,17 +189,31 @@ def test_devices_of_a_newer_rollout_are_left_out_and_named() -> None:
     assert "newer order, 99" in rollout.left_out["d0"]
 
 
-def test_a_device_that_runs_the_release_already_is_not_taken_below_it() -> None:
-    rollout, world = made(Scenario(plans=good(1), request=asked()))
+def carried_again() -> tuple[Rollout, World]:
+    """Two devices run the release; a second rollout of it has reached the first wave."""
+    rollout, world = made(Scenario(plans=good(2), request=asked(waves="100%")))
     rollout = looked(rollout, world)
     for tick in (1, 2, 3):
         world.tick(tick)
-    again = machine.create("again", asked(), 20, 21, world.facts(), world.now)
-    again, orders = machine.advance(again, world.facts(), world.now)
-    assert [order.device for order in orders] == ["d0"]
-    world.desired["d0"] = DesiredNow(order=20, rollout="again")
+    again = machine.create("r", asked(waves="1,100%"), 20, 21, world.facts(), world.now)
+    return looked(again, world), world
+
+
+def test_a_device_that_runs_the_release_already_is_not_taken_below_it() -> None:
+    again, world = carried_again()
+    assert len(again.assignments) == 1
     _, orders = machine.abort(again, FailureAction.ROLLBACK_ALL, world.facts(), world.now)
     assert orders == ()
+
+
+def test_devices_that_run_the_release_already_need_no_trial() -> None:
+    again, world = carried_again()
+    for tick in (4, 5):
+        world.tick(tick)
+        again = looked(again, world)
+    world.tick(6)
+    assert all(view.models["cats"].trial is None for view in world.views.values())
+    assert looked(again, world).state is RolloutState.COMPLETED
 
 
 def test_paused_rollout_still_acts_on_a_failure() -> None:
