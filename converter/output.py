@@ -6,6 +6,7 @@ Not for: what is written.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,10 @@ _OURS = frozenset({"manifest.json", "candidates.json", "variants", "validation"}
 def require_writable(directory: Path, *, force: bool) -> None:
     """Asks before any work whether the result can be written.
 
+    Args:
+        directory: absolute.
+        force: whether an earlier bundle may be replaced.
+
     Raises:
         InputError: `output_not_empty` (without `force`), `output_foreign` (with it, where something lies
             that no conversion wrote), `output_unwritable`.
@@ -25,6 +30,11 @@ def require_writable(directory: Path, *, force: bool) -> None:
     if not directory.name or (directory.exists() and not directory.is_dir()):
         raise InputError(
             "output_unwritable", f"{directory} is no place for a bundle; name a directory with --output"
+        )
+    above = next(place for place in directory.parents if place.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(
+            "output_unwritable", f"nothing can be made in {above}; name another place with --output"
         )
     present = _entries(directory)
     if present and not force:
