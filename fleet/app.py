@@ -22,6 +22,7 @@ from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.mqtt_broker import MqttBroker
 from fleet.adapters.sql_store import SqlStore
 from fleet.adapters.web_server import WebServer
+from fleet.api.guard import allowed_hosts
 from fleet.api.http import Health, Services, build
 from fleet.conductor import OPEN_STATES, Conductor, Ports
 from fleet.config import Config
@@ -200,7 +201,7 @@ def serve(config: Config) -> None:
         parts = assemble(config)
         parts.loop.start()
         try:
-            WebServer(build(parts.services), host, port).run()
+            WebServer(build(parts.services, allowed_hosts(host)), host, port).run()
         finally:
             parts.loop.stop()
             parts.broker.close()

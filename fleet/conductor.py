@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
@@ -21,7 +21,7 @@ from fleet.config import Config
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.ingest import Ingest
 from fleet.orders import Desk, give
-from fleet.ports import Broker, Clock, Store
+from fleet.ports import Broker, Clock, Delivery, Store, StoreError
 from fleet.publisher import Publisher
 from fleet.rollback import follow_up
 from fleet.rollout import ENDS, RolloutState, advance
@@ -99,18 +99,42 @@ class Conductor:
         if not deliveries:
             return False
         try:
-            with ports.store.begin() as tx:
-                taken = ports.ingest.take(tx, deliveries, ports.clock.now())
-                ports.publisher.miss(tx, taken.missing)
-        except Exception:
-            # The batch is lost, so everything retained is read again; reports were not acknowledged.
-            ports.publisher.watch(len(deliveries))
-            raise
+            self._take(deliveries)
+        except Exception:  # noqa: BLE001 - one message that the database refuses must not hold up the others
+            self._take_singly(deliveries)
+        return len(deliveries) == self._config.ingest_batch_max
+
+    def _take(self, deliveries: Sequence[Delivery]) -> None:
+        """Takes a batch in, in one transaction, and acknowledges after its commit."""
+        ports = self._ports
+        with ports.store.begin() as tx:
+            taken = ports.ingest.take(tx, deliveries, ports.clock.now())
+            ports.publisher.miss(tx, taken.missing)
         if taken.seed is not None:
             ports.publisher.found(taken.seed)
         self._changed |= taken.changed
         ports.publisher.acknowledge(taken.acks)
-        return len(deliveries) == self._config.ingest_batch_max
+
+    def _take_singly(self, deliveries: Sequence[Delivery]) -> None:
+        """After a batch failed: each message on its own; what still fails is named and dropped.
+
+        If all of them fail, the database is at fault and not a message: retained messages are read again
+        then, and reports come again because they were not acknowledged.
+
+        Raises:
+            StoreError: all failed.
+        """
+        failed = 0
+        for delivery in deliveries:
+            try:
+                self._take([delivery])
+            except Exception:  # noqa: BLE001 - as above; it is counted and logged whole
+                failed += 1
+                self._ports.ingest.refused["unstorable"] += 1
+                _LOG.exception("a message on %s could not be taken in", delivery.topic)
+        if failed == len(deliveries):
+            self._ports.publisher.watch(failed)
+            raise StoreError("database_unusable", f"none of {failed} messages could be stored")
 
     def _advance_all(self) -> None:
         """Every open rollout, each in a transaction of its own."""
@@ -143,5 +167,7 @@ class Conductor:
 
     def _upkeep(self) -> None:
         with self._ports.store.begin() as tx:
+            # Said again here because a device that still misses the same says nothing new.
+            self._ports.publisher.miss(tx, {digest for d in tx.devices() for digest in d.missing})
             acks = upkeep(tx, self._desk.topics, self._ports.clock.now(), self._config)
         self._ports.publisher.acknowledge(acks)

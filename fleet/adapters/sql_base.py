@@ -81,8 +81,7 @@ def make_engine(url: str) -> Engine:
         StoreError: `database_url`: it cannot be read, or its driver is not installed.
     """
     try:
-        # A database in memory lives as long as its one connection, which all threads share.
-        engine = create_engine(url, poolclass=StaticPool) if url == "sqlite://" else create_engine(url)
+        engine = _memory_engine() if url == "sqlite://" else create_engine(url)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise StoreError(
             "database_url",
@@ -93,6 +92,11 @@ def make_engine(url: str) -> Engine:
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
     return engine
+
+
+def _memory_engine() -> Engine:
+    """A database in memory lives as long as its one connection, which all threads share."""
+    return create_engine("sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False})
 
 
 def _sqlite_connect(dbapi_connection: Any, _record: ConnectionPoolEntry) -> None:  # noqa: ANN401 - DBAPI

@@ -7,7 +7,9 @@ Not for: what is answered (`fleet.api.http`).
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -53,9 +55,15 @@ class WebServer:
         self._socket.listen(128)
         port = self._socket.getsockname()[1]
         _LOG.info("listening on http://%s:%d", self._host, port)
+        # uvicorn ends in order and then raises the signal once more, for whoever was there before it;
+        # without these the second one would end the process before the rest is closed.
+        signal.signal(signal.SIGTERM, _already_stopping)
+        signal.signal(signal.SIGINT, _already_stopping)
         try:
             self._server.run(sockets=[self._socket])
-        except KeyboardInterrupt:
-            _LOG.info("stopped")
         finally:
             self._socket.close()
+
+
+def _already_stopping(_number: int, _frame: FrameType | None) -> None:
+    _LOG.info("stopped")

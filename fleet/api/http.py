@@ -23,8 +23,8 @@ Not for: deciding anything (`fleet.people`, `fleet.publish.intake`).
     POST   /api/rollbacks                            RollbackAsk -> RollbackShow
     GET    /api/rollbacks/ID                         RollbackShow
 
-Errors: {"error": {"code": ..., "message": ...}} with 400 (bad input), 404, 409 (conflict), 413 (too large)
-or 503 (the database cannot be used).
+Errors: {"error": {"code": ..., "message": ...}} with 400 (bad input), 403 (asked by a page of another
+site), 404, 409 (conflict), 413 (too large) or 503 (the database cannot be used).
 """
 
 from __future__ import annotations
@@ -39,10 +39,12 @@ from msgspec import Meta, Struct
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from fleet.api.guard import Guard
 from fleet.people import People, RollbackAsk, RolloutAsk
 from fleet.ports import ConflictError, NotFoundError, StoreError
 from fleet.publish.intake import Intake
@@ -319,8 +321,13 @@ class Api:
         return answer(await run_in_threadpool(self._services.people.rollback, request.path_params["id"]))
 
 
-def build(services: Services) -> Starlette:
-    """The application."""
+def build(services: Services, hosts: frozenset[str] | None = None) -> Starlette:
+    """The application.
+
+    Args:
+        services: what it calls.
+        hosts: names under which it may be addressed; None: any.
+    """
     api = Api(services)
     table: tuple[tuple[str, str, _Handler], ...] = (
         ("GET", "/api/health", api.health),
@@ -343,6 +350,7 @@ def build(services: Services) -> Starlette:
         ("GET", "/api/rollbacks/{id}", api.rollback),
     )
     return Starlette(
+        middleware=[Middleware(Guard, hosts=hosts)],
         routes=[Route(path, handler, methods=[method]) for method, path, handler in table],
         exception_handlers={
             ShallopError: _on_shallop_error,

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from fleet.adapters.sql_store import SqlTx
+from fleet.inventory import Device
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.ports import ConflictError, NotFoundError
 from fleet.rollout import FailureAction
@@ -337,6 +339,40 @@ def test_junk_is_refused_by_name_and_hurts_nobody(harness: Harness, payload: byt
     harness.settle()
     assert harness.ingest.refused[code] == 1
     assert harness.people.device("dev-0").online
+
+
+def test_a_message_that_the_database_refuses_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = Harness()
+    poisoned = SqlTx.save_device
+
+    def refuses(tx: SqlTx, device: Device) -> None:
+        if device.id == "poison":
+            raise ZeroDivisionError
+        poisoned(tx, device)
+
+    monkeypatch.setattr(SqlTx, "save_device", refuses)
+    devices = [*fleet(harness, 2), harness.device("poison")]
+    bundle(harness, tmp_path, "v1", 1)
+    begun = harness.people.start(ask("v1", "100%"))
+    harness.settle(10)
+    assert state_of(harness, begun.id) == "completed"
+    assert active(devices[:2]) == ["v1"] * 2
+    assert harness.ingest.refused["unstorable"] == 3
+    harness.store.close()
+
+
+def test_a_device_that_still_misses_the_same_is_helped_again(harness: Harness, tmp_path: Path) -> None:
+    device = harness.device("dev-0")
+    bundle(harness, tmp_path, "v1", 1)
+    harness.settle()
+    topic = next(topic for topic in harness.broker.retained if "/blob/" in topic)
+    device._change("camera", lambda s: replace(s, missing=(topic.rsplit("/", 1)[1],)))
+    harness.settle()
+    del harness.broker.retained[topic]
+    harness.settle(70)
+    assert topic in harness.broker.retained
 
 
 def test_a_message_of_another_device_is_refused(harness: Harness) -> None:

@@ -1,0 +1,389 @@
+"""The store's contract, on every database that is at hand: SQLite in memory, on disk, and PostgreSQL.
+
+PostgreSQL is tried where SHALLOP_TEST_DATABASE names an empty database, such as
+postgresql+psycopg://user@localhost/test; its statements are compiled in any case.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Dialect, Table, create_engine, text
+from sqlalchemy.dialects import postgresql, sqlite
+
+from fleet.adapters import tables
+from fleet.adapters.sql_base import upsert
+from fleet.adapters.sql_store import SqlStore, migrate
+from fleet.inventory import Device, labelled
+from fleet.ports import (
+    DesiredRow,
+    OutboxRow,
+    Post,
+    ReleaseRow,
+    RollbackRow,
+    RolloutRow,
+    StoreError,
+)
+from wire.messages import DesiredModel, Phase, PhaseChanged, Report
+
+INSTALL = "1" * 32
+
+
+POSTGRESQL = os.environ.get("SHALLOP_TEST_DATABASE", "")
+
+
+@pytest.fixture(params=["memory", "disk", *(["postgresql"] if POSTGRESQL else [])])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlStore]:
+    on_disk = f"sqlite:///{tmp_path / 'fleet.db'}"
+    url = {"memory": "sqlite://", "disk": on_disk, "postgresql": POSTGRESQL}[request.param]
+    if request.param == "postgresql":
+        _empty(url)
+    made = SqlStore(url, "a" * 32)
+    yield made
+    made.close()
+
+
+def _empty(url: str) -> None:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        tables.metadata.drop_all(connection)
+        connection.execute(text("DROP TABLE IF EXISTS alembic_version"))
+    engine.dispose()
+
+
+def report(number: int, device: str = "dev-0", order: int = 1) -> Report:
+    return Report(
+        device=device,
+        install_id=INSTALL,
+        number=number,
+        order=order,
+        event=PhaseChanged(phase=Phase.FETCHING),
+    )
+
+
+def entry(order: int, digest: str = "d" * 64) -> DesiredModel:
+    return DesiredModel(order=order, digest=digest, release="v1")
+
+
+def retained(topic: str, payload: bytes = b"x", rank: int = 2) -> Post:
+    return Post(topic=topic, rank=rank, retain=True, payload=payload)
+
+
+def topics_of(rows: list[OutboxRow]) -> list[str]:
+    return [row.post.topic for row in rows]
+
+
+def test_orders_rise_and_never_repeat(store: SqlStore) -> None:
+    with store.begin() as tx:
+        assert tx.take_orders(2) == 1
+        assert tx.take_orders(1) == 3
+    with store.begin() as tx:
+        assert not tx.raise_orders(2)
+        assert tx.raise_orders(10)
+        assert tx.take_orders(1) == 11
+
+
+def test_a_transaction_that_raises_leaves_nothing(store: SqlStore) -> None:
+    def fails() -> None:
+        with store.begin() as tx:
+            tx.take_orders(5)
+            tx.post([retained("t")])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    with store.begin() as tx:
+        assert (tx.mark().orders, tx.mark().generation, tx.pending_count()) == (0, 0, 0)
+
+
+def test_transactions_of_many_threads_follow_one_another(store: SqlStore) -> None:
+    taken: list[int] = []
+
+    def take() -> None:
+        for _ in range(20):
+            with store.begin() as tx:
+                taken.append(tx.take_orders(1))
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == list(range(1, 81))
+
+
+def test_a_device_comes_back_as_it_was_saved(store: SqlStore) -> None:
+    view = labelled(Device(id="dev-0", seen_at=5.0), {"site": "roof", "ring": "canary"}, ["north", "lab"])
+    with store.begin() as tx:
+        tx.save_device(view)
+        tx.save_device(Device(id="dev-1"))
+    with store.begin() as tx:
+        assert tx.device("dev-0") == view
+        assert [device.id for device in tx.devices()] == ["dev-0", "dev-1"]
+        assert tx.devices()[0] == view
+        assert tx.device("dev-2") is None
+        assert tx.device_count() == 2
+        tx.save_device(labelled(view, {"site": "cellar"}, []))
+    with store.begin() as tx:
+        again = tx.device("dev-0")
+        assert again is not None
+        assert (again.labels_own, again.groups) == ({"site": "cellar"}, ())
+
+
+def test_forgetting_a_device_takes_all_of_it(store: SqlStore) -> None:
+    with store.begin() as tx:
+        for name in ("dev-0", "dev-1"):
+            tx.save_device(labelled(Device(id=name), {"a": "b"}, ["g"]))
+            tx.add_report(report(1, name), 1.0)
+            tx.save_desired(DesiredRow(device=name, model="m", rollout=None, entry=entry(1)))
+        tx.forget_device("dev-0")
+    with store.begin() as tx:
+        assert [device.id for device in tx.devices()] == ["dev-1"]
+        assert tx.desired("dev-0") == {}
+        assert tx.reports("dev-0", 10) == []
+        assert tx.contiguous("dev-0", INSTALL) == 0
+        assert len(tx.reports("dev-1", 10)) == 1
+
+
+def test_the_mark_follows_the_unbroken_run_of_reports(store: SqlStore) -> None:
+    with store.begin() as tx:
+        assert tx.add_report(report(1), 1.0)
+        assert not tx.add_report(report(1), 2.0), "a duplicate"
+        assert tx.add_report(report(3), 3.0)
+        assert tx.contiguous("dev-0", INSTALL) == 1
+        assert tx.add_report(report(2), 4.0)
+        assert tx.contiguous("dev-0", INSTALL) == 3
+        assert tx.contiguous("dev-0", "2" * 32) == 0, "another install counts on its own"
+
+
+def test_a_gap_that_never_fills_is_given_up(store: SqlStore) -> None:
+    with store.begin() as tx:
+        tx.add_report(report(1), 1.0)
+        tx.add_report(report(4), 10.0)
+        tx.add_report(report(5), 20.0)
+        tx.add_report(report(8), 30.0)
+        assert tx.skip_gaps(9.0) == []
+        assert tx.skip_gaps(11.0) == [("dev-0", INSTALL, 5)], "up to the next gap"
+        assert tx.skip_gaps(11.0) == [("dev-0", INSTALL, 8)]
+        assert tx.skip_gaps(1e9) == []
+        assert tx.contiguous("dev-0", INSTALL) == 8
+
+
+def test_only_old_and_acknowledged_reports_are_pruned(store: SqlStore) -> None:
+    with store.begin() as tx:
+        for number, at in ((1, 1.0), (2, 50.0), (4, 2.0)):
+            tx.add_report(report(number), at)
+        assert tx.prune_reports(10.0) == 1
+        assert sorted(r.number for r in tx.reports("dev-0", 10)) == [2, 4]
+        assert not tx.add_report(report(1), 60.0), "a pruned one is still known"
+
+
+def test_reports_of_an_order_come_from_all_devices(store: SqlStore) -> None:
+    with store.begin() as tx:
+        tx.add_report(report(1, "dev-1", order=7), 2.0)
+        tx.add_report(report(1, "dev-0", order=7), 1.0)
+        tx.add_report(report(2, "dev-0", order=8), 3.0)
+        assert [r.device for r in tx.reports_of_order(7)] == ["dev-0", "dev-1"]
+
+
+def test_releases_and_blobs(store: SqlStore) -> None:
+    row = ReleaseRow(
+        digest="d" * 64, model="m", name="v1", state="uploading", created_at=1.0, manifest=b"\x00\xff"
+    )
+    with store.begin() as tx:
+        tx.save_release(row)
+        tx.add_blob("b" * 64, 5, "bb/b")
+        tx.post([Post(topic="blob/b", rank=1, retain=True, blob="b" * 64)])
+    with store.begin() as tx:
+        assert tx.release("d" * 64) == tx.release_named("m", "v1") == row
+        assert tx.releases() == [row]
+        assert tx.known_blobs(["b" * 64, "c" * 64]) == {"b" * 64}
+        tx.lose_blob("b" * 64)
+        assert tx.known_blobs(["b" * 64]) == set()
+        assert tx.pending_count() == 0
+        tx.delete_release("d" * 64)
+        assert tx.release_named("m", "v1") is None
+
+
+def test_one_name_belongs_to_one_release(store: SqlStore) -> None:
+    def twice() -> None:
+        with store.begin() as tx:
+            for digest in ("d" * 64, "e" * 64):
+                tx.save_release(
+                    ReleaseRow(
+                        digest=digest, model="m", name="v1", state="published", created_at=1.0, manifest=b""
+                    )
+                )
+
+    with pytest.raises(StoreError, match="database"):
+        twice()
+
+
+def test_rollouts_by_state(store: SqlStore) -> None:
+    rows = [
+        RolloutRow(
+            id=f"ro-{i}",
+            model="m",
+            release="d" * 64,
+            state=state,
+            created_at=float(i),
+            doc=b'{"a":1}',
+            rollback_order=i,
+            rollback_payload=b"\x01",
+        )
+        for i, state in enumerate(["running", "completed"])
+    ]
+    with store.begin() as tx:
+        for row in rows:
+            tx.save_rollout(row)
+    with store.begin() as tx:
+        assert tx.rollouts() == rows
+        assert tx.rollouts(["running", "paused"]) == rows[:1]
+        assert tx.rollout("ro-1") == rows[1]
+        assert tx.rollout("ro-9") is None
+
+
+def test_desired_entries(store: SqlStore) -> None:
+    row = DesiredRow(device="dev-0", model="m", rollout="ro-1", entry=entry(3))
+    with store.begin() as tx:
+        tx.save_desired(row)
+        tx.save_desired(DesiredRow(device="dev-0", model="n", rollout=None, entry=entry(4, "e" * 64)))
+        tx.save_desired(DesiredRow(device="dev-1", model="m", rollout=None, entry=entry(5)))
+    with store.begin() as tx:
+        assert tx.desired("dev-0")["m"] == row
+        assert [r.device for r in tx.desired_of_model("m")] == ["dev-0", "dev-1"]
+        assert tx.desired_digests() == {"d" * 64, "e" * 64}
+        tx.drop_desired("dev-0", "n")
+        assert tx.desired("dev-0") == {"m": row}
+
+
+def test_rollbacks_stay_open_until_they_ended(store: SqlStore) -> None:
+    row = RollbackRow(
+        id="rb", device="dev-0", model="m", from_digest="d" * 64, order=1, state="commanded", asked_at=1.0
+    )
+    done = RollbackRow(
+        id="rb", device="dev-1", model="m", from_digest="d" * 64, order=1, state="done", asked_at=1.0
+    )
+    with store.begin() as tx:
+        tx.save_rollback(row)
+        tx.save_rollback(done)
+        assert tx.rollback_rows("rb") == [row, done]
+        assert tx.rollback_rows(open_only=True) == [row]
+        assert tx.rollback_rows("other") == []
+
+
+def test_the_outbox_gives_lowest_rank_first(store: SqlStore) -> None:
+    with store.begin() as tx:
+        tx.post([retained("desired", rank=3), retained("blob", rank=1)])
+        tx.post([Post(topic="command", rank=0, retain=False, payload=b"c")])
+        assert topics_of(tx.pending(10)) == ["command", "blob", "desired"]
+        assert topics_of(tx.pending(1)) == ["command"]
+
+
+def test_a_newer_retained_post_takes_the_older_ones_place(store: SqlStore) -> None:
+    with store.begin() as tx:
+        tx.post([retained("t", b"old"), Post(topic="t", rank=0, retain=False, payload=b"command")])
+    with store.begin() as tx:
+        tx.post([retained("t", b"new")])
+        assert [row.post.payload for row in tx.pending(10)] == [b"command", b"new"]
+
+
+def test_published_posts_are_kept_if_retained(store: SqlStore) -> None:
+    with store.begin() as tx:
+        tx.post([retained("t"), Post(topic="c", rank=0, retain=False, payload=b"c"), retained("gone", b"")])
+        assert tx.mark().generation == 1, "one generation a transaction"
+        assert tx.retained_topics("") == {"t"}
+        tx.published([row.id for row in tx.pending(10)], 5.0)
+        assert tx.pending_count() == 0
+        assert tx.republish_after(0) == 1, "the command and the clearing are not said again"
+        assert topics_of(tx.pending(10)) == ["t"]
+
+
+def test_what_is_newer_than_the_brokers_marker_is_published_again(store: SqlStore) -> None:
+    for topic in ("a", "b", "c"):
+        with store.begin() as tx:
+            tx.post([retained(topic)])
+    with store.begin() as tx:
+        tx.published([row.id for row in tx.pending(10)], 5.0)
+        assert tx.republish_after(3) == 0
+        assert tx.republish_after(1) == 2
+        assert topics_of(tx.pending(10)) == ["b", "c"]
+        assert tx.republish_topics(["a", "b", "zzz"]) == 1
+        assert topics_of(tx.pending(10)) == ["a", "b", "c"]
+
+
+def test_topics_are_found_by_prefix_and_a_percent_sign_is_no_wildcard(store: SqlStore) -> None:
+    with store.begin() as tx:
+        tx.post([retained("r/blob/1"), retained("r/release/1"), retained("x/blob/2")])
+        assert tx.retained_topics("r/blob/") == {"r/blob/1"}
+        assert tx.retained_topics("%/blob/") == set()
+
+
+def test_many_values_fit_into_one_question(store: SqlStore) -> None:
+    digests = [f"{i:064x}" for i in range(1200)]
+    with store.begin() as tx:
+        for digest in digests[:600]:
+            tx.add_blob(digest, 1, "p")
+        tx.post(Post(topic=d, rank=1, retain=True, blob=d) for d in digests)
+        tx.published([row.id for row in tx.pending(5000)], 1.0)
+        assert tx.known_blobs(digests) == set(digests[:600])
+        assert tx.republish_topics(digests) == 1200
+
+
+def test_a_database_on_disk_outlives_its_process(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    first = SqlStore(url, "a" * 32)
+    with first.begin() as tx:
+        tx.take_orders(4)
+    first.close()
+    again = SqlStore(url, "b" * 32)
+    with again.begin() as tx:
+        assert (tx.mark().registry_id, tx.mark().orders) == ("a" * 32, 4)
+        raw = tx.connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+        full = tx.connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+        assert (raw, full) == ("wal", 2)
+    again.close()
+
+
+def test_the_migrations_make_the_tables_that_the_code_describes(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'empty.db'}")
+    with engine.begin() as connection:
+        migrate(connection)
+    with engine.begin() as connection:
+        migrate(connection)
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize("table", tables.metadata.sorted_tables, ids=str)
+def test_upserts_are_written_in_both_dialects(table: Table) -> None:
+    values = {column.name: None for column in table.columns}
+    dialects: tuple[Dialect, ...] = (sqlite.dialect(), postgresql.dialect())  # type: ignore[no-untyped-call]
+    for dialect in dialects:
+        statement = upsert(dialect.name, table, values).compile(dialect=dialect)
+        assert "ON CONFLICT" in str(statement)
+    with pytest.raises(StoreError, match="not supported"):
+        upsert("mysql", table, values)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite:////nowhere/at/all/x.db", "no+such://x/y"])
+def test_a_database_that_cannot_be_used_is_named(url: str) -> None:
+    with pytest.raises(StoreError, match="cannot be"):
+        SqlStore(url, "a" * 32)
+
+
+def test_the_largest_order_number_fits(store: SqlStore) -> None:
+    with store.begin() as tx:
+        tx.save_device(Device(id="dev-9", order_highest=2**53 - 1))
+        found = tx.device("dev-9")
+        assert found is not None
+        assert found.order_highest == 2**53 - 1
+        assert tx.raise_orders(2**53 - 1)
+        assert tx.mark().orders == 2**53 - 1
