@@ -1,4 +1,4 @@
-"""The agent's own failures, split by whether waiting helps.
+"""PURE. The agent's own failures, split by whether waiting helps.
 
 For: saying in a word (`code`) what went wrong on this device and whether it heals by itself.
 Not for: what the other side sent wrongly; that is `wire.errors`.

@@ -1,4 +1,4 @@
-"""PURE. The job of a trial, from a manifest and what lies on the disk.
+"""The job of a trial, from a manifest and what lies on the disk.
 
 For: saying which model runs beside which, on which shards, with which settings.
 Not for: running it (`agent.adapters.trial_process`), or judging it (`agent.judging`).

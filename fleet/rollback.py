@@ -106,26 +106,41 @@ def follow_up(tx: Tx, desk: Desk, changed: Collection[str] | None, now: float, a
 def _write_down(tx: Tx, device: Device) -> bool:
     """Lets desired entries say what the device holds after a rollback by message; whether any changed.
 
-    The entry takes the rollback's own order number, which the device has ended: it changes nothing
+    The entry takes the highest order number that the device has seen, the rollback's: it changes nothing
     there, and a later registry or device reads the truth.
     """
     changed = False
     for model, row in tx.desired(device.id).items():
         state = device.models.get(model)
-        if state is None or state.outcome is not OrderOutcome.ROLLED_BACK or state.order <= row.entry.order:
+        if state is None or state.outcome is not OrderOutcome.ROLLED_BACK:
+            continue
+        if row.entry.order >= state.order_highest or _holds(state, row.entry.digest):
             continue
         if state.active is None:
             tx.drop_desired(device.id, model)
         else:
-            entry = held_entry(state.active, state.order)
+            entry = held_entry(state.active, state.order_highest)
             tx.save_desired(DesiredRow(device=device.id, model=model, rollout=None, entry=entry))
         changed = True
     return changed
 
 
+def _holds(state: ModelState, digest: str) -> bool:
+    return state.active is not None and state.active.digest == digest
+
+
 def _followed(row: RollbackRow, view: Device | None) -> RollbackRow:
+    """What became of a rollback on a device.
+
+    The command itself shows as `blocked`: the release that it refused, once its order was seen. The device's
+    `order` may still be the one that was taken back.
+    """
     state = None if view is None else view.models.get(row.model)
-    if state is None or state.order < row.order or state.outcome is None:
+    if state is None or state.order_highest < row.order or state.outcome is None:
+        return row
+    if row.from_digest in state.blocked and not _holds(state, row.from_digest):
+        return replace(row, state="done", detail="" if state.reason is None else state.reason.detail)
+    if state.order < row.order:
         return row
     if state.order > row.order:
         return replace(row, state="failed", detail="a newer order came first")

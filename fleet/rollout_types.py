@@ -179,7 +179,7 @@ class Rollout(Struct, frozen=True, kw_only=True):
         restored: devices that were told to go back.
         left_out: devices that match and are not counted, each with the reason; at most LEFT_OUT_MAX.
         reason: why the state is what it is.
-        waiting_for: what it waits for now; empty at an end.
+        waiting_for: what it still waits for; empty at an end.
         verdict: the last one of the open wave's gate.
         history: verdicts when they changed.
     """

@@ -156,14 +156,18 @@ class House:
     def start(self) -> None:
         """Starts the broker, if it is ours, and the registry, and waits until both answer."""
         self.start_broker()
-        self.registry.start()
-        self._wait_port("registry", self.server_port, self.registry)
+        self.start_registry()
 
     def start_broker(self) -> None:
         """Starts the broker alone, if it is ours."""
         if self.broker is not None:
             self.broker.start()
         self._wait_port("broker", self.broker_port, self.broker)
+
+    def start_registry(self) -> None:
+        """Starts the registry alone, for the first time or again."""
+        self.registry.start()
+        self._wait_port("registry", self.server_port, self.registry)
 
     def broker_kind(self) -> str:
         """What the embedded broker said it is, in its first line; `external` if it is not ours."""

@@ -1,1 +1,1 @@
-"""The registry over HTTP."""
+"""The registry over HTTP, for the command line, the dashboard and other programs."""

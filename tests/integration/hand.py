@@ -27,6 +27,7 @@ class Hand:
         self.topics = topics.Topics(root)
         self.seen: list[tuple[str, bytes]] = []
         self.reported: dict[str, messages.Reported] = {}
+        self.reported_so_far: list[messages.Reported] = []
         self.status: dict[str, messages.Status] = {}
         self.reports: list[messages.Report] = []
         self.replies: list[messages.Reply] = []
@@ -63,6 +64,7 @@ class Hand:
         if channel is topics.REPORTED:
             said = codec.decode(payload, messages.Reported, channel.size_bytes_max)
             self.reported[params["device"]] = said
+            self.reported_so_far.append(said)
         elif channel is topics.STATUS:
             self.status[params["device"]] = codec.decode(payload, messages.Status, channel.size_bytes_max)
         elif channel is topics.REPORT:

@@ -160,7 +160,10 @@ def test_a_manifest_that_names_a_missing_blob_ends_at_its_deadline(roof: Roof) -
     digest = roof.hand.publish_bundle(roof.folder / "missing", leave_out=2)
     state = ended(roof, digest)
     assert state.reason is not None
-    assert state.missing or "deadline" in state.reason.code
+    assert state.reason.code == "chunks_missing"
+    assert "deadline" in state.reason.detail
+    lacked = [said.models[MODEL].missing for said in roof.hand.reported_so_far if MODEL in said.models]
+    assert max(len(missing) for missing in lacked) == 2
 
 
 def publish_manifest(roof: Roof, raw: bytes, name: str | None = None) -> str:

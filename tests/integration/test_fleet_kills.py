@@ -103,21 +103,11 @@ def test_the_registry_killed_in_every_wave_repeats_nothing(
             wait_for(f"wave {number}", lambda n=number: wave(house, rollout) >= n, 100)  # type: ignore[misc]
             house.registry.kill()
             time.sleep(0.3)
-            house.registry.start()
-            wait_for("the registry", lambda: answers(house), 30)
+            house.start_registry()
         completed(house, rollout)
         wait_for("three successes", lambda: len(successes(hand)) == len(DEVICES), 20)
         assert set(successes(hand).values()) == {1}
         assert {order for _, order in successes(hand)} == {min(order for _, order in successes(hand))}
-
-
-def answers(house: House) -> bool:
-    """Whether the registry's API answers."""
-    try:
-        house.fleet("releases")
-    except RuntimeError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("remembers", [True, False])
@@ -141,12 +131,13 @@ def test_a_registry_that_sleeps_through_the_trial_reads_what_was_retained(
 ) -> None:
     with Hand(broker.port) as hand:
         publish(house, tmp_path, "1")
-        rollout = start(house, "1", "--soak", "0")
+        rollout = start(house, "1", "--soak", "4")
         wait_for("the first wave", lambda: wave(house, rollout) >= 0, 60)
         (canary,) = [line["device"] for line in show(house, rollout)["devices"]]
+        hand.wait_state(canary, "tiny", lambda s: s.order > 0)
         house.registry.kill()
         hand.wait_state(canary, "tiny", lambda s: s.outcome is OrderOutcome.ACTIVE, 60)
-        house.registry.start()
+        house.start_registry()
         completed(house, rollout)
 
 
