@@ -64,7 +64,8 @@ def release(
 
     def variant(name: str) -> Variant:
         folder = f"variants/{name.partition('/')[2]}"
-        content = (changes + name.encode()).ljust(1000, b"-") + b"".join(bytes([n]) * 1000 for n in range(8))
+        same = b"".join(bytes([n]) * 1000 for n in range(8))
+        content = (changes + name.encode()).ljust(1000, b"-") + same
         model_file = file(f"{folder}/model.onnx", content)
         accuracy = Measure(value=0.97, low=0.95, high=0.98, n=2000)
         return Variant(
@@ -197,6 +198,7 @@ class MemoryHooks:
 
     def __init__(self) -> None:
         self.activated: list[str] = []
+        self.looks = 0
         self.ill: str | None = None
         self.refuses = False
 
@@ -208,6 +210,7 @@ class MemoryHooks:
 
     def healthy(self, model: str, current: Path, cancel: threading.Event) -> str | None:
         del model, current, cancel
+        self.looks += 1
         return self.ill
 
     def interval_s(self, model: str) -> float:
