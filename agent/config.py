@@ -91,7 +91,7 @@ class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
     warmup: Annotated[int, Meta(ge=0, le=10_000)] = 10
     latency_runs: Annotated[int, Meta(ge=1, le=100_000)] = 200
-    energy_windows: Annotated[int, Meta(ge=1, le=100)] = 5
+    energy_windows: Annotated[int, Meta(ge=5, le=100)] = 5
     energy_window_s: Annotated[float, Meta(ge=0.05, le=600.0)] = 30.0
     wall_s_max: Above0 = 900.0
     cpu_s_max: Annotated[int, Meta(ge=1, le=86400)] = 900

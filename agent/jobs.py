@@ -17,6 +17,7 @@ from msgspec import Struct
 from agent.deployment import Admitted, Deployment, Done, Event, Failed, Progressed, Standing, Trialed, Work
 from agent.errors import AgentError, Cancelled, FinalError, RetryError, reason_of
 from agent.fetching import Fetcher, Sources
+from agent.hardware import compatible
 from agent.judging import judged
 from agent.ports import Clock, Hooks, Randomness, TrialLock, TrialRunner
 from agent.slots import Slots, file_sha256, write_content
@@ -129,18 +130,8 @@ class Jobs:
             return Reason(code="no_variant", detail="the release has no such variant")
         if variant.runtime not in {runtime.name for runtime in self._machine.runtimes}:
             return Reason(code="incompatible", detail=f"{variant.runtime} is not installed here")
-        needs, hardware = variant.requires, self._machine.hardware
-        features = set(hardware.cpu_features)
-        if needs.arch and hardware.arch not in needs.arch:
-            return Reason(
-                code="incompatible", detail=f"made for {', '.join(needs.arch)}, this is {hardware.arch}"
-            )
-        if needs.cpu_any and not features & set(needs.cpu_any):
-            return Reason(code="incompatible", detail=f"the CPU has none of {', '.join(needs.cpu_any)}")
-        bad = features & set(needs.cpu_none)
-        if bad:
-            return Reason(code="incompatible", detail=f"not for a CPU with {', '.join(sorted(bad))}")
-        return None
+        why = compatible(variant.requires, self._machine.hardware)
+        return Reason(code="incompatible", detail=why) if why else None
 
     def _manifest(
         self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit

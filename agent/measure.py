@@ -1,19 +1,23 @@
-"""PURE. Arithmetic that only a device needs: energy per inference from windows of power readings.
+"""PURE. What only a device computes: energy per inference, and the class of its processor.
 
 For: gross and idle-subtracted energy, the median over load windows (FACTS.md section 5: an idle window, at
-least five load windows, report both).
-Not for: reading sensors (`agent.adapters.power`), or statistics that the host shares (`wire.figures`).
+least five load windows, both figures, void where the machine was held back); and the name under which the
+registry pools answers of processors that compute alike.
+Not for: reading sensors (`agent.adapters.power`), statistics that the host shares (`wire.figures`), or
+which figures count before the SLA (`agent.judging`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 
 from msgspec import Struct
 
 from wire.figures import median_interval, percentile
 from wire.measures import Measure
+
+LOAD_WINDOWS_MIN = 5
 
 
 class Window(Struct, frozen=True, kw_only=True):
@@ -39,13 +43,21 @@ class Energy(Struct, frozen=True, kw_only=True):
     watts_load: float
 
 
-def energy_per_inference_mj(idle: Window, loads: Sequence[Window]) -> Energy | None:
-    """Energy per inference; None where a window has no reading or no inference.
+def energy_per_inference_mj(
+    idle: Window, loads: Sequence[Window], *, throttled: bool | None
+) -> Energy | None:
+    """Energy per inference in millijoules.
 
-    Each load window gives mean power x seconds / inferences; the figure is the median of the windows with
-    the median's interval. A net figure below zero is told as it came: noise, not a gift.
+    Each load window gives 1000 x mean watts x seconds / inferences; the figure is the median of the windows
+    with the median's interval. A net figure below zero is told as it came: noise, not a gift.
+
+    Returns:
+        None where a window has no reading or no inference, where there are fewer than five load windows,
+        or where the machine was held back meanwhile: a slowed machine is not the machine.
     """
-    if not idle.watts or not loads or any(not w.watts or not w.inferences for w in loads):
+    if throttled or not idle.watts or len(loads) < LOAD_WINDOWS_MIN:
+        return None
+    if any(not window.watts or not window.inferences for window in loads):
         return None
     watts_idle = fmean(idle.watts)
     gross = [1000 * fmean(w.watts) * w.seconds / w.inferences for w in loads]
@@ -61,3 +73,37 @@ def energy_per_inference_mj(idle: Window, loads: Sequence[Window]) -> Energy | N
 def _median(values: Sequence[float]) -> Measure:
     interval = median_interval(values)
     return Measure(value=percentile(values, 0.5), low=interval.low, high=interval.high, n=len(values))
+
+
+# Which kernels a runtime picks, most capable first; answers may differ from one class to the next, since
+# x86 without VNNI saturates at 16 bits (FACTS.md section 1) and sums are taken in another order.
+_X86 = (
+    ("vnni", ("avx512_vnni", "avx_vnni")),
+    ("avx512", ("avx512bw",)),
+    ("avx2", ("avx2",)),
+    ("baseline", ("sse2",)),
+)
+_ARM64 = (("i8mm", ("i8mm",)), ("dotprod", ("asimddp",)), ("baseline", ("asimd",)))
+_CLASSES = {
+    "x86_64": ("x86-64", _X86),
+    "amd64": ("x86-64", _X86),
+    "aarch64": ("aarch64", _ARM64),
+    "arm64": ("aarch64", _ARM64),
+}
+
+
+def cpu_class(arch: str, features: Collection[str]) -> str | None:
+    """Processors of one class give the same answers: such as `x86-64-vnni` or `aarch64-dotprod`.
+
+    Args:
+        arch: as `uname -m` gives it; one without classes is its own.
+        features: the flags of /proc/cpuinfo.
+
+    Returns:
+        None where the features are not known, or none of them is.
+    """
+    family = _CLASSES.get(arch.lower())
+    if family is None:
+        return arch if arch and arch != "unknown" else None
+    prefix, classes = family
+    return next((f"{prefix}-{name}" for name, any_of in classes if set(any_of) & set(features)), None)

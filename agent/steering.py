@@ -22,7 +22,7 @@ from agent.deployment import (
     Standing,
     Waiting,
 )
-from agent.moves import Step, end, note, revert, start
+from agent.moves import Step, again, end, note, revert, start
 from wire.messages import OrderOutcome, OrderRefused, Phase, Reason, Slot
 
 
@@ -127,15 +127,20 @@ _ROLLED_BACK = Ending(
 )
 
 
-def _refuse_rollback(d: Deployment, event: RollbackAsked, code: str, detail: str) -> Step:
+def _no_previous(event: RollbackAsked) -> Reason:
+    detail = f"there is no release before {event.digest[:12]} on this device; it stays active"
+    return Reason(code="no_previous", detail=detail)
+
+
+def _refuse_rollback(d: Deployment, event: RollbackAsked, reason: Reason) -> Step:
     d = replace(d, order_highest=max(d.order_highest, event.order))
-    refusal = OrderRefused(reason=Reason(code=code, detail=detail), order_highest=d.order_highest)
+    refusal = OrderRefused(reason=reason, order_highest=d.order_highest)
     return note(d, refusal, event.order, event.digest), None
 
 
 def _not_applicable(d: Deployment, event: RollbackAsked) -> Step:
     detail = f"release {event.digest[:12]} is neither active nor in flight"
-    return _refuse_rollback(d, event, "not_applicable", detail)
+    return _refuse_rollback(d, event, Reason(code="not_applicable", detail=detail))
 
 
 def _block(d: Deployment, event: RollbackAsked) -> Deployment:
@@ -154,7 +159,7 @@ def asked(act: Callable[[Deployment, RollbackAsked, Bounds], Step]) -> Callable[
     def checked(d: Deployment, event: RollbackAsked, bounds: Bounds) -> Step:
         if event.order < d.order_highest:
             detail = f"order {event.order} is below {d.order_highest}, the highest seen"
-            return _refuse_rollback(d, event, "stale_order", detail)
+            return _refuse_rollback(d, event, Reason(code="stale_order", detail=detail))
         return act(d, event, bounds)
 
     return checked
@@ -176,8 +181,7 @@ def _rollback_active(d: Deployment, event: RollbackAsked, bounds: Bounds) -> Ste
     active = d.active
     target = _way_back(d, d.previous, event.digest)
     if target is None or active is None:
-        detail = f"there is no release before {event.digest[:12]} on this device; it stays active"
-        return _refuse_rollback(d, event, "no_previous", detail)
+        return _refuse_rollback(d, event, _no_previous(event))
     d = _block(d, event)
     d = replace(
         d, desired=None, order=active.order, outcome=None, trial=None, restore=Standing(active=target),
@@ -197,9 +201,13 @@ def rollback_before_switch(d: Deployment, event: RollbackAsked, bounds: Bounds) 
     """The order in flight is dropped, or the active release left under it."""
     wanted = d.desired
     if wanted is not None and wanted.digest == event.digest:
-        if _is(d.active, event.digest) and _way_back(d, d.previous, event.digest):
+        if not _is(d.active, event.digest):
+            return end(_block(d, event), _ROLLED_BACK.outcome, _ROLLED_BACK.reason)
+        if _way_back(d, d.previous, event.digest):
             return _rollback_active(d, event, bounds)
-        return end(_block(d, event), _ROLLED_BACK.outcome, _ROLLED_BACK.reason)
+        # Another variant of the only release there is: that one is dropped, the release stays.
+        d = replace(d, order_highest=max(d.order_highest, event.order))
+        return end(d, _ROLLED_BACK.outcome, _no_previous(event))
     if wanted is not None and _is(d.active, event.digest):
         # The order in flight is for another release: it begins again once the active one is left.
         again = Waiting(desired=wanted, source=d.source, left_s=d.left_s)
@@ -208,34 +216,56 @@ def rollback_before_switch(d: Deployment, event: RollbackAsked, bounds: Bounds) 
     return _not_applicable(d, event)
 
 
-def rollback_switching(d: Deployment, event: RollbackAsked, bounds: Bounds) -> Step:
+def _take_back(d: Deployment, event: RollbackAsked) -> Deployment:
+    """Blocks the release, and bends the way back around it.
+
+    The active release may be another variant of the one that is taken back; the way back then leads to
+    the release before it. Where there is none it stays: a device keeps a working model.
+    """
+    restore = d.restore or Standing()
+    if not _is(restore.active, event.digest):
+        return _block(d, event)
+    target = _way_back(d, restore.previous, event.digest)
+    if target is not None:
+        return replace(_block(d, event), restore=Standing(active=target))
+    waiting = None if d.waiting and d.waiting.desired.digest == event.digest else d.waiting
+    return replace(d, waiting=waiting, order_highest=max(d.order_highest, event.order))
+
+
+def rollback_switching(d: Deployment, event: RollbackAsked, _: Bounds) -> Step:
     """The switch completes first; its way back must not be a refused release."""
-    del bounds
-    if d.desired is not None and d.desired.digest == event.digest:
-        return replace(_block(d, event), ending=_ROLLED_BACK), None
-    if d.waiting is not None and d.waiting.desired.digest == event.digest:
-        return _block(d, event), None
+    if _flies(d, event.digest):
+        return replace(_take_back(d, event), ending=_ROLLED_BACK), None
+    if _waits(d, event.digest):
+        return _take_back(d, event), None
     restore = d.restore or Standing()
     if not _is(restore.active, event.digest):
         return _not_applicable(d, event)
     # The release that is being left anyway must not be what a failed soak goes back to.
-    target = _way_back(d, restore.previous, event.digest)
-    if target is None:
-        detail = f"there is no release before {event.digest[:12]} on this device"
-        return _refuse_rollback(d, event, "no_previous", detail)
-    return replace(_block(d, event), restore=Standing(active=target)), None
+    if _way_back(d, restore.previous, event.digest) is None:
+        return _refuse_rollback(d, event, _no_previous(event))
+    return _take_back(d, event), None
 
 
 def rollback_soaking(d: Deployment, event: RollbackAsked, bounds: Bounds) -> Step:
     """Back to what ran before."""
     if not _is(d.active, event.digest):
         return _not_applicable(d, event)
-    return revert(_block(d, event), _ROLLED_BACK, bounds)
+    return revert(_take_back(d, event), _ROLLED_BACK, bounds)
 
 
 def rollback_reverting(d: Deployment, event: RollbackAsked, _: Bounds) -> Step:
-    """It is on its way back already; the release is refused from now on."""
+    """It is on its way back already; the release is refused from now on, also as the place to go to."""
     leaving = _is(d.active, event.digest) and not _is(d.restore.active if d.restore else None, event.digest)
-    flying = d.desired is not None and d.desired.digest == event.digest
-    waits = d.waiting is not None and d.waiting.desired.digest == event.digest
-    return (_block(d, event), None) if leaving or flying or waits else _not_applicable(d, event)
+    if not (leaving or _flies(d, event.digest) or _waits(d, event.digest)):
+        return _not_applicable(d, event)
+    after = _take_back(d, event)
+    return (after, None) if after.restore == d.restore else again(after)
+
+
+def _flies(d: Deployment, digest: str) -> bool:
+    return d.desired is not None and d.desired.digest == digest
+
+
+def _waits(d: Deployment, digest: str) -> bool:
+    return d.waiting is not None and d.waiting.desired.digest == digest

@@ -88,11 +88,11 @@ class BlobStore:
         kept = set(keep)
         removed = 0
         with self._lock:
-            for name in list(self.names()):
-                if name not in kept:
-                    (self._root / name[:2] / name).unlink(missing_ok=True)
-                    removed += not name.endswith(TEMPORARY_SUFFIX)
-            for folder in self._root.iterdir():
-                if folder.is_dir() and not any(folder.iterdir()):
-                    os.rmdir(folder)  # noqa: PTH106
+            for folder in [entry for entry in self._root.iterdir() if entry.is_dir()]:
+                for path in list(folder.iterdir()):
+                    if path.name not in kept:
+                        path.unlink(missing_ok=True)
+                        removed += not path.name.endswith(TEMPORARY_SUFFIX)
+                if not any(folder.iterdir()):
+                    os.rmdir(folder)  # noqa: PTH106 - the tests inject crashes into os itself
         return removed

@@ -353,6 +353,38 @@ def trial_wildcard(server: Server) -> None:
         )
 
 
+def trial_hundred_mb(server: Server) -> None:
+    """100 MB retained: memory, and what a wildcard over all of it brings (ours never ask that)."""
+    facts: dict[str, object] = {}
+    with Client(server.port) as one:
+        for count in (800, 1600):
+            infos = [one.publish(f"many/{at}", os.urandom(BLOB_BYTES)) for at in range(count)]
+            for info in infos:
+                info.wait_for_publish(WAIT_S_MAX)
+            facts[f"rss_mb_{count}"] = server.memory_mb()
+            with Client(server.port) as other:
+                other.paho.subscribe("many/#")
+                came = other.wait(count, 8)
+                facts[f"wildcard_{count}"] = [came, "connected" if other.paho.is_connected() else "cut off"]
+    say("j_hundred_mb", **facts)
+
+
+def trial_first_subscription(server: Server) -> None:
+    """40 restarts: does the very first subscription get what is retained?"""
+    blob, topics = os.urandom(BLOB_BYTES), [f"first/{at}" for at in range(20)]
+    with Client(server.port) as one:
+        for topic in topics:
+            one.send(topic, blob)
+    missed = 0
+    time.sleep(4)  # Mosquitto must have saved
+    for _ in range(40):
+        server.end(signal.SIGKILL)
+        server.start()
+        with Client(server.port) as reader:
+            missed += reader.ask(topics[0], timeout_s=2) != [blob]
+    say("k_first_subscription", restarts=40, missed=missed)
+
+
 def trial_restart(server: Server, number: signal.Signals, pause_s: float) -> None:
     """(e, f) What is remembered after a kill or a stop, and how long that takes."""
     topic = f"memory/{number.name}/{pause_s}/"
@@ -412,6 +444,8 @@ TRIALS = [
     trial_chatter,
     trial_sizes,
     trial_wildcard,
+    trial_hundred_mb,
+    trial_first_subscription,
 ]
 
 

@@ -78,6 +78,14 @@ class TrialResult(Struct, frozen=True, kw_only=True):
 
     `baseline` is this bundle's FP32 (its outputs travel with the shard); `incumbent` is the release
     that was active when the trial ran, run interleaved on the same samples, None on a first install.
+
+    Attributes:
+        energy_mj: per inference, the idle power subtracted; None too where the machine was held back.
+        energy_mj_gross: per inference, nothing subtracted.
+        throttled: held back by heat or a weak supply before, during or after the trial.
+        cpu: class of the processor, machines of which give the same answers (`x86-64-vnni`).
+        temperature_c_before: hottest processor zone when the trial began, degrees Celsius.
+        temperature_c_after: the same when it ended.
     """
 
     variant: VariantId
@@ -96,10 +104,13 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     latency_ratio_to_incumbent: Measure | None = None
     memory_bytes_peak: Count | None = None
     energy_mj: Measure | None = None
+    energy_mj_gross: Measure | None = None
     power_watts_idle: float | None = None
     power_watts_load: float | None = None
     power_sensor: Name | None = None
     throttled: bool | None = None
+    temperature_c_before: float | None = None
+    temperature_c_after: float | None = None
     cpu: Name | None = None
     incumbent: Digest | None = None
     notes: tuple[Text, ...] = ()

@@ -1,4 +1,4 @@
-"""Whether the machine is held back by heat or a weak supply.
+"""How warm the machine is, and whether heat or a weak supply holds it back.
 
 For: a trial's figures to say under what conditions they were made.
 Not for: acting on it. Every file is looked for below `root`, so that tests bring a tree of their own.
@@ -6,61 +6,91 @@ Not for: acting on it. Every file is looked for below `root`, so that tests brin
 
 from __future__ import annotations
 
-import subprocess
+import re
 from pathlib import Path
 
-_HELD_BACK_NOW = 0b1111
+from msgspec import Struct
+
+from agent.adapters.sensors import hwmons, read_number, read_text, vcgencmd
+
+_NOW = 0b1111
 """`vcgencmd get_throttled`, bits 0 to 3: under-voltage, capped, throttled, soft temperature limit."""
-_TIMEOUT_S = 2.0
+_SINCE_BOOT = _NOW << 16
+"""Bits 16 to 19: the same has occurred since the machine started."""
+_PROCESSOR = re.compile(r"cpu|x86_pkg_temp|soc|tj")
+_NO_TEMPERATURE = re.compile(r"pmic|fan|acpitz", re.IGNORECASE)
+"""Zones that stand still (the Jetson Nano's PMIC-Die always says 100) or are computed from others."""
+_PLAUSIBLE_C = (-55.0, 150.0)
 
 
-def hwmon(root: Path, name: str) -> Path | None:
-    """The hwmon directory of that `name`; numbers change from boot to boot and are never relied on."""
-    for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
-        if read_text(folder / "name") == name:
-            return folder
+class Throttling(Struct, frozen=True, kw_only=True):
+    """One look.
+
+    Attributes:
+        now: held back at this moment.
+        past: what the machine remembers, to be compared with a later look: sticky bits and event counts,
+            none of which ever falls while it runs.
+    """
+
+    now: bool
+    past: tuple[int, ...] = ()
+
+
+def throttling(root: Path) -> Throttling | None:
+    """Whether the machine is held back; None where nothing here can tell."""
+    return _firmware(root) or _supply_alarm(root) or _core_events(root)
+
+
+def throttled_between(before: Throttling | None, after: Throttling | None) -> bool | None:
+    """PURE. Whether it was held back at either look or in between; None where neither look could tell."""
+    looks = [look for look in (before, after) if look is not None]
+    if not looks:
+        return None
+    rose = before is not None and after is not None and before.past != after.past
+    return rose or any(look.now for look in looks)
+
+
+def _firmware(root: Path) -> Throttling | None:
+    """Raspberry Pi: the firmware's own bits."""
+    found = re.match(r"\s*throttled=0x([0-9a-fA-F]{1,8})\s*$", vcgencmd(root, "get_throttled") or "")
+    if found is None:
+        return None
+    bits = int(found[1], 16)
+    return Throttling(now=bool(bits & _NOW), past=(bits & _SINCE_BOOT,))
+
+
+def _supply_alarm(root: Path) -> Throttling | None:
+    """Raspberry Pi without the tool: the kernel's under-voltage alarm."""
+    for name, folder in hwmons(root):
+        alarm = read_number(folder / "in0_lcrit_alarm")
+        if name == "rpi_volt" and alarm is not None:
+            return Throttling(now=bool(alarm))
     return None
 
 
-def read_text(path: Path) -> str | None:
-    """A small file's text, stripped; None where it cannot be read (a sensor may answer EAGAIN)."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n\t")
-    except OSError:
-        return None
+def _core_events(root: Path) -> Throttling | None:
+    """Intel: how often each core and package was throttled since the machine started."""
+    counters = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/*_throttle_count")
+    counts = [read_number(path) for path in sorted(counters)]
+    known = tuple(int(count) for count in counts if count is not None)
+    return Throttling(now=False, past=known) if known else None
 
 
-def read_number(path: Path) -> float | None:
-    """A number in a file; None where there is none."""
-    text = read_text(path)
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
+def temperatures_c(root: Path) -> dict[str, float]:
+    """Degrees Celsius of each thermal zone that answers, by type; the hotter of two of one type."""
+    found: dict[str, float] = {}
+    for folder in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        kind, millidegrees = read_text(folder / "type"), read_number(folder / "temp")
+        if not kind or millidegrees is None or _NO_TEMPERATURE.search(kind):
+            continue
+        value = millidegrees / 1000
+        if _PLAUSIBLE_C[0] <= value <= _PLAUSIBLE_C[1]:
+            found[kind] = max(value, found.get(kind, value))
+    return found
 
 
-def vcgencmd(root: Path, *arguments: str) -> str | None:
-    """What the Raspberry Pi's firmware tool says; None where it is not there or fails."""
-    tool = root / "usr/bin/vcgencmd"
-    if not tool.exists():
-        return None
-    try:
-        run = subprocess.run(
-            [str(tool), *arguments], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return run.stdout
-
-
-def throttled(root: Path) -> bool | None:
-    """Whether the machine is held back now; None where nothing here can tell."""
-    said = vcgencmd(root, "get_throttled")
-    if said is not None and said.startswith("throttled="):
-        try:
-            return bool(int(said.split("=", 1)[1], 16) & _HELD_BACK_NOW)
-        except ValueError:
-            return None
-    volt = hwmon(root, "rpi_volt")
-    alarm = None if volt is None else read_number(volt / "in0_lcrit_alarm")
-    return None if alarm is None else bool(alarm)
+def temperature_c(root: Path) -> float | None:
+    """The hottest zone of the processor, else the hottest zone there is; None without any."""
+    zones = temperatures_c(root)
+    processor = [value for kind, value in zones.items() if _PROCESSOR.search(kind.lower())]
+    return max(processor or zones.values(), default=None)

@@ -1,12 +1,14 @@
 """Energy of one inference, from whatever power sensor the device has.
 
-For: an idle window, then load windows, the median of them; gross in watts, idle-subtracted in millijoules an
-inference (FACTS.md section 5). Without a sensor every figure is None, never zero, and no time is spent.
+For: an idle window, then load windows, the sensor read on a thread of its own meanwhile so that a slow
+sensor does not slow what it measures; the arithmetic is `agent.measure`'s (FACTS.md section 5).
+Without a sensor every figure is None, never zero, and no time is spent.
 Not for: estimates from a model of the board; those are not measured and would never gate anyway.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +16,21 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.adapters.power import PowerSensor, find_sensor
+from agent.adapters.thermal import throttled_between, throttling
 from agent.measure import Window, energy_per_inference_mj
 from agent.worker.job import TrialSettings
 from wire.measures import Measure
 
 SAMPLE_S = 0.1
+_SAMPLES_MIN = 10
+"""A window shorter than ten samples is sampled faster."""
 
 
 class Power(Struct, frozen=True, kw_only=True):
     """As `wire.measures.TrialResult` has it."""
 
     energy_mj: Measure | None = None
+    energy_mj_gross: Measure | None = None
     power_watts_idle: float | None = None
     power_watts_load: float | None = None
     power_sensor: str | None = None
@@ -35,13 +41,18 @@ def measure(root: Path, settings: TrialSettings, infer: Callable[[int], object])
     sensor = find_sensor(root)
     if sensor is None:
         return Power()
+    before = throttling(root)
     idle = _window(sensor, settings.energy_window_s, None)
+    if not idle.watts:
+        return Power(power_sensor=sensor.name)
     loads = [_window(sensor, settings.energy_window_s, infer) for _ in range(settings.energy_windows)]
-    figures = energy_per_inference_mj(idle, loads)
+    held_back = throttled_between(before, throttling(root))
+    figures = energy_per_inference_mj(idle, loads, throttled=held_back)
     if figures is None:
         return Power(power_sensor=sensor.name)
     return Power(
         energy_mj=figures.net,
+        energy_mj_gross=figures.gross,
         power_watts_idle=figures.watts_idle,
         power_watts_load=figures.watts_load,
         power_sensor=sensor.name,
@@ -49,20 +60,30 @@ def measure(root: Path, settings: TrialSettings, infer: Callable[[int], object])
 
 
 def _window(sensor: PowerSensor, length_s: float, infer: Callable[[int], object] | None) -> Window:
-    """Mean power over one window, and how many inferences ran in it."""
+    """Power over one window, and how many inferences ran in it."""
     readings: list[float] = []
-    started = time.monotonic()
-    due, count = started, 0
-    sensor.watts()
-    while (now := time.monotonic()) < started + length_s:
-        if now >= due:
-            due = now + SAMPLE_S
-            watts = sensor.watts()
-            if watts is not None:
-                readings.append(watts)
-        if infer is None:
-            time.sleep(SAMPLE_S / 4)
-        else:
-            infer(count)
-            count += 1
-    return Window(seconds=time.monotonic() - started, watts=tuple(readings), inferences=count)
+    ended = threading.Event()
+    sensor.watts()  # a counter of energy begins to count here
+    every_s = min(SAMPLE_S, length_s / _SAMPLES_MIN)
+    reader = threading.Thread(target=_read_until, args=(sensor, every_s, ended, readings), daemon=True)
+    reader.start()
+    started, count = time.monotonic(), 0
+    try:
+        while (left_s := started + length_s - time.monotonic()) > 0:
+            if infer is None:
+                time.sleep(left_s)
+            else:
+                infer(count)
+                count += 1
+    finally:
+        seconds = time.monotonic() - started
+        ended.set()
+        reader.join()
+    return Window(seconds=seconds, watts=tuple(readings), inferences=count)
+
+
+def _read_until(sensor: PowerSensor, every_s: float, ended: threading.Event, readings: list[float]) -> None:
+    while not ended.wait(every_s):
+        watts = sensor.watts()
+        if watts is not None:
+            readings.append(watts)

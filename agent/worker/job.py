@@ -45,14 +45,14 @@ class TrialSettings(Struct, frozen=True, kw_only=True):
         threads: of the runtime, for one inference.
         warmup: inferences of each model that are not counted.
         latency_runs: timed inferences of each model, interleaved.
-        energy_windows: load windows for the energy per inference; the median counts.
+        energy_windows: load windows for the energy per inference; the median counts, and of fewer than five there is none.
         energy_window_s: length of the idle and of each load window.
     """
 
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
     warmup: Annotated[int, Meta(ge=0, le=10_000)] = 10
     latency_runs: Annotated[int, Meta(ge=1, le=100_000)] = 200
-    energy_windows: Annotated[int, Meta(ge=1, le=100)] = 5
+    energy_windows: Annotated[int, Meta(ge=5, le=100)] = 5
     energy_window_s: Annotated[float, Meta(ge=0.05, le=600.0)] = 30.0
 
 

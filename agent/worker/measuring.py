@@ -13,8 +13,9 @@ from pathlib import Path
 from msgspec.structs import asdict
 
 from agent import hardware
-from agent.adapters.thermal import throttled
+from agent.adapters.thermal import temperature_c, throttled_between, throttling
 from agent.errors import AgentError, FinalError
+from agent.measure import cpu_class
 from agent.worker import answers, energy, runtimes, shards, timing
 from agent.worker.job import ModelRun, TrialJob
 from agent.worker.runtimes import Session
@@ -29,7 +30,7 @@ def run_trial(job: TrialJob) -> TrialResult:
         FinalError: it cannot be measured; the code says what stood in the way.
     """
     root = Path(job.system_root)
-    hot_before = throttled(root)
+    before, warm_before = throttling(root), temperature_c(root)
     samples = shards.read_samples(job)
     candidate, load_ms = _load(job.candidate, job)
     _check(candidate, job)
@@ -40,7 +41,7 @@ def run_trial(job: TrialJob) -> TrialResult:
     took_ms = timing.interleaved(sessions, samples, job.settings)
     power = energy.measure(root, job.settings, lambda i: candidate.run(timing.one(samples, i % samples.n)))
     said = answers.answers_of({spec.name: outputs[spec.name] for spec in job.outputs}, samples, theirs)
-    hot_after = throttled(root)
+    machine = hardware.detect(root)
     return TrialResult(
         variant=job.candidate.variant,
         runtime=job.candidate.runtime,
@@ -51,8 +52,10 @@ def run_trial(job: TrialJob) -> TrialResult:
         incumbent_latency=timing.latency_of(took_ms[1], None) if incumbent else None,
         latency_ratio_to_incumbent=timing.ratio_of(*took_ms) if incumbent else None,
         memory_bytes_peak=memory_bytes_peak,
-        cpu=hardware.detect(root).cpu,
-        throttled=None if hot_before is None and hot_after is None else bool(hot_before or hot_after),
+        cpu=cpu_class(machine.arch, machine.cpu_features),
+        throttled=throttled_between(before, throttling(root)),
+        temperature_c_before=warm_before,
+        temperature_c_after=temperature_c(root),
         incumbent=job.incumbent.digest if job.incumbent and incumbent else None,
         notes=notes,
         **asdict(said),

@@ -177,7 +177,7 @@ _CONFIGS: dict[BrokerKind, Callable[[int, Path], str]] = {
     BrokerKind.NATS: _nats_config,
 }
 
-# NATS answers a CONNECT before it can hand out what it retained: in 9 of 160 restarts the first subscription
+# NATS answers a CONNECT before it can hand out what it retained: in 19 of 220 restarts the first subscription
 # got nothing, and nothing later either. After 0.2 s it was 0 of 60; nothing it says tells when it is ready.
 _SETTLE_S: dict[BrokerKind, float] = {BrokerKind.MOSQUITTO: 0.0, BrokerKind.NATS: 0.5}
 

@@ -1,0 +1,57 @@
+"""What the power readers share: a named source of watts, and arithmetic in which None stays None.
+
+For: `agent.adapters.power_*`.
+Not for: knowing any sensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from agent.adapters.sensors import read_number
+
+Reader = Callable[[], float | None]
+
+
+class PowerSensor:
+    """A named source of watts."""
+
+    def __init__(self, name: str, read: Reader) -> None:
+        self.name = name
+        self._read = read
+
+    def watts(self) -> float | None:
+        """Power now, or since the last reading where the hardware counts energy; None if it does not say."""
+        return self._read()
+
+
+def scaled(path: Path, scale: float) -> Reader:
+    """The number in a file times `scale`."""
+
+    def read() -> float | None:
+        value = read_number(path)
+        return None if value is None else value * scale
+
+    return read
+
+
+def product(one: Path, two: Path, scale: float) -> Reader:
+    """Volts times amperes from two files; the sign of a current is its direction and is dropped."""
+
+    def read() -> float | None:
+        a, b = read_number(one), read_number(two)
+        return None if a is None or b is None else abs(a * b) * scale
+
+    return read
+
+
+def summed(readers: Sequence[Reader]) -> Reader:
+    """The sum of all; None as soon as one of them does not answer, for a part is not the whole."""
+
+    def read() -> float | None:
+        values = [reader() for reader in readers]
+        known = [value for value in values if value is not None]
+        return sum(known) if known and len(known) == len(values) else None
+
+    return read

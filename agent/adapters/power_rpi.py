@@ -1,0 +1,41 @@
+"""Raspberry Pi 5: the power chip's own readings.
+
+For: what the chip feeds into its rails, by `vcgencmd pmic_read_adc`. The power at the plug is more: fits by
+others give about 1.14 x that + 0.6 W (FACTS.md section 5), and no such model is applied here.
+Not for: the Raspberry Pi 4 and older, which have no such chip: their power is unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from agent.adapters.power_common import PowerSensor
+from agent.adapters.sensors import vcgencmd
+
+_LINE = re.compile(r"^\s*(\w+)_([AV])\s+(?:current|volt)\(\d+\)=([0-9.]+)[AV]\s*$", re.MULTILINE)
+
+
+def pmic_watts(said: str) -> float | None:
+    """PURE. Sum over the rails by name; None where a current has no voltage, for a part is not the whole.
+
+    EXT5V and BATT have a voltage only: they are inputs, and are left out.
+    """
+    try:
+        found = {(name, unit): float(value) for name, unit, value in _LINE.findall(said)}
+    except ValueError:
+        return None
+    rails = [name for name, unit in found if unit == "A"]
+    if not rails or any((name, "V") not in found for name in rails):
+        return None
+    return sum(found[name, "A"] * found[name, "V"] for name in rails)
+
+
+def pmic(root: Path) -> PowerSensor | None:
+    """The chip, where there is one that answers."""
+
+    def read() -> float | None:
+        said = vcgencmd(root, "pmic_read_adc")
+        return None if said is None else pmic_watts(said)
+
+    return PowerSensor("rpi5_pmic", read) if read() is not None else None
