@@ -45,7 +45,8 @@ class TrialSettings(Struct, frozen=True, kw_only=True):
         threads: of the runtime, for one inference.
         warmup: inferences of each model that are not counted.
         latency_runs: timed inferences of each model, interleaved.
-        energy_windows: load windows for the energy per inference; the median counts, and of fewer than five there is none.
+        energy_windows: load windows for the energy per inference; the median counts, and of fewer than
+            five there is none.
         energy_window_s: length of the idle and of each load window.
     """
 

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import hardware
-from agent.adapters.power import EnergyCounter, find_sensor, pmic_watts
-from agent.adapters.thermal import throttled
+from agent.adapters.power import find_sensor
+from agent.adapters.power_linux import EnergyCounter
+from agent.adapters.power_rpi import pmic_watts
+from agent.adapters.thermal import Throttling, throttled_between, throttling
 from agent.measure import Window, energy_per_inference_mj
 
 
@@ -110,7 +112,9 @@ def test_the_pi_5_pairs_currents_with_voltages(tmp_path: Path) -> None:
 )
 def test_throttling_is_what_holds_now_not_what_held_once(tmp_path: Path, said: str, expected: bool) -> None:
     vcgencmd(tmp_path, f"throttled={said}")
-    assert throttled(tmp_path) is expected
+    look = throttling(tmp_path)
+    assert look is not None
+    assert look.now is expected
 
 
 def test_the_pi_4_has_no_sensor_and_its_alarm_is_found_by_name(tmp_path: Path) -> None:
@@ -118,12 +122,15 @@ def test_the_pi_4_has_no_sensor_and_its_alarm_is_found_by_name(tmp_path: Path) -
     put(tmp_path, "sys/class/hwmon/hwmon1/name", "rpi_volt\n")
     put(tmp_path, "sys/class/hwmon/hwmon1/in0_lcrit_alarm", "1\n")
     assert find_sensor(tmp_path) is None
-    assert throttled(tmp_path) is True
+    look = throttling(tmp_path)
+    assert look is not None
+    assert look.now
 
 
 def test_an_empty_tree_knows_nothing(tmp_path: Path) -> None:
     assert find_sensor(tmp_path) is None
-    assert throttled(tmp_path) is None
+    assert throttling(tmp_path) is None
+    assert throttled_between(None, None) is None
 
 
 def test_a_generic_sensor_gives_microwatts(tmp_path: Path) -> None:
@@ -177,7 +184,7 @@ def test_pmic_output_of_another_shape_is_unknown() -> None:
 )
 def test_net_is_gross_less_idle(idle: float, extra: list[float], inferences: int, seconds: float) -> None:
     loads = [Window(seconds=seconds, watts=(idle + e,), inferences=inferences) for e in extra]
-    energy = energy_per_inference_mj(Window(seconds=seconds, watts=(idle, idle)), loads)
+    energy = energy_per_inference_mj(Window(seconds=seconds, watts=(idle, idle)), loads, throttled=None)
     assert energy is not None
     share = 1000 * idle * seconds / inferences
     assert energy.gross.value - energy.net.value == pytest.approx(share, rel=1e-6)
@@ -194,7 +201,7 @@ def test_net_is_gross_less_idle(idle: float, extra: list[float], inferences: int
     ],
 )
 def test_a_window_without_readings_or_inferences_gives_no_figure(idle: Window, load: Window) -> None:
-    assert energy_per_inference_mj(idle, [load]) is None
+    assert energy_per_inference_mj(idle, [load] * 5, throttled=False) is None
 
 
 def test_hardware_of_a_pi(tmp_path: Path) -> None:
@@ -221,8 +228,19 @@ def test_hardware_of_nothing(tmp_path: Path) -> None:
 def test_a_serial_of_zeros_is_no_serial(tmp_path: Path) -> None:
     put(tmp_path, "proc/cpuinfo", "Serial\t\t: 0000000000000000\n")
     put(tmp_path, "etc/machine-id", "0123456789abcdef0123456789abcdef\n")
-    assert hardware.device_id(tmp_path) == "machine-0123456789abcdef0123456789abcdef"
+    found = hardware.device_id(tmp_path)
+    assert found is not None
+    assert found.startswith("machine-")
+    # machine-id(5): the id itself is confidential and must not leave the machine.
+    assert "0123456789abcdef" not in found
 
 
 def test_runtimes_are_found_without_importing_them() -> None:
     assert "onnxruntime" in {runtime.name for runtime in hardware.runtimes()}
+
+
+def test_throttling_that_came_and_went_between_two_looks_is_seen() -> None:
+    cool, later = Throttling(now=False, past=(0,)), Throttling(now=False, past=(1,))
+    assert throttled_between(cool, later) is True
+    assert throttled_between(later, later) is False
+    assert throttled_between(cool, Throttling(now=True, past=(0,))) is True

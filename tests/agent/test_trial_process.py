@@ -86,7 +86,7 @@ def test_with_a_sensor_energy_is_measured(trial: TrialProcess, tmp_path: Path) -
     hwmon.mkdir(parents=True)
     (hwmon / "name").write_text("ina226\n")
     (hwmon / "power1_input").write_text("4321000\n")
-    settings = msgspec.structs.replace(SETTINGS, energy_windows=2, energy_window_s=0.3)
+    settings = msgspec.structs.replace(SETTINGS, energy_windows=5, energy_window_s=0.3)
     job = msgspec.structs.replace(
         job_of(tmp_path / "a"), system_root=str(tmp_path / "tree"), settings=settings
     )
