@@ -39,6 +39,7 @@ _OUT_OF_MEMORY = (
     "cannot allocate memory",
     "memoryerror",
     "out of memory",
+    "memory allocation",
 )
 _PACKAGE_ROOT = Path(__file__).parent.parent.parent
 _ASK_TIMEOUT_S = 20.0

@@ -21,6 +21,8 @@ from wire.types import Code, Count, Digest, Name, Text, VariantId
 ORDER_BYTES_MAX = 8 * 1024 * 1024
 """A release may have ten thousand shards, each named by a path."""
 OUTCOME_BYTES_MAX = 1024 * 1024
+DOES_NOT_FIT = "failed to map segment"
+"""What the dynamic linker says of a library that is there, but larger than the memory limit allows."""
 
 
 class ModelRun(Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 from numpy.typing import NDArray
 
 from agent.errors import FinalError
+from agent.worker.job import DOES_NOT_FIT
 
 _ADAPTERS = {"onnxruntime": "agent.adapters.ort"}
 
@@ -56,6 +57,7 @@ def find(runtime: str) -> Runtime:
 
     Raises:
         FinalError: `runtime_missing`.
+        MemoryError: its libraries are larger than the process may be.
     """
     name = _ADAPTERS.get(runtime)
     if name is None:
@@ -65,6 +67,8 @@ def find(runtime: str) -> Runtime:
     try:
         return cast("Runtime", importlib.import_module(name))
     except ImportError as error:
+        if DOES_NOT_FIT in str(error):
+            raise MemoryError(f"{runtime}: {error}") from None
         raise FinalError(
             "runtime_missing", f"{runtime} is not installed here ({error}); pip install 'shallop[onnx]'"
         ) from None

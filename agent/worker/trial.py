@@ -14,7 +14,7 @@ from pathlib import Path
 # Before anything could import the runtime: its Linux wheel has telemetry on (FACTS.md section 1, trap 9).
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-from agent.worker.job import TrialFailure, TrialJob, TrialSuccess, read_order, write_file
+from agent.worker.job import DOES_NOT_FIT, TrialFailure, TrialJob, TrialSuccess, read_order, write_file
 from agent.worker.limits import restrict
 from wire.errors import ShallopError
 
@@ -41,7 +41,7 @@ def _outcome(job: TrialJob) -> TrialSuccess | TrialFailure:
     except MemoryError as error:
         return _out_of_memory(error)
     except ImportError as error:
-        if "failed to map segment" in str(error):  # a library that no longer fits is there all the same
+        if DOES_NOT_FIT in str(error):
             return _out_of_memory(error)
         return TrialFailure(code="runtime_missing", detail=f"the worker's Python lacks {error.name}: {error}")
     except ShallopError as error:
