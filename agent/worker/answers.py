@@ -82,6 +82,8 @@ def classes(values: NDArray[Any], n: int) -> Classes:
     scores = values.astype(np.float64)
     unknown = np.isnan(scores)
     best: Classes = np.argmax(np.where(unknown, -np.inf, scores), axis=1).astype(np.int64)
+    # Where only NaN and -inf are left, argmax may have met the NaN first.
+    best = np.where(unknown[np.arange(n), best], np.argmin(unknown, axis=1), best)
     best[unknown.all(axis=1)] = NO_ANSWER
     return best
 
