@@ -121,6 +121,8 @@ def run(config: Config) -> None:
 
 
 def _serve(config: Config, device: str, state: State) -> None:
+    # What a trial left that was killed together with the daemon.
+    shutil.rmtree(state.root / "trials", ignore_errors=True)
     machine, clock, disk = _machine(config), SystemClock(), SystemDisk()
     topics = Topics(config.broker.root)
     policy = Policy(insecure_unsigned=config.insecure_unsigned)
