@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from agent.adapters.mqtt import Address, MqttTransport
 from agent.adapters.power import find_sensor
 from agent.adapters.system import SystemClock, SystemDisk, SystemRandom
 from agent.adapters.systemd_notify import SystemdSupervisor
-from agent.adapters.trial_process import TrialProcess
+from agent.adapters.trial_process import TrialProcess, installed_runtimes
 from agent.config import Config
 from agent.connection import Connection
 from agent.deployment import Deployment, RollbackAsked
@@ -69,10 +70,10 @@ def device_of(config: Config) -> str:
     return device
 
 
-def _machine() -> Machine:
+def _machine(config: Config) -> Machine:
     sensor = find_sensor(ROOT)
     found: Hardware = hardware.detect(ROOT, power_sensor=sensor.name if sensor else None)
-    return Machine(hardware=found, runtimes=hardware.runtimes())
+    return Machine(hardware=found, runtimes=installed_runtimes(config.trial.python))
 
 
 class State:
@@ -120,7 +121,9 @@ def run(config: Config) -> None:
 
 
 def _serve(config: Config, device: str, state: State) -> None:
-    machine, clock, disk = _machine(), SystemClock(), SystemDisk()
+    # What a trial left that was killed together with the daemon.
+    shutil.rmtree(state.root / "trials", ignore_errors=True)
+    machine, clock, disk = _machine(config), SystemClock(), SystemDisk()
     topics = Topics(config.broker.root)
     policy = Policy(insecure_unsigned=config.insecure_unsigned)
     transport = _transport(config, device)

@@ -61,7 +61,7 @@ class Pace(Struct, frozen=True, kw_only=True):
 
     tick_s: float = 1.0
     idle_s: float = 10.0
-    save_s: float = 15.0
+    save_s: float = 60.0
     save_retry_s: float = 5.0
     resend_s: float = 60.0
     reports_unacknowledged_max: int = 100

@@ -40,6 +40,7 @@ class ReleaseInfo(Struct, frozen=True, kw_only=True, tag_field="kind", tag="inst
         model_file: name of the model's file in this directory.
         runtime: that the variant was made for; None for an adopted file.
         manifest: whether `manifest.json` is there; an adopted release has none.
+        data: how stored samples become its inputs, for a trial beside it; None for an adopted file.
     """
 
     version: int = 1
@@ -56,6 +57,7 @@ class ReleaseInfo(Struct, frozen=True, kw_only=True, tag_field="kind", tag="inst
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     session_config: dict[str, str] = {}
+    data: dict[str, InputData] | None = None
 
     @property
     def slot(self) -> Slot:
@@ -332,6 +334,7 @@ def _describe(part: Path, slot: Slot, variant: Variant, data: bytes, manifest: M
         inputs=manifest.inputs,
         outputs=manifest.outputs,
         session_config=variant.session_config,
+        data=manifest.data,
     )
     preprocessing: dict[str, InputData] = manifest.data
     (part / RELEASE_JSON).write_bytes(_pretty(info))

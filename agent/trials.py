@@ -71,4 +71,5 @@ def _incumbent(manifest: Manifest, paths: Paths, info: ReleaseInfo | None) -> Mo
         variant=info.variant,
         digest=info.digest,
         session_config=info.session_config,
+        data=info.data,
     )

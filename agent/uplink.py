@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.deployment import Deployment, Notice, model_state
 from agent.install import Install
@@ -91,13 +92,18 @@ class Uplink:
         return self._send(IDENTITY, message)
 
     def send_reported(self, deployments: Mapping[str, Deployment]) -> bool:
-        """Publishes the state of every model."""
+        """Publishes the state of every model; without the trials where it would be too large with them."""
+        states = {name: model_state(deployment) for name, deployment in deployments.items()}
         message = Reported(
             device=self._me.device,
             install_id=self._install.install_id,
             number=self._install.number(),
-            models={name: model_state(deployment) for name, deployment in deployments.items()},
+            models=states,
         )
+        if len(encode(message)) > REPORTED.size_bytes_max:
+            log.warning("the reported state is too large; its trials are left out")
+            short = {name: replace(state, trial=None) for name, state in states.items()}
+            message = replace(message, models=short)
         return self._send(REPORTED, message)
 
     def report(self, model: str | None, notice: Notice) -> Report:

@@ -24,6 +24,7 @@ from agent.errors import FinalError
 
 DETAIL_CHARS_MAX = 500
 _FATAL_ONLY = 4
+_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "cannot allocate memory")
 
 
 class OrtSession:
@@ -39,13 +40,18 @@ class OrtSession:
         """One inference.
 
         Raises:
-            FinalError: `model_run_failed`.
+            FinalError: `model_run_failed`; `output_mismatch`: an output is a list or a map, not a tensor.
+            MemoryError: it needs more than the process may use.
         """
         try:
             values = self._session.run(None, dict(inputs))
         except Exception as error:  # noqa: BLE001 - the runtime raises classes of its own and bare ones
-            raise FinalError("model_run_failed", _first_words(error)) from None
-        return {name: np.asarray(value) for name, value in zip(self.output_names, values, strict=True)}
+            raise _named("model_run_failed", error) from None
+        outputs = dict(zip(self.output_names, values, strict=True))
+        for name, value in outputs.items():
+            if not isinstance(value, np.ndarray):
+                raise FinalError("output_mismatch", f"output {name} is a {type(value).__name__}, no tensor")
+        return outputs
 
 
 def load(model_path: str, threads: int, session_config: Mapping[str, str]) -> OrtSession:
@@ -53,6 +59,7 @@ def load(model_path: str, threads: int, session_config: Mapping[str, str]) -> Or
 
     Raises:
         FinalError: `model_load_failed`.
+        MemoryError: it needs more than the process may use.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -64,9 +71,13 @@ def load(model_path: str, threads: int, session_config: Mapping[str, str]) -> Or
             options.add_session_config_entry(key, value)
         session = ort.InferenceSession(model_path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - the runtime raises classes of its own and bare ones
-        raise FinalError("model_load_failed", _first_words(error)) from None
+        raise _named("model_load_failed", error) from None
     return OrtSession(session)
 
 
-def _first_words(error: Exception) -> str:
-    return f"onnxruntime {ort.__version__}: {error}"[:DETAIL_CHARS_MAX]
+def _named(code: str, error: Exception) -> Exception:
+    """The runtime tells of a failed allocation in words only."""
+    words = f"onnxruntime {ort.__version__}: {error}"[:DETAIL_CHARS_MAX]
+    if isinstance(error, MemoryError) or any(sign in words.lower() for sign in _OUT_OF_MEMORY):
+        return MemoryError(words)
+    return FinalError(code, words)

@@ -2,7 +2,8 @@
 
 For: a model that hangs, eats memory, crashes the runtime or prints without end harming nobody: the worker
 has limits of its own (`agent.worker.limits`), and this side keeps the wall time, kills the whole process
-group, and reads one small result file.
+group, and reads one small result file. What the worker prints goes to a file that its own limit on file
+sizes bounds, so that no thread is needed to drain a pipe; the tail is read where it died.
 Not for: measuring, or a sandbox against code in the runtime; that is systemd's part.
 """
 
@@ -21,76 +22,112 @@ from pathlib import Path
 
 import msgspec
 
-from agent.errors import Cancelled, FinalError, RetryError
-from agent.worker.job import TrialFailure, TrialJob, read_outcome, write_file
+from agent.errors import AgentError, Cancelled, FinalError, RetryError
+from agent.hardware import RUNTIME_OF, runtimes, runtimes_of
+from agent.worker.job import TrialFailure, TrialJob, WorkerOrder, read_outcome, write_file
 from agent.worker.limits import WorkerLimits
 from wire.measures import TrialResult
+from wire.messages import RuntimeInfo
 
 LOG_CHARS_MAX = 600
+_LOG_TAIL_BYTES = 4096
 _POLL_S = 0.05
-_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "cannot allocate", "memoryerror")
+_OUT_OF_MEMORY = (
+    "bad_alloc",
+    "bad allocation",
+    "failed to allocate",
+    "cannot allocate memory",
+    "memoryerror",
+    "out of memory",
+    "memory allocation",
+)
 _PACKAGE_ROOT = Path(__file__).parent.parent.parent
+_ASK_TIMEOUT_S = 20.0
+_ASK = """
+import importlib.metadata as m, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = m.version(name)
+    except m.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
 
 
 class TrialProcess:
     """Runs each trial in a process that ends; fulfils `agent.ports.TrialRunner`.
 
     Args:
-        scratch: a directory of ours; each trial makes and removes a folder in it.
+        scratch: a directory that nobody else uses; each trial makes and removes a folder in it.
         limits: of one worker.
-        python: the interpreter that has the runtime; another environment's is fine.
+        python: the interpreter that has the runtime; another environment's is fine, if Shallop is
+            installed there too.
     """
 
     def __init__(self, scratch: Path, limits: WorkerLimits, python: str = sys.executable) -> None:
-        self._scratch, self._limits, self._python = scratch, limits, python
+        self._scratch, self._limits = scratch.absolute(), limits
+        # The worker starts in a directory of its own, from where a relative path leads nowhere.
+        self._python = str(Path(python).absolute()) if os.sep in python else python
+        self._swept = False
 
     def run(self, job: TrialJob, cancel: threading.Event) -> TrialResult:
         """Measures a candidate.
 
         Raises:
             FinalError: `trial_timeout`, `trial_crashed`, `trial_out_of_memory`, `trial_result_invalid`,
-                or the worker's own reason, such as `model_load_failed`.
+                `trial_file_oversized`, or the worker's own reason, such as `model_load_failed`.
             RetryError: `trial_not_started`.
             Cancelled: `cancel` was set.
+            OSError: the scratch directory cannot be written.
         """
-        self._scratch.mkdir(parents=True, exist_ok=True)
+        self._sweep()
         folder = Path(tempfile.mkdtemp(prefix="trial-", dir=self._scratch))
         try:
             return self._run(job, cancel, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _sweep(self) -> None:
+        """Once: makes the scratch directory, and removes what a killed daemon left in it."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        if not self._swept:
+            for left in self._scratch.glob("trial-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            self._swept = True
+
     def _run(self, job: TrialJob, cancel: threading.Event, folder: Path) -> TrialResult:
         result = folder / "result.json"
-        write_file(folder / "job.json", job)
-        worker = self._start(folder, result)
+        order = WorkerOrder(job=job, result_path=str(result), limits=self._limits, parent_pid=os.getpid())
+        write_file(folder / "job.json", order)
+        worker = self._start(folder, job.settings.threads)
         try:
             self._wait(worker, cancel)
         finally:
             _kill_group(worker)
         if not result.exists():
-            raise _died(worker.returncode, folder / "log")
+            raise _died(worker.returncode, _tail(folder / "log"))
         outcome = read_outcome(result)
         if isinstance(outcome, TrialFailure):
-            raise FinalError(_code(outcome), outcome.detail)
+            raise FinalError(outcome.code, outcome.detail)
         return outcome.result
 
-    def _start(self, folder: Path, result: Path) -> subprocess.Popen[bytes]:
-        limits = msgspec.json.encode(self._limits).decode()
-        command = [self._python, "-m", "agent.worker.trial", str(folder / "job.json"), str(result), limits]
+    def _start(self, folder: Path, threads: int) -> subprocess.Popen[bytes]:
         environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-            "PYTHONPATH": str(_PACKAGE_ROOT),
             "HOME": str(folder),
             "TMPDIR": str(folder),
             "LANG": "C.UTF-8",
             "ORT_DISABLE_TELEMETRY": "1",
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": str(threads),
+            "OPENBLAS_NUM_THREADS": "1",
+            **_package_path(self._python),
         }
+        command = [self._python, "-m", "agent.worker.trial", str(folder / "job.json")]
         try:
             with (folder / "log").open("wb") as log:
                 return subprocess.Popen(
-                    [*command, str(os.getpid())], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+                    command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
                 )  # fmt: skip
         except OSError as error:
@@ -108,6 +145,16 @@ class TrialProcess:
                 )
 
 
+def _package_path(python: str) -> dict[str, str]:
+    """Where the worker finds Shallop, if its interpreter might not know.
+
+    A site-packages directory is never put before those of another environment: its numpy may be of the
+    wrong version for the runtime there.
+    """
+    installed = _PACKAGE_ROOT.name in {"site-packages", "dist-packages"}
+    return {} if installed and python != sys.executable else {"PYTHONPATH": str(_PACKAGE_ROOT)}
+
+
 def _kill_group(worker: subprocess.Popen[bytes]) -> None:
     """Kills the worker and whatever it started, and collects it."""
     with contextlib.suppress(ProcessLookupError):  # it has ended, and so has everything it started
@@ -115,14 +162,27 @@ def _kill_group(worker: subprocess.Popen[bytes]) -> None:
     worker.wait()
 
 
-def _died(returncode: int, log: Path) -> FinalError:
+def _tail(log: Path) -> str:
+    """The last words of a log, however long it is."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
+            return file.read(_LOG_TAIL_BYTES).decode(errors="replace").strip()[-LOG_CHARS_MAX:]
+    except OSError:
+        return ""
+
+
+def _died(returncode: int, tail: str) -> AgentError:
     """A worker that left no result, in words."""
-    text = log.read_bytes()[-4096:].decode(errors="replace") if log.exists() else ""
-    tail = text.strip()[-LOG_CHARS_MAX:]
     if any(word in tail.lower() for word in _OUT_OF_MEMORY):
         return FinalError("trial_out_of_memory", f"the trial needs more memory than it may use: {tail}")
     if returncode == -signal.SIGXCPU:
         return FinalError("trial_timeout", "the trial used up its processor time")
+    if returncode == -signal.SIGKILL:
+        return FinalError(
+            "trial_out_of_memory",
+            f"the worker was killed, most likely for want of memory: {tail}".rstrip(": "),
+        )
     how = f"exit code {returncode}"
     if returncode < 0:
         try:
@@ -132,8 +192,22 @@ def _died(returncode: int, log: Path) -> FinalError:
     return FinalError("trial_crashed", f"the worker died of {how} without a result: {tail}")
 
 
-def _code(failure: TrialFailure) -> str:
-    """The runtime tells of a failed allocation in words only."""
-    if any(word in failure.detail.lower() for word in _OUT_OF_MEMORY):
-        return "trial_out_of_memory"
-    return failure.code
+def installed_runtimes(python: str | None = None) -> tuple[RuntimeInfo, ...]:
+    """The inference runtimes that trials can use, by the metadata of the interpreter that runs them.
+
+    Args:
+        python: another environment's interpreter; None is this one, which is not asked by a process.
+
+    Returns:
+        Empty where the interpreter does not answer: a trial could not run there either.
+    """
+    if python is None or python == sys.executable:
+        return runtimes()
+    try:
+        said = subprocess.run(
+            [python, "-I", "-c", _ASK, *RUNTIME_OF], stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=_ASK_TIMEOUT_S, check=True,
+        )  # fmt: skip
+        return runtimes_of(msgspec.json.decode(said.stdout[:65536], type=dict[str, str]))
+    except (OSError, subprocess.SubprocessError, msgspec.DecodeError):
+        return ()

@@ -13,11 +13,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 from agent.errors import FinalError
+from agent.worker.limits import WorkerLimits
 from wire.bundle import InputData, TensorSpec
 from wire.measures import TrialResult
 from wire.types import Code, Count, Digest, Name, Text, VariantId
 
-FILE_BYTES_MAX = 1024 * 1024
+ORDER_BYTES_MAX = 8 * 1024 * 1024
+"""A release may have ten thousand shards, each named by a path."""
+OUTCOME_BYTES_MAX = 1024 * 1024
+DOES_NOT_FIT = "failed to map segment"
+"""What the dynamic linker says of a library that is there, but larger than the memory limit allows."""
 
 
 class ModelRun(Struct, frozen=True, kw_only=True):
@@ -29,6 +34,7 @@ class ModelRun(Struct, frozen=True, kw_only=True):
         variant: id; names the host's outputs in the shards.
         digest: of the release it belongs to.
         session_config: entries for the runtime's session.
+        data: how stored samples become its inputs; None: as the job says.
     """
 
     model_path: str
@@ -36,6 +42,7 @@ class ModelRun(Struct, frozen=True, kw_only=True):
     variant: VariantId
     digest: Digest
     session_config: dict[str, str] = {}
+    data: dict[str, InputData] | None = None
 
 
 class TrialSettings(Struct, frozen=True, kw_only=True):
@@ -45,8 +52,7 @@ class TrialSettings(Struct, frozen=True, kw_only=True):
         threads: of the runtime, for one inference.
         warmup: inferences of each model that are not counted.
         latency_runs: timed inferences of each model, interleaved.
-        energy_windows: load windows for the energy per inference; the median counts, and of fewer than
-            five there is none.
+        energy_windows: load windows for the energy per inference, the median of which counts.
         energy_window_s: length of the idle and of each load window.
     """
 
@@ -94,37 +100,53 @@ class TrialSuccess(Struct, frozen=True, kw_only=True, tag_field="type", tag="suc
     result: TrialResult
 
 
-def write_file(path: Path, value: TrialJob | TrialSuccess | TrialFailure) -> None:
-    """Writes a job or an outcome as JSON; the outcome by rename, so that it is whole or not there."""
+class WorkerOrder(Struct, frozen=True, kw_only=True):
+    """The file that a worker is started with.
+
+    Attributes:
+        result_path: absolute; where the outcome goes.
+        limits: that the worker puts on itself.
+        parent_pid: the process it must not outlive; None where a person starts it by hand.
+    """
+
+    job: TrialJob
+    result_path: str
+    limits: WorkerLimits = WorkerLimits()
+    parent_pid: Count | None = None
+
+
+def write_file(path: Path, value: WorkerOrder | TrialSuccess | TrialFailure) -> None:
+    """Writes an order or an outcome as JSON, by rename, so that it is whole or not there."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(msgspec.json.encode(value))
     part.replace(path)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, size_bytes_max: int) -> bytes:
     with path.open("rb") as file:
-        data = file.read(FILE_BYTES_MAX + 1)
-    if len(data) > FILE_BYTES_MAX:
-        raise FinalError("trial_result_invalid", f"{path.name} is larger than {FILE_BYTES_MAX} bytes")
+        data = file.read(size_bytes_max + 1)
+    if len(data) > size_bytes_max:
+        raise FinalError("trial_file_oversized", f"{path.name} is larger than {size_bytes_max} bytes")
     return data
 
 
-def read_job(path: Path) -> TrialJob:
-    """The job in a file.
+def read_order(path: Path) -> WorkerOrder:
+    """The order in a file.
 
     Raises:
+        FinalError: `trial_file_oversized`.
         msgspec.ValidationError: it is not one; the daemon wrote it, so this is a mistake of ours.
     """
-    return msgspec.json.decode(_read(path), type=TrialJob)
+    return msgspec.json.decode(_read(path, ORDER_BYTES_MAX), type=WorkerOrder)
 
 
 def read_outcome(path: Path) -> TrialSuccess | TrialFailure:
     """What a worker left; a worker that ran a hostile model may have left anything.
 
     Raises:
-        FinalError: `trial_result_invalid`.
+        FinalError: `trial_result_invalid`, `trial_file_oversized`.
     """
     try:
-        return msgspec.json.decode(_read(path), type=TrialSuccess | TrialFailure)
-    except (msgspec.DecodeError, OSError, RecursionError) as error:
+        return msgspec.json.decode(_read(path, OUTCOME_BYTES_MAX), type=TrialSuccess | TrialFailure)
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise FinalError("trial_result_invalid", f"the worker left no readable result: {error}") from None

@@ -1,23 +1,29 @@
 """Limits that a worker puts on itself before it loads anything foreign.
 
-For: memory, CPU time, file size, no core file, a low priority, and dying with the daemon. The worker sets
-them in its first lines, because running code between fork and exec of a process with threads is unsafe;
-what it guards against, the model and its runtime, is loaded after.
+For: memory, CPU time, file size, no core file, a low priority, being the kernel's first choice when memory
+runs out, and dying with the daemon. The worker sets them in its first lines and not the daemon between
+fork and exec, because running Python there is unsafe in a process with threads, and not by prlimit
+afterwards, because that leaves a gap; what they guard against, the model and its runtime, is loaded after.
 Not for: wall time, which only the daemon can keep (`agent.adapters.trial_process`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
 import signal
 import sys
+from pathlib import Path
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 _PR_SET_PDEATHSIG = 1
 _NICE = 10
+_CPU_S_GRACE = 5
+"""Between SIGXCPU, which has a name, and the kernel's SIGKILL, which could be anything."""
 
 
 class WorkerLimits(Struct, frozen=True, kw_only=True):
@@ -30,25 +36,36 @@ class WorkerLimits(Struct, frozen=True, kw_only=True):
         wall_s_max: kept by the daemon.
     """
 
-    memory_bytes_max: int = 4 * 1024**3
-    cpu_s_max: int = 900
-    file_bytes_max: int = 16 * 1024**2
-    wall_s_max: float = 900.0
+    memory_bytes_max: Annotated[int, Meta(ge=1)] = 4 * 1024**3
+    cpu_s_max: Annotated[int, Meta(ge=1)] = 900
+    file_bytes_max: Annotated[int, Meta(ge=1)] = 16 * 1024**2
+    wall_s_max: Annotated[float, Meta(gt=0.0)] = 900.0
 
 
-def restrict(limits: WorkerLimits, parent: int) -> None:
+def restrict(limits: WorkerLimits, parent_pid: int | None) -> None:
     """Puts the limits on this process; ends it where its daemon is gone already."""
+    if parent_pid is not None:
+        _die_with(parent_pid)
+    _limit(resource.RLIMIT_AS, limits.memory_bytes_max)
+    _limit(resource.RLIMIT_CPU, limits.cpu_s_max, limits.cpu_s_max + _CPU_S_GRACE)
+    _limit(resource.RLIMIT_FSIZE, limits.file_bytes_max)
+    _limit(resource.RLIMIT_CORE, 0)
+    os.nice(_NICE)
+    with contextlib.suppress(OSError):  # /proc may be hidden; then the kernel chooses as it likes
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+
+
+def _die_with(parent_pid: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
+    if os.getppid() != parent_pid:
         sys.exit("the daemon that asked for this trial is gone")
-    for what, value in (
-        (resource.RLIMIT_AS, limits.memory_bytes_max),
-        (resource.RLIMIT_CPU, limits.cpu_s_max),
-        (resource.RLIMIT_FSIZE, limits.file_bytes_max),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(what)
-        capped = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(what, (capped, capped))
-    os.nice(_NICE)
+
+
+def _limit(what: int, soft: int, hard: int | None = None) -> None:
+    """Lowers a limit; one that stands lower already stays."""
+    _, present = resource.getrlimit(what)
+    ceiling = soft if hard is None else hard
+    if present != resource.RLIM_INFINITY:
+        ceiling = min(ceiling, present)
+    resource.setrlimit(what, (min(soft, ceiling), ceiling))

@@ -10,17 +10,29 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from msgspec import Struct
 from msgspec.structs import asdict
 
 from agent import hardware
 from agent.adapters.thermal import temperature_c, throttled_between, throttling
 from agent.errors import AgentError, FinalError
 from agent.measure import cpu_class
-from agent.worker import answers, energy, runtimes, shards, timing
+from agent.worker import energy, runtimes, shards
+from agent.worker.answers import Classes, answers_of, classes
 from agent.worker.job import ModelRun, TrialJob
 from agent.worker.runtimes import Session
-from agent.worker.shards import Arrays, Samples
+from agent.worker.shards import Samples
+from agent.worker.timing import Runner, all_outputs, interleaved, latency_of, ratio_of
 from wire.measures import TrialResult
+
+NOTE_CHARS_MAX = 1000
+
+
+class Incumbent(Struct, frozen=True, kw_only=True):
+    """What is active now, ready to be compared with."""
+
+    runner: Runner
+    answers: Classes
 
 
 def run_trial(job: TrialJob) -> TrialResult:
@@ -28,29 +40,30 @@ def run_trial(job: TrialJob) -> TrialResult:
 
     Raises:
         FinalError: it cannot be measured; the code says what stood in the way.
+        MemoryError: it needs more than this process may use.
     """
     root = Path(job.system_root)
     before, warm_before = throttling(root), temperature_c(root)
     samples = shards.read_samples(job)
-    candidate, load_ms = _load(job.candidate, job)
-    _check(candidate, job)
-    outputs = timing.all_outputs(candidate, samples)
+    session, load_ms = _load(job.candidate, job)
+    _check(session, job)
+    candidate = Runner(session=session, inputs=samples.inputs)
+    outputs = all_outputs(candidate, [spec.name for spec in job.outputs])
     memory_bytes_peak = peak_memory_bytes()
-    incumbent, theirs, notes = _incumbent(job, samples)
-    sessions = [candidate] if incumbent is None else [candidate, incumbent]
-    took_ms = timing.interleaved(sessions, samples, job.settings)
-    power = energy.measure(root, job.settings, lambda i: candidate.run(timing.one(samples, i % samples.n)))
-    said = answers.answers_of({spec.name: outputs[spec.name] for spec in job.outputs}, samples, theirs)
+    incumbent, notes = _incumbent(job, samples)
+    answers = answers_of(outputs, samples, incumbent.answers if incumbent else None)
+    took_ms = interleaved([candidate, incumbent.runner] if incumbent else [candidate], job.settings)
+    power = energy.measure(root, job.settings, candidate.infer)
     machine = hardware.detect(root)
     return TrialResult(
         variant=job.candidate.variant,
         runtime=job.candidate.runtime,
-        runtime_version=candidate.version,
+        runtime_version=session.version,
         shards=job.shard_indices,
         n_samples=samples.n,
-        latency=timing.latency_of(took_ms[0], load_ms),
-        incumbent_latency=timing.latency_of(took_ms[1], None) if incumbent else None,
-        latency_ratio_to_incumbent=timing.ratio_of(*took_ms) if incumbent else None,
+        latency=latency_of(took_ms[0], load_ms),
+        incumbent_latency=latency_of(took_ms[1], None) if incumbent else None,
+        latency_ratio_to_incumbent=ratio_of(*took_ms) if incumbent else None,
         memory_bytes_peak=memory_bytes_peak,
         cpu=cpu_class(machine.arch, machine.cpu_features),
         throttled=throttled_between(before, throttling(root)),
@@ -58,14 +71,16 @@ def run_trial(job: TrialJob) -> TrialResult:
         temperature_c_after=temperature_c(root),
         incumbent=job.incumbent.digest if job.incumbent and incumbent else None,
         notes=notes,
-        **asdict(said),
+        **asdict(answers),
         **asdict(power),
     )
 
 
 def _load(run: ModelRun, job: TrialJob) -> tuple[Session, float]:
+    """The model and the milliseconds that loading it took, the runtime's own import left out."""
+    runtime = runtimes.find(run.runtime)
     started = time.perf_counter()
-    session = runtimes.load(run.runtime, run.model_path, job.settings.threads, run.session_config)
+    session = runtime.load(run.model_path, job.settings.threads, run.session_config)
     return session, (time.perf_counter() - started) * 1000
 
 
@@ -84,22 +99,35 @@ def _check(session: Session, job: TrialJob) -> None:
         )
 
 
-def _incumbent(job: TrialJob, samples: Samples) -> tuple[Session | None, Arrays | None, tuple[str, ...]]:
-    """The incumbent with its outputs; one that cannot be compared is a note, never the candidate's fault."""
-    if job.incumbent is None:
-        return None, None, ()
+def _incumbent(job: TrialJob, samples: Samples) -> tuple[Incumbent | None, tuple[str, ...]]:
+    """The incumbent with its answers; one that cannot be compared is a note, never the candidate's fault."""
+    run = job.incumbent
+    if run is None:
+        return None, ()
     try:
-        session, _ = _load(job.incumbent, job)
+        session, _ = _load(run, job)
         if set(session.input_names) != set(samples.inputs):
-            raise FinalError("output_mismatch", "it takes other inputs")
-        return session, timing.all_outputs(session, samples), ()
-    except AgentError as error:
-        return None, None, (f"the incumbent was not compared: {error}",)
+            raise FinalError("output_mismatch", f"it takes other inputs, {', '.join(session.input_names)}")
+        # Its own preprocessing, or it would be blamed for samples that it was never made for.
+        own = (
+            samples.inputs if run.data is None else shards.model_inputs(samples.stored, job.inputs, run.data)
+        )
+        runner = Runner(session=session, inputs=own)
+        wanted = job.outputs[0].name
+        name = wanted if wanted in session.output_names else session.output_names[0]
+        answers = classes(all_outputs(runner, [name])[name], samples.n)
+    except (AgentError, MemoryError) as error:
+        return None, (f"the incumbent was not compared: {error}"[:NOTE_CHARS_MAX],)
+    return Incumbent(runner=runner, answers=answers), ()
 
 
 def peak_memory_bytes() -> int | None:
     """This process's largest resident set so far (VmHWM of proc(5)), runtime and interpreter included."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    for line in status.splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return None

@@ -1,14 +1,16 @@
 """Reads validation shards: samples, labels, FP32 outputs and the host's outputs.
 
 For: turning `.npz` files that came over the network into arrays of the names, shapes and types that the
-manifest promises, or refusing them by name. No pickle is ever read.
+manifest promises, or refusing them by name. No pickle is ever read, and nothing that the trial does not ask
+for is unpacked.
 Not for: running a model on them.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from numpy.typing import NDArray
 
 from agent.errors import FinalError
 from agent.worker.job import TrialJob
-from wire.bundle import LABELS_KEY, TensorSpec, fp32_key, host_key, input_key
+from wire.bundle import LABELS_KEY, InputData, TensorSpec, fp32_key, host_key, input_key
 from wire.errors import ContentError
 from wire.preprocess import preprocess
 
 UNPACKED_BYTES_MAX = 256 * 1024 * 1024
+"""Of all arrays of all shards of one trial."""
+_BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error, MemoryError)
+"""What numpy and zipfile raise on damaged archives: encrypted, of unknown compression, of lying headers."""
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -31,13 +36,15 @@ class Samples(Struct, frozen=True, kw_only=True):
     """All shards of a trial, one after the other; first axis samples.
 
     Attributes:
-        inputs: what the model is given, preprocessed, by input name.
+        stored: the samples as they travelled, by input name.
+        inputs: what the candidate is given, preprocessed, by input name.
         labels: the right answers; None where a shard has none.
         fp32: the baseline's outputs by output name; empty where a shard has none.
         host: the host's outputs of this variant; empty where a shard has none.
     """
 
     n: int
+    stored: Arrays
     inputs: Arrays
     labels: NDArray[Any] | None
     fp32: Arrays
@@ -45,64 +52,97 @@ class Samples(Struct, frozen=True, kw_only=True):
 
 
 def read_samples(job: TrialJob) -> Samples:
-    """Everything in the job's shards.
+    """Everything that the trial asks of the job's shards.
 
     Raises:
         FinalError: `shard_unreadable`.
     """
-    shards = [_open(Path(path)) for path in job.shards]
-    if not shards:
+    if not job.shards:
         raise FinalError("shard_unreadable", "the release has no validation samples to be tried on")
-    counts = [_samples_in(shard, job) for shard in shards]
+    inputs = {spec.name: input_key(spec.name) for spec in job.inputs}
+    fp32 = {spec.name: fp32_key(spec.name) for spec in job.outputs}
+    host = {spec.name: host_key(job.candidate.variant, spec.name) for spec in job.outputs}
+    wanted = {LABELS_KEY, *inputs.values(), *fp32.values(), *host.values()}
+    shards: list[Arrays] = []
+    left_bytes = UNPACKED_BYTES_MAX
+    for path in job.shards:
+        shard = _open(Path(path), wanted, left_bytes)
+        _check_shard(Path(path), shard, set(inputs.values()))
+        left_bytes -= sum(array.nbytes for array in shard.values())
+        shards.append(shard)
+    stored = {name: _joined(shards, key) for name, key in inputs.items()}
     return Samples(
-        n=sum(counts),
-        inputs={spec.name: _input(job, spec, shards) for spec in job.inputs},
-        labels=_labels(shards, counts),
-        fp32=_outputs(shards, counts, {spec.name: fp32_key(spec.name) for spec in job.outputs}),
-        host=_outputs(
-            shards, counts, {spec.name: host_key(job.candidate.variant, spec.name) for spec in job.outputs}
-        ),
+        n=len(next(iter(stored.values()))),
+        stored=stored,
+        inputs=model_inputs(stored, job.inputs, job.data),
+        labels=_joined(shards, LABELS_KEY) if all(LABELS_KEY in shard for shard in shards) else None,
+        fp32=_outputs(shards, fp32),
+        host=_outputs(shards, host),
     )
 
 
-def _open(path: Path) -> Arrays:
+def _open(path: Path, wanted: set[str], bytes_max: int) -> Arrays:
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > UNPACKED_BYTES_MAX:
-            raise _unreadable(path, f"unpacks to {unpacked} bytes, at most {UNPACKED_BYTES_MAX} are read")
+            sizes = [e.file_size for e in archive.infolist() if e.filename.removesuffix(".npy") in wanted]
+        if sum(sizes) > bytes_max:
+            raise _unreadable(path, f"unpacks to {sum(sizes)} bytes, at most {bytes_max} are read")
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise _unreadable(path, str(error)) from None
+            return {name: archive[name] for name in archive.files if name in wanted}
+    except _BROKEN as error:
+        raise _unreadable(path, str(error) or type(error).__name__) from None
 
 
 def _unreadable(path: Path, why: str) -> FinalError:
-    return FinalError("shard_unreadable", f"validation shard {path.name}: {why}")
+    return FinalError("shard_unreadable", f"validation shard {path.name[:80]}: {why}"[:1000])
 
 
-def _array(shard: Arrays, key: str) -> NDArray[Any]:
-    found = shard.get(key)
-    if found is None:
-        names = ", ".join(sorted(shard)[:8])
-        raise FinalError("shard_unreadable", f"a validation shard has no array {key!r}, it has {names}")
-    return found
+def _check_shard(path: Path, shard: Arrays, inputs: set[str]) -> None:
+    """One shard by itself: all inputs there, numbers only, one entry a sample in every array."""
+    missing = sorted(inputs - set(shard))
+    if missing:
+        raise _unreadable(path, f"has no array {missing[0]!r}; it has {', '.join(sorted(shard)[:8])}")
+    counts = {name: len(array) if array.ndim else 0 for name, array in shard.items()}
+    n = counts[min(inputs)]
+    for name, array in shard.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+            raise _unreadable(path, f"{name} holds {array.dtype}, not numbers")
+        if counts[name] != n or n == 0:
+            raise _unreadable(path, f"{name} is {list(array.shape)}, where there are {n} samples")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise _unreadable(path, f"{name} holds values that are not finite")
+    labels = shard.get(LABELS_KEY)
+    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0):
+        raise _unreadable(path, f"labels are {labels.dtype}{list(labels.shape)}, not one class a sample")
 
 
-def _samples_in(shard: Arrays, job: TrialJob) -> int:
-    lengths = {len(_array(shard, input_key(spec.name))) for spec in job.inputs}
-    if len(lengths) != 1 or 0 in lengths:
-        raise FinalError("shard_unreadable", f"a validation shard has inputs of {sorted(lengths)} samples")
-    return lengths.pop()
+def _joined(shards: Sequence[Arrays], key: str) -> NDArray[Any]:
+    arrays = [shard[key] for shard in shards]
+    if len({(array.shape[1:], array.dtype) for array in arrays}) != 1:
+        raise FinalError("shard_unreadable", f"the shards disagree about shape or type of {key}")
+    return np.concatenate(arrays)
 
 
-def _input(job: TrialJob, spec: TensorSpec, shards: Sequence[Arrays]) -> NDArray[Any]:
-    stored = _joined([_array(shard, input_key(spec.name)) for shard in shards], spec.name)
-    data = job.data.get(spec.name)
+def _outputs(shards: Sequence[Arrays], keys: Mapping[str, str]) -> Arrays:
+    if any(key not in shard for shard in shards for key in keys.values()):
+        return {}
+    return {name: _joined(shards, key) for name, key in keys.items()}
+
+
+def model_inputs(stored: Arrays, specs: Sequence[TensorSpec], data: Mapping[str, InputData]) -> Arrays:
+    """Stored samples as a model's inputs.
+
+    Raises:
+        FinalError: `shard_unreadable`: what comes out is not what the model takes.
+    """
+    return {spec.name: _input(stored[spec.name], spec, data.get(spec.name)) for spec in specs}
+
+
+def _input(stored: NDArray[Any], spec: TensorSpec, data: InputData | None) -> NDArray[Any]:
     try:
-        values = stored if data is None else preprocess(data, stored)
+        values: NDArray[Any] = stored if data is None else preprocess(data, stored)
     except ContentError as error:
-        raise FinalError("shard_unreadable", str(error.args[0])) from None
+        raise FinalError("shard_unreadable", f"samples of {spec.name}: {error.args[0]}") from None
     fits = len(values.shape) == len(spec.shape) and all(
         want is None or want == have for want, have in zip(spec.shape[1:], values.shape[1:], strict=True)
     )
@@ -113,33 +153,5 @@ def _input(job: TrialJob, spec: TensorSpec, shards: Sequence[Arrays]) -> NDArray
             f"{spec.dtype}{list(spec.shape)}",
         )
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise FinalError("shard_unreadable", f"samples of {spec.name} hold values that are no numbers")
+        raise FinalError("shard_unreadable", f"samples of {spec.name} hold values that are not finite")
     return values
-
-
-def _joined(arrays: Sequence[NDArray[Any]], name: str) -> NDArray[Any]:
-    try:
-        return np.concatenate(arrays)
-    except ValueError as error:
-        raise FinalError("shard_unreadable", f"the shards disagree about {name}: {error}") from None
-
-
-def _labels(shards: Sequence[Arrays], counts: Sequence[int]) -> NDArray[Any] | None:
-    if any(LABELS_KEY not in shard for shard in shards):
-        return None
-    labels = _joined([shard[LABELS_KEY] for shard in shards], LABELS_KEY)
-    if labels.shape != (sum(counts),) or labels.dtype.kind not in "iu":
-        raise FinalError(
-            "shard_unreadable", f"labels are {labels.dtype.name}{list(labels.shape)}, not one number a sample"
-        )
-    return labels
-
-
-def _outputs(shards: Sequence[Arrays], counts: Sequence[int], keys: dict[str, str]) -> Arrays:
-    if any(key not in shard for shard in shards for key in keys.values()):
-        return {}
-    joined = {name: _joined([shard[key] for shard in shards], name) for name, key in keys.items()}
-    for name, values in joined.items():
-        if len(values) != sum(counts):
-            raise FinalError("shard_unreadable", f"{len(values)} outputs {name} for {sum(counts)} samples")
-    return joined

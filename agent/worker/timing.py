@@ -7,49 +7,77 @@ Not for: accuracy, or telling whether a latency is good enough.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
-from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
+from msgspec import Struct
 
+from agent.errors import FinalError
 from agent.worker.job import TrialSettings
 from agent.worker.runtimes import Session
-from agent.worker.shards import Arrays, Samples
+from agent.worker.shards import Arrays
 from wire.figures import median_interval, percentile
 from wire.measures import Latency, Measure
 
 
-def one(samples: Samples, index: int) -> dict[str, NDArray[Any]]:
-    """A single sample as the model's inputs, first axis kept."""
-    return {name: values[index : index + 1] for name, values in samples.inputs.items()}
+class Runner(Struct, frozen=True, kw_only=True):
+    """A loaded model with the samples as it takes them; first axis samples."""
+
+    session: Session
+    inputs: Arrays
+
+    def one(self, index: int) -> Arrays:
+        """A single sample, first axis kept; past the end it begins again."""
+        n = len(next(iter(self.inputs.values())))
+        return {name: values[index % n : index % n + 1] for name, values in self.inputs.items()}
+
+    def infer(self, index: int) -> Arrays:
+        """The outputs on one sample."""
+        return self.session.run(self.one(index))
 
 
-def all_outputs(session: Session, samples: Samples) -> Arrays:
-    """The outputs on every sample, one inference a sample, as the device will run it."""
-    import numpy as np  # noqa: PLC0415 - beside its one use; the worker has it loaded
+def all_outputs(runner: Runner, names: Sequence[str]) -> Arrays:
+    """These outputs on every sample, one inference a sample, as the device will run it.
 
-    runs = [session.run(one(samples, index)) for index in range(samples.n)]
-    return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+    Raises:
+        FinalError: `model_run_failed`, or `output_mismatch` where the outputs of two samples differ in shape.
+    """
+    n = len(next(iter(runner.inputs.values())))
+    runs: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for index in range(n):
+        outputs = runner.infer(index)
+        for name, kept in runs.items():
+            kept.append(outputs[name])
+    try:
+        return {name: np.concatenate(kept) for name, kept in runs.items()}
+    except ValueError as error:
+        raise FinalError("output_mismatch", f"the model's outputs change their shape: {error}") from None
 
 
-def interleaved(sessions: Sequence[Session], samples: Samples, settings: TrialSettings) -> list[list[float]]:
-    """Milliseconds of each timed inference, one list a session; the same sample for all in each turn."""
-    took_ms: list[list[float]] = [[] for _ in sessions]
-    for turn in range(settings.warmup + settings.latency_runs):
-        inputs = one(samples, turn % samples.n)
-        # Who goes first changes, so that neither always finds the caches the other left.
-        order = range(len(sessions)) if turn % 2 == 0 else range(len(sessions) - 1, -1, -1)
-        for index in order:
-            started = time.perf_counter_ns()
-            sessions[index].run(inputs)
-            if turn >= settings.warmup:
-                took_ms[index].append((time.perf_counter_ns() - started) / 1e6)
+def interleaved(runners: Sequence[Runner], settings: TrialSettings) -> list[list[float]]:
+    """Milliseconds of each timed inference, one list a model; the same sample for all in each turn."""
+    took_ms: list[list[float]] = [[] for _ in runners]
+    gc.collect()
+    gc.disable()  # a collection would be counted as somebody's inference
+    try:
+        for turn in range(settings.warmup + settings.latency_runs):
+            # Who goes first changes, so that neither always finds the caches the other left.
+            order = range(len(runners)) if turn % 2 == 0 else range(len(runners) - 1, -1, -1)
+            for index in order:
+                inputs = runners[index].one(turn)
+                started = time.perf_counter_ns()
+                runners[index].session.run(inputs)
+                if turn >= settings.warmup:
+                    took_ms[index].append(max(1, time.perf_counter_ns() - started) / 1e6)
+    finally:
+        gc.enable()
     return took_ms
 
 
 def latency_of(took_ms: Sequence[float], cold_load_ms: float | None) -> Latency:
-    """The figures of one session."""
+    """The figures of one model."""
     return Latency(
         ms_p50=percentile(took_ms, 0.5),
         ms_p95=percentile(took_ms, 0.95),

@@ -1,4 +1,4 @@
-"""Entry of the worker: `python -m agent.worker.trial JOB RESULT LIMITS PARENT`.
+"""Entry of the worker: `python -m agent.worker.trial JOB.json`.
 
 For: putting the limits on this process first, and leaving one result file last. A candidate that cannot be
 measured leaves a failure with its name; whatever worse happens to this process is the daemon's to see.
@@ -11,10 +11,11 @@ import os
 import sys
 from pathlib import Path
 
-import msgspec
+# Before anything could import the runtime: its Linux wheel has telemetry on (FACTS.md section 1, trap 9).
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-from agent.worker.job import TrialFailure, TrialSuccess, read_job, write_file
-from agent.worker.limits import WorkerLimits, restrict
+from agent.worker.job import DOES_NOT_FIT, TrialFailure, TrialJob, TrialSuccess, read_order, write_file
+from agent.worker.limits import restrict
 from wire.errors import ShallopError
 
 DETAIL_CHARS_MAX = 1500
@@ -22,25 +23,34 @@ DETAIL_CHARS_MAX = 1500
 
 def main(arguments: list[str]) -> int:
     """Runs the job in the file; 0 where a result was left, be it a failure."""
-    job_path, result_path, limits, parent = arguments
-    restrict(msgspec.json.decode(limits, type=WorkerLimits), int(parent))
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    outcome: TrialSuccess | TrialFailure
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m agent.worker.trial JOB.json\n")
+        return 2
+    order = read_order(Path(arguments[0]))
+    restrict(order.limits, order.parent_pid)
+    write_file(Path(order.result_path), _outcome(order.job))
+    return 0
+
+
+def _outcome(job: TrialJob) -> TrialSuccess | TrialFailure:
     try:
         # Here and not above: numpy and the runtime must be loaded under the limits.
         from agent.worker.measuring import run_trial  # noqa: PLC0415
 
-        outcome = TrialSuccess(result=run_trial(read_job(Path(job_path))))
-    except MemoryError:
-        outcome = TrialFailure(
-            code="trial_out_of_memory", detail="the trial needs more memory than it may use"
-        )
+        return TrialSuccess(result=run_trial(job))
+    except MemoryError as error:
+        return _out_of_memory(error)
     except ImportError as error:
-        outcome = TrialFailure(code="runtime_missing", detail=f"the worker's Python lacks {error.name}")
+        if DOES_NOT_FIT in str(error):
+            return _out_of_memory(error)
+        return TrialFailure(code="runtime_missing", detail=f"the worker's Python lacks {error.name}: {error}")
     except ShallopError as error:
-        outcome = TrialFailure(code=error.code, detail=str(error.args[0])[:DETAIL_CHARS_MAX])
-    write_file(Path(result_path), outcome)
-    return 0
+        return TrialFailure(code=error.code, detail=str(error.args[0])[:DETAIL_CHARS_MAX])
+
+
+def _out_of_memory(error: Exception) -> TrialFailure:
+    detail = f"the trial needs more memory than it may use: {error}"
+    return TrialFailure(code="trial_out_of_memory", detail=detail[:DETAIL_CHARS_MAX])
 
 
 if __name__ == "__main__":

@@ -31,10 +31,14 @@ from tests.agent.twins import (
     MemoryTrials,
     OpenLock,
     QuietSupervisor,
+    Release,
     TestClock,
+    release,
+    sealed_command,
     until,
 )
-from wire.messages import Hardware, ModelState, OrderOutcome, Report, Reported, RuntimeInfo
+from wire.messages import Hardware, ModelState, OrderOutcome, Reply, Report, Reported, RuntimeInfo, ToDevice
+from wire.topics import COMMAND
 from wire.trust import Policy
 
 DEVICE = "roof-17"
@@ -42,6 +46,8 @@ MACHINE = Machine(
     hardware=Hardware(arch="aarch64", cpu_features=("asimd",)),
     runtimes=(RuntimeInfo(name="onnxruntime", version="1"),),
 )
+ONE, TWO = release("1", changes=b"one"), release("2", changes=b"two")
+ME = ToDevice(device=DEVICE)
 PACE = Pace(tick_s=0.02, idle_s=0.2, save_s=0.1, save_retry_s=0.05, resend_s=3600.0, stop_s=5.0)
 
 
@@ -164,3 +170,19 @@ def running(root: Path, *, prepare: Callable[[Rig], None] = lambda _: None) -> I
     finally:
         rig.trials.hangs = False
         rig.stop()
+
+
+def deploy(rig: Rig, which: Release = ONE, order: int = 1) -> None:
+    """A release goes through to active."""
+    rig.broker.hold(which)
+    rig.broker.desire(DEVICE, {"digits": which.order(order)})
+    rig.wait(order, OrderOutcome.ACTIVE)
+
+
+def command(rig: Rig, action: object, **fields: object) -> None:
+    payload = sealed_command(ME, action, **fields)
+    rig.broker.tell(TOPICS.topic(COMMAND, device=DEVICE), payload)
+
+
+def answers(rig: Rig) -> list[Reply]:
+    return [msgspec.json.decode(payload, type=Reply) for payload in rig.broker.heard("reply")]

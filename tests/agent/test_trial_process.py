@@ -1,4 +1,4 @@
-"""Real trials in real worker processes: good ones, and models that do harm."""
+"""Real workers with real models: what they measure, and that none of them harms anybody."""
 
 from __future__ import annotations
 
@@ -8,310 +8,340 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
-from agent.adapters.trial_process import TrialProcess
+from agent.adapters.trial_process import TrialProcess, installed_runtimes
 from agent.errors import AgentError, Cancelled, FinalError, RetryError
-from agent.worker.job import FILE_BYTES_MAX, ModelRun, TrialJob, TrialSettings, read_outcome
+from agent.worker.job import TrialSuccess, WorkerOrder, read_outcome, write_file
 from agent.worker.limits import WorkerLimits
-from examples.demo.house import wait_for
-from tests.integration.bundles import SAMPLES, VARIANT, Harm, make_bundle
-from wire.bundle import host_key, input_key
+from tests.agent.models import (
+    gluttonous,
+    good_job,
+    hanging,
+    job_of,
+    samples,
+    save_shard,
+    scores,
+    shard_arrays,
+)
 
-MODEL = "variants/float_wf32_af32/model.onnx"
-SETTINGS = TrialSettings(warmup=2, latency_runs=20)
-
-
-def run_of(folder: Path, digest: str = "ab" * 32) -> ModelRun:
-    return ModelRun(model_path=str(folder / MODEL), runtime="onnxruntime", variant=VARIANT, digest=digest)
-
-
-def job_of(folder: Path, incumbent: Path | None = None, harm: Harm = "none") -> TrialJob:
-    manifest = make_bundle(folder, harm=harm, seed=3)
-    return TrialJob(
-        candidate=run_of(folder),
-        incumbent=None if incumbent is None else run_of(incumbent, "cd" * 32),
-        shards=(str(folder / "validation/shard-0000.npz"),),
-        shard_indices=(0,),
-        inputs=manifest.inputs,
-        outputs=manifest.outputs,
-        settings=SETTINGS,
-    )
+REPOSITORY = Path(__file__).parent.parent.parent
+LIMITS = WorkerLimits(wall_s_max=60.0)
 
 
-@pytest.fixture
-def trial(tmp_path: Path) -> TrialProcess:
-    return TrialProcess(tmp_path / "scratch", WorkerLimits(wall_s_max=60))
+def never() -> threading.Event:
+    return threading.Event()
 
 
-def refusal(trial: TrialProcess, job: TrialJob) -> AgentError:
-    with pytest.raises(AgentError) as caught:
-        trial.run(job, threading.Event())
-    return caught.value
+def script(path: Path, body: str) -> str:
+    """An executable that stands where the interpreter is expected: `-m agent.worker.trial JOB` follow."""
+    path.write_text(f"#!{sys.executable}\n{textwrap.dedent(body)}")
+    path.chmod(0o755)
+    return str(path)
 
 
-def test_a_good_candidate_is_measured(trial: TrialProcess, tmp_path: Path) -> None:
-    result = trial.run(job_of(tmp_path / "a"), threading.Event())
-    assert result.n_samples == SAMPLES
+def until(condition: Callable[[], bool], what: str, limit_s: float = 60.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, f"never came: {what}"
+        time.sleep(0.05)
+
+
+def stat_of(pid: int) -> tuple[str, int] | None:
+    """State and parent of a process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return fields[0], int(fields[1])
+
+
+def alive(pid: int) -> bool:
+    stat = stat_of(pid)
+    return stat is not None and stat[0] != "Z"
+
+
+def children(pid: int) -> list[int]:
+    pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+    return [p for p in pids if (stat := stat_of(p)) is not None and stat[1] == pid]
+
+
+def test_a_trial_measures_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    result = TrialProcess(scratch, LIMITS).run(good_job(tmp_path), never())
     assert result.accuracy is not None
     assert result.accuracy.value == 1.0
-    assert result.agreement is not None
-    assert result.conformance is not None
-    assert result.conformance.conforms
     assert result.latency is not None
     assert result.latency.n == 20
-    assert result.latency.ms_p50 <= result.latency.ms_p95 <= result.latency.ms_p99
-    assert result.memory_bytes_peak is not None
-    assert result.memory_bytes_peak > 20_000_000
-    assert result.incumbent is None
-    assert result.incumbent_latency is None
+    assert list(scratch.iterdir()) == []
 
 
-def test_without_a_sensor_power_is_unknown(trial: TrialProcess, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    job = msgspec.structs.replace(job_of(tmp_path / "a"), system_root=str(tmp_path / "empty"))
-    result = trial.run(job, threading.Event())
-    assert (result.energy_mj, result.power_sensor, result.power_watts_idle) == (None, None, None)
-    assert result.throttled is None
+def test_what_a_killed_daemon_left_is_swept(tmp_path: Path) -> None:
+    left = tmp_path / "scratch" / "trial-abandoned"
+    left.mkdir(parents=True)
+    (left / "log").write_text("old")
+    TrialProcess(tmp_path / "scratch", LIMITS).run(good_job(tmp_path), never())
+    assert not left.exists()
 
 
-def test_with_a_sensor_energy_is_measured(trial: TrialProcess, tmp_path: Path) -> None:
-    hwmon = tmp_path / "tree/sys/class/hwmon/hwmon0"
-    hwmon.mkdir(parents=True)
-    (hwmon / "name").write_text("ina226\n")
-    (hwmon / "power1_input").write_text("4321000\n")
-    settings = msgspec.structs.replace(SETTINGS, energy_windows=5, energy_window_s=0.3)
-    job = msgspec.structs.replace(
-        job_of(tmp_path / "a"), system_root=str(tmp_path / "tree"), settings=settings
+def test_the_workers_own_reason_is_raised(tmp_path: Path) -> None:
+    job = good_job(tmp_path)
+    Path(job.candidate.model_path).write_bytes(b"no model at all")
+    with pytest.raises(FinalError) as raised:
+        TrialProcess(tmp_path / "scratch", LIMITS).run(job, never())
+    assert raised.value.code == "model_load_failed"
+    assert "onnxruntime" in str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_model_that_hangs_is_killed_at_the_wall_limit(tmp_path: Path) -> None:
+    job = good_job(tmp_path)
+    hanging(Path(job.candidate.model_path))
+    limits, before = WorkerLimits(wall_s_max=4.0), set(children(os.getpid()))
+    with pytest.raises(FinalError) as raised:
+        TrialProcess(tmp_path / "scratch", limits).run(job, never())
+    assert raised.value.code == "trial_timeout"
+    assert set(children(os.getpid())) <= before
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_model_that_hangs_runs_out_of_processor_time(tmp_path: Path) -> None:
+    job = good_job(tmp_path)
+    hanging(Path(job.candidate.model_path))
+    limits = WorkerLimits(cpu_s_max=3, wall_s_max=110.0)
+    with pytest.raises(FinalError, match="processor time") as raised:
+        TrialProcess(tmp_path / "scratch", limits).run(job, never())
+    assert raised.value.code == "trial_timeout"
+
+
+def test_a_model_that_eats_memory_is_stopped_by_the_limit(tmp_path: Path) -> None:
+    job = good_job(tmp_path)
+    gluttonous(Path(job.candidate.model_path))
+    with pytest.raises(FinalError) as raised:
+        TrialProcess(tmp_path / "scratch", LIMITS).run(job, never())
+    assert raised.value.code == "trial_out_of_memory"
+
+
+@pytest.mark.parametrize("memory_mib_max", [64, 96, 128])
+def test_a_limit_too_small_for_the_libraries_is_named_as_memory(tmp_path: Path, memory_mib_max: int) -> None:
+    limits = WorkerLimits(memory_bytes_max=memory_mib_max * 1024**2, wall_s_max=60.0)
+    with pytest.raises(FinalError) as raised:
+        TrialProcess(tmp_path / "scratch", limits).run(good_job(tmp_path), never())
+    assert raised.value.code == "trial_out_of_memory"
+
+
+def test_a_worker_that_prints_without_end_fills_no_disk(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    loud = script(
+        tmp_path / "loud",
+        f"""
+        import os, pathlib, sys
+        from agent.worker.job import read_order
+        from agent.worker.limits import restrict
+        order = read_order(pathlib.Path(sys.argv[3]))
+        restrict(order.limits, order.parent_pid)
+        written = 0
+        try:
+            while written < 2**30:
+                written += os.write(1, b"out " * 4096)
+                os.write(2, b"noise " * 4096)
+        except OSError:
+            pass
+        open({str(seen)!r}, "w").write(str(os.fstat(2).st_size))
+        sys.exit(3)
+        """,
     )
-    result = trial.run(job, threading.Event())
-    assert result.power_sensor == "hwmon_ina226"
-    assert result.power_watts_idle == pytest.approx(4.321)
-    assert result.energy_mj is not None
-    assert result.energy_mj.value == pytest.approx(0.0, abs=1e-6)  # the same power idle and loaded
+    limits = WorkerLimits(file_bytes_max=1024**2, wall_s_max=60.0)
+    with pytest.raises(FinalError) as raised:
+        TrialProcess(tmp_path / "scratch", limits, loud).run(good_job(tmp_path), never())
+    assert raised.value.code == "trial_crashed"
+    assert "exit code 3" in str(raised.value)
+    assert "noise noise" in str(raised.value)
+    assert len(str(raised.value)) < 1000
+    assert int(seen.read_text()) == 1024**2
 
 
-def test_the_incumbent_runs_beside_it_on_the_same_samples(trial: TrialProcess, tmp_path: Path) -> None:
-    job_of(tmp_path / "old")
-    result = trial.run(job_of(tmp_path / "new", tmp_path / "old", harm="wrong"), threading.Event())
-    assert result.incumbent == "cd" * 32
-    assert result.against_incumbent is not None
-    assert result.against_incumbent.n == SAMPLES
-    assert result.against_incumbent.candidate_only == 0
-    assert result.against_incumbent.reference_only > SAMPLES / 2
-    assert result.conformance is not None
-    assert not result.conformance.conforms
-    assert result.conformance.worst > 0
-    assert result.latency_ratio_to_incumbent is not None
-    assert result.latency_ratio_to_incumbent.n == 20
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "trial_crashed", "SIGSEGV"),
+        ("import sys; sys.exit('bad weather')", "trial_crashed", "bad weather"),
+        ("import os; os.kill(os.getpid(), 9)", "trial_out_of_memory", "want of memory"),
+        (
+            'import sys; sys.stderr.write("what(): std::bad_alloc"); sys.exit(1)',
+            "trial_out_of_memory",
+            "bad_alloc",
+        ),
+        ("", "trial_crashed", "exit code 0"),
+    ],
+)
+def test_a_worker_that_dies_is_told_by_how(tmp_path: Path, body: str, code: str, words: str) -> None:
+    python = script(tmp_path / "dies", body)
+    with pytest.raises(FinalError, match=words) as raised:
+        TrialProcess(tmp_path / "scratch", LIMITS, python).run(good_job(tmp_path), never())
+    assert raised.value.code == code
 
 
-def test_an_incumbent_that_does_not_load_is_a_note(trial: TrialProcess, tmp_path: Path) -> None:
-    job_of(tmp_path / "old", harm="garbage")
-    result = trial.run(job_of(tmp_path / "new", tmp_path / "old"), threading.Event())
-    assert result.incumbent is None
-    assert result.against_incumbent is None
-    assert "model_load_failed" in result.notes[0]
-    assert result.accuracy is not None
+@pytest.mark.parametrize(
+    ("left", "code"),
+    [
+        ("b'{'", "trial_result_invalid"),
+        ("b'[]'", "trial_result_invalid"),
+        ("b'\\xff\\xfe'", "trial_result_invalid"),
+        ('b\'{"type": "success", "result": {}}\'', "trial_result_invalid"),
+        ("b' ' * (2 * 1024**2)", "trial_file_oversized"),
+    ],
+)
+def test_a_result_that_is_none_is_refused(tmp_path: Path, left: str, code: str) -> None:
+    body = f"""
+    import pathlib, sys
+    (pathlib.Path(sys.argv[3]).parent / "result.json").write_bytes({left})
+    """
+    with pytest.raises(AgentError) as raised:
+        TrialProcess(tmp_path / "scratch", LIMITS, script(tmp_path / "lies", body)).run(
+            good_job(tmp_path), never()
+        )
+    assert raised.value.code == code
 
 
-def test_garbage_is_named(trial: TrialProcess, tmp_path: Path) -> None:
-    error = refusal(trial, job_of(tmp_path / "a", harm="garbage"))
-    assert (error.code, error.lasting) == ("model_load_failed", "final")
+def test_an_interpreter_that_is_not_there_may_come_later(tmp_path: Path) -> None:
+    with pytest.raises(RetryError) as raised:
+        TrialProcess(tmp_path / "scratch", LIMITS, str(tmp_path / "nowhere")).run(good_job(tmp_path), never())
+    assert raised.value.code == "trial_not_started"
 
 
-def test_a_model_that_hangs_is_killed_at_its_limit(tmp_path: Path) -> None:
-    trial = TrialProcess(tmp_path / "scratch", WorkerLimits(wall_s_max=4))
-    assert refusal(trial, job_of(tmp_path / "a", harm="hang")).code == "trial_timeout"
-    assert list((tmp_path / "scratch").iterdir()) == []
-
-
-def test_a_model_that_burns_the_processor_is_killed_at_its_limit(tmp_path: Path) -> None:
-    trial = TrialProcess(tmp_path / "scratch", WorkerLimits(wall_s_max=60, cpu_s_max=3))
-    assert refusal(trial, job_of(tmp_path / "a", harm="hang")).code in {"trial_timeout", "trial_crashed"}
-
-
-def test_cancelling_kills_at_once(tmp_path: Path) -> None:
-    trial = TrialProcess(tmp_path / "scratch", WorkerLimits(wall_s_max=100))
+def test_calling_off_kills_the_worker_and_its_children(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    busy = script(
+        tmp_path / "busy",
+        f"""
+        import os, subprocess, time
+        child = subprocess.Popen(["sleep", "1000"])
+        part = {str(pids)!r} + ".part"
+        open(part, "w").write(f"{{os.getpid()}} {{child.pid}}")
+        os.rename(part, {str(pids)!r})
+        time.sleep(1000)
+        """,
+    )
     cancel = threading.Event()
-    threading.Timer(1.0, cancel.set).start()
-    with pytest.raises(Cancelled):
-        trial.run(job_of(tmp_path / "a", harm="hang"), cancel)
-    assert list((tmp_path / "scratch").iterdir()) == []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            TrialProcess(tmp_path / "scratch", LIMITS, busy).run(good_job(tmp_path), cancel)
+        except Cancelled as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    until(pids.exists, "the worker's own child")
+    cancel.set()
+    thread.join(30)
+    assert len(raised) == 1
+    for pid in map(int, pids.read_text().split()):
+        until(lambda pid=pid: not alive(pid), f"the end of {pid}")  # type: ignore[misc]
 
 
-def hungry_model(path: Path) -> None:
-    """Expands one value to 16 GB when it runs."""
-    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [1, 4_000_000_000])
-    graph = helper.make_graph(
-        [
-            helper.make_node("ReduceMean", ["x"], ["one"], keepdims=1),
-            helper.make_node("Expand", ["one", "shape"], ["big"]),
-            helper.make_node("ReduceMax", ["big"], ["top"], keepdims=1),
-            helper.make_node("Mul", ["x", "top"], ["scaled"]),
-            helper.make_node("Slice", ["scaled", "s0", "s4", "axis"], ["y"]),
-        ],
-        "hungry",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])],
-        [shape, *(helper.make_tensor(n, TensorProto.INT64, [1], [v]) for n, v in
-                  (("s0", 0), ("s4", 4), ("axis", 1)))],
+def test_the_worker_dies_with_its_daemon(tmp_path: Path) -> None:
+    """The daemon is killed with -9; the worker is by then deep in the runtime."""
+    job = good_job(tmp_path)
+    hanging(Path(job.candidate.model_path))
+    (tmp_path / "job").write_bytes(msgspec.json.encode(job))
+    daemon = script(
+        tmp_path / "daemon",
+        f"""
+        import pathlib, sys, threading
+        sys.path.insert(0, {str(REPOSITORY)!r})
+        import msgspec
+        from agent.adapters.trial_process import TrialProcess
+        from agent.worker.job import TrialJob
+        from agent.worker.limits import WorkerLimits
+        job = msgspec.json.decode(pathlib.Path({str(tmp_path / "job")!r}).read_bytes(), type=TrialJob)
+        TrialProcess(pathlib.Path({str(tmp_path / "scratch")!r}), WorkerLimits()).run(job, threading.Event())
+        """,
+    )
+    with subprocess.Popen([daemon]) as parent:
+        try:
+            until(lambda: len(children(parent.pid)) == 1, "the worker")
+            worker = children(parent.pid)[0]
+            until(
+                lambda: "onnxruntime" in Path(f"/proc/{worker}/maps").read_text(), "the runtime in the worker"
+            )
+        finally:
+            parent.send_signal(signal.SIGKILL)
+    until(lambda: not alive(worker), "the worker's end")
+
+
+def test_a_worker_whose_daemon_is_gone_already_ends_at_once(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    order = WorkerOrder(job=good_job(tmp_path), result_path=str(result), parent_pid=2**22)
+    write_file(tmp_path / "job.json", order)
+    done = by_hand(tmp_path / "job.json", tmp_path / "home")
+    assert done.returncode == 1
+    assert b"gone" in done.stderr
+    assert not result.exists()
+
+
+def by_hand(order: Path, home: Path) -> subprocess.CompletedProcess[bytes]:
+    home.mkdir(exist_ok=True)
+    return subprocess.run(
+        [sys.executable, "-m", "agent.worker.trial", str(order)],
+        cwd=REPOSITORY, env={"HOME": str(home), "PATH": "/usr/bin:/bin"}, capture_output=True, check=False,
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    path.write_bytes(model.SerializeToString())
 
 
-def test_a_model_that_eats_memory_is_named(tmp_path: Path) -> None:
-    job = job_of(tmp_path / "a")
-    hungry_model(tmp_path / "a" / MODEL)
-    trial = TrialProcess(tmp_path / "scratch", WorkerLimits(memory_bytes_max=2 * 1024**3))
-    assert refusal(trial, job).code == "trial_out_of_memory"
-
-
-def test_a_model_of_other_inputs_is_refused(trial: TrialProcess, tmp_path: Path) -> None:
-    job = job_of(tmp_path / "a")
-    model = onnx.load(tmp_path / "a" / MODEL)
-    model.graph.input[0].name = "other"
-    model.graph.node[0].input[0] = "other"
-    onnx.save(model, tmp_path / "a" / MODEL)
-    assert refusal(trial, job).code == "output_mismatch"
-
-
-def test_an_unknown_runtime_is_refused(trial: TrialProcess, tmp_path: Path) -> None:
-    job = job_of(tmp_path / "a")
-    run = msgspec.structs.replace(job.candidate, runtime="abacus")
-    assert refusal(trial, msgspec.structs.replace(job, candidate=run)).code == "runtime_missing"
-
-
-def bend(path: Path, leave_out: str = "", **arrays: object) -> None:
-    """Writes the shard again without one array, or with others in place."""
-    with np.load(path) as archive:
-        kept: dict[str, object] = {name: archive[name] for name in archive.files if name != leave_out}
-    np.savez(path, allow_pickle=False, **{**kept, **arrays})  # type: ignore[arg-type]
-
-
-X, LABELS, HOST = input_key("x"), "labels", host_key(VARIANT, "y")
-BENT: dict[str, dict[str, object]] = {
-    "missing input": {"leave_out": X},
-    "wrong shape": {X: np.zeros((SAMPLES, 5), np.float32)},
-    "wrong type": {X: np.zeros((SAMPLES, 16), np.int64)},
-    "not numbers": {X: np.full((SAMPLES, 16), np.nan, np.float32)},
-    "no samples": {X: np.zeros((0, 16), np.float32)},
-    "labels do not fit": {LABELS: np.zeros(3, np.int64)},
-    "host does not fit": {HOST: np.zeros((3, 4), np.float32)},
-}
-
-
-@pytest.mark.parametrize("name", BENT)
-def test_a_bad_shard_is_named(trial: TrialProcess, tmp_path: Path, name: str) -> None:
-    job = job_of(tmp_path / "a")
-    bend(Path(job.shards[0]), **BENT[name])  # type: ignore[arg-type]
-    assert refusal(trial, job).code == "shard_unreadable"
-
-
-@pytest.mark.parametrize("length", [0, 9, 700])
-def test_a_shard_that_is_no_archive_is_named(trial: TrialProcess, tmp_path: Path, length: int) -> None:
-    job = job_of(tmp_path / "a")
-    shard = Path(job.shards[0])
-    shard.write_bytes(shard.read_bytes()[:length])
-    assert refusal(trial, job).code == "shard_unreadable"
-
-
-def test_no_shard_is_no_trial(trial: TrialProcess, tmp_path: Path) -> None:
-    job = msgspec.structs.replace(job_of(tmp_path / "a"), shards=(), shard_indices=())
-    assert refusal(trial, job).code == "shard_unreadable"
-
-
-def test_a_shard_without_labels_still_gives_agreement(trial: TrialProcess, tmp_path: Path) -> None:
-    job = job_of(tmp_path / "a")
-    bend(Path(job.shards[0]), leave_out=LABELS)
-    result = trial.run(job, threading.Event())
-    assert result.accuracy is None
-    assert result.accuracy_ratio is None
-    assert result.agreement is not None
-
-
-def test_an_interpreter_that_is_not_there_may_come(tmp_path: Path) -> None:
-    trial = TrialProcess(tmp_path / "scratch", WorkerLimits(), python="/nowhere/python")
-    with pytest.raises(RetryError) as caught:
-        trial.run(job_of(tmp_path / "a"), threading.Event())
-    assert caught.value.code == "trial_not_started"
-
-
-def test_a_worker_that_dies_without_a_word_is_named(tmp_path: Path) -> None:
-    script = tmp_path / "python"
-    script.write_text("#!/bin/sh\necho the end >&2\nkill -SEGV $$\n")
-    script.chmod(0o755)
-    trial = TrialProcess(tmp_path / "scratch", WorkerLimits(), python=str(script))
-    error = refusal(trial, job_of(tmp_path / "a"))
-    assert error.code == "trial_crashed"
-    assert "SIGSEGV" in str(error)
-    assert "the end" in str(error)
-
-
-def test_a_worker_that_prints_a_gigabyte_harms_nobody(tmp_path: Path) -> None:
-    script = tmp_path / "python"
-    script.write_text("#!/bin/sh\nulimit -f 64\nhead -c 100000000 /dev/zero | tr '\\0' x\nexit 7\n")
-    script.chmod(0o755)
-    trial = TrialProcess(tmp_path / "scratch", WorkerLimits(), python=str(script))
-    error = refusal(trial, job_of(tmp_path / "a"))
-    assert error.code == "trial_crashed"
-    assert len(str(error)) < 2000
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b'{"type":"success"}', b"x" * (FILE_BYTES_MAX + 1)])
-def test_a_result_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "result.json").write_bytes(content)
-    with pytest.raises(FinalError) as caught:
-        read_outcome(tmp_path / "result.json")
-    assert caught.value.code == "trial_result_invalid"
-
-
-def test_no_telemetry_is_written(
-    trial: TrialProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    trial.run(job_of(tmp_path / "a"), threading.Event())
+def test_by_hand_the_worker_needs_no_daemon_and_sends_no_telemetry(tmp_path: Path) -> None:
+    home, result = tmp_path / "home", tmp_path / "result.json"
+    write_file(tmp_path / "job.json", WorkerOrder(job=good_job(tmp_path), result_path=str(result)))
+    done = by_hand(tmp_path / "job.json", home)
+    assert done.returncode == 0, done.stderr
+    assert isinstance(read_outcome(result), TrialSuccess)
     assert list(home.rglob("*")) == []
 
 
-def test_the_worker_dies_with_its_parent(tmp_path: Path) -> None:
-    job = job_of(tmp_path / "a", harm="hang")
-    (tmp_path / "job.json").write_bytes(msgspec.json.encode(job))
-    program = textwrap.dedent(f"""
-        import threading
-        from pathlib import Path
-        from agent.adapters.trial_process import TrialProcess
-        from agent.worker.job import read_job
-        from agent.worker.limits import WorkerLimits
-        TrialProcess(Path({str(tmp_path / "scratch")!r}), WorkerLimits()).run(
-            read_job(Path({str(tmp_path / "job.json")!r})), threading.Event())
-    """)
-    parent = subprocess.Popen([sys.executable, "-c", program])
+def test_without_a_job_the_worker_says_how_it_is_called() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "agent.worker.trial"], cwd=REPOSITORY, capture_output=True, check=False
+    )
+    assert done.returncode == 2
+    assert b"usage" in done.stderr
 
-    def children() -> set[int]:
-        listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text(encoding="ascii")
-        return {int(pid) for pid in listed.split()}
 
-    (worker,) = wait_for("the worker", children, 30)
-    # It must be past its first lines, where it asks to die with its parent.
-    wait_for("onnxruntime", lambda: "onnxruntime" in Path(f"/proc/{worker}/maps").read_text(), 30)
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
+def test_the_daemons_side_loads_neither_numpy_nor_a_runtime() -> None:
+    code = (
+        "import sys, agent.adapters.trial_process, agent.adapters.power, agent.adapters.thermal;"
+        "sys.exit(bool({'numpy', 'onnxruntime'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
 
-    def gone() -> bool:
-        stat = Path(f"/proc/{worker}/stat")
-        try:
-            return stat.read_text(encoding="ascii").rsplit(")", 1)[1].split()[0] == "Z"
-        except OSError:
-            return True
 
-    assert wait_for("the worker to die", gone, 30)
+def test_the_runtimes_of_another_interpreter_are_asked_for(tmp_path: Path) -> None:
+    link = tmp_path / "python"
+    link.symlink_to(sys.executable)
+    broken = script(tmp_path / "broken", "import sys; sys.exit(1)")
+    assert "onnxruntime" in {runtime.name for runtime in installed_runtimes()}
+    assert (
+        installed_runtimes(script(tmp_path / "other", 'print(\'{"onnxruntime-gpu": "1.2.3"}\')'))[0].version
+        == "1.2.3"
+    )
+    assert installed_runtimes(broken) == ()
+    assert installed_runtimes(str(tmp_path / "nowhere")) == ()
+
+
+def test_a_shard_too_many_is_the_workers_reason_too(tmp_path: Path) -> None:
+    job = good_job(tmp_path)
+    x = samples(5)
+    arrays = shard_arrays(x, scores(Path(job.candidate.model_path), x))
+    arrays["labels"] = arrays["labels"][:3]
+    broken = save_shard(tmp_path / "broken.npz", arrays)
+    with pytest.raises(FinalError) as raised:
+        TrialProcess(tmp_path / "scratch", LIMITS).run(
+            job_of(Path(job.candidate.model_path), broken), never()
+        )
+    assert raised.value.code == "shard_unreadable"

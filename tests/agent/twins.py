@@ -186,8 +186,8 @@ class MemoryTrials:
             raise self.errors[variant]
         value = self.accuracy.get(variant, 0.96)
         return TrialResult(
-            variant=variant, runtime="onnxruntime", runtime_version="1",
-            shards=job.shard_indices, n_samples=10,
+            variant=variant, runtime="onnxruntime", runtime_version="1", shards=job.shard_indices,
+            n_samples=10,
             accuracy=Measure(value=value, low=value - 0.05, high=value + 0.03, n=10),
             conformance=Conformance(n=10, equal=0.0, same_answer=0.5, worst=9.0, conforms=False),
             latency=Latency(ms_p50=1.0, ms_p95=1.5, ms_p99=2.0, n=10), memory_bytes_peak=1000,
