@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
-from sqlalchemy.sql.dml import Insert
+from sqlalchemy.sql.dml import Insert, ReturningInsert
 
 from fleet.ports import StoreError
 
@@ -56,12 +56,17 @@ def upsert(dialect: str, table: Table, values: Mapping[str, Any]) -> Insert:
     raise StoreError("dialect_unsupported", f"{dialect} is not supported; use sqlite or postgresql")
 
 
-def insert_new(dialect: str, table: Table, values: Mapping[str, Any]) -> Insert:
-    """INSERT that leaves an existing row as it is; its rowcount says whether it was new."""
+def insert_new(dialect: str, table: Table, values: Mapping[str, Any]) -> ReturningInsert[Any]:
+    """INSERT that leaves an existing row as it is; it returns the key of a row that was new.
+
+    The returned key is asked for because PostgreSQL's driver does not count rows of such a statement.
+    """
     keys = [column.name for column in table.primary_key]
     if dialect == "postgresql":
-        return postgresql.insert(table).values(**values).on_conflict_do_nothing(index_elements=keys)
-    return sqlite.insert(table).values(**values).on_conflict_do_nothing(index_elements=keys)
+        statement = postgresql.insert(table).values(**values).on_conflict_do_nothing(index_elements=keys)
+        return statement.returning(*table.primary_key)
+    lite = sqlite.insert(table).values(**values).on_conflict_do_nothing(index_elements=keys)
+    return lite.returning(*table.primary_key)
 
 
 def batches(values: Collection[Any]) -> Iterator[Sequence[Any]]:
@@ -131,4 +136,4 @@ class SqlPart:
 
     def put_new(self, table: Table, values: Mapping[str, Any]) -> bool:
         """Inserts one row; False if it was there."""
-        return self.connection.execute(insert_new(self.dialect, table, values)).rowcount > 0
+        return self.connection.execute(insert_new(self.dialect, table, values)).first() is not None
