@@ -31,8 +31,6 @@ def _fresh(d: Deployment, event: Ordered) -> tuple[Deployment, Waiting | None]:
     order = event.desired.order
     if order == d.order or (d.waiting is not None and order == d.waiting.desired.order):
         return d, None
-    if order == d.order_highest and d.active is not None and d.active.digest == event.desired.digest:
-        return d, None  # after a rollback by command the registry writes down what this device holds
     if order <= d.order_highest:
         detail = f"order {order} is not above {d.order_highest}, the highest seen"
         refusal = OrderRefused(

@@ -97,30 +97,44 @@ def rollback_post(desk: Desk, scope: Scope, action: Rollback, now: float) -> Pos
 def give(tx: Tx, desk: Desk, orders: Sequence[Order], rollout: str, now: float) -> None:
     """Writes the orders of a rollout: desired rows, commands and desired documents.
 
-    A restore sends the rollback command and lets the desired document say the same under the same order
-    number, so that whoever was offline ends where the others did, and nobody does it twice.
+    A restore sends the rollback command, which acts at once and needs no trial, and lets the desired
+    document name what the device then holds, for whoever the command does not reach. The entry's number
+    is above the command's: a device that obeyed the command ends the entry's order at once, because the
+    release runs there already; a command that comes after the entry is stale and changes nothing.
     """
     posts: list[Post] = []
+    restoring = any(isinstance(order, Restore) for order in orders)
+    held_order = tx.take_orders(1) if restoring else 0
     for order in orders:
         if isinstance(order, Deploy):
             row = DesiredRow(device=order.device, model=order.model, rollout=rollout, entry=order.desired)
             tx.save_desired(row)
-        else:
+            continue
+        if _may_run(tx, order):
             action = Rollback(model=order.model, from_=order.from_digest, order=order.order)
             posts.append(rollback_post(desk, ToDevice(device=order.device), action, now))
-            hold(tx, order, rollout)
+        hold(tx, order.device, order.model, order.to, held_order)
     devices = dict.fromkeys(order.device for order in orders)
     posts += [desired_post(tx, desk, device, now) for device in devices]
     tx.post(posts)
 
 
-def hold(tx: Tx, order: Restore, rollout: str | None) -> None:
-    """Lets the desired entry name what the device holds once it went back."""
-    if order.to is None:
-        tx.drop_desired(order.device, order.model)
+def _may_run(tx: Tx, order: Restore) -> bool:
+    """Whether the device may have the release; where it says that it has another, no command is needed."""
+    view = tx.device(order.device)
+    state = None if view is None else view.models.get(order.model)
+    if state is None:
+        return True
+    return order.from_digest in {state.in_flight, None if state.active is None else state.active.digest}
+
+
+def hold(tx: Tx, device: str, model: str, slot: Slot | None, order: int) -> None:
+    """Lets the desired entry name what the device holds; None: nothing, the entry goes."""
+    if slot is None:
+        tx.drop_desired(device, model)
         return
-    entry = held_entry(order.to, order.order)
-    tx.save_desired(DesiredRow(device=order.device, model=order.model, rollout=rollout, entry=entry))
+    entry = held_entry(slot, order)
+    tx.save_desired(DesiredRow(device=device, model=model, rollout=None, entry=entry))
 
 
 def held_entry(slot: Slot, order: int) -> DesiredModel:

@@ -162,7 +162,7 @@ class People:
             if len(labels) > LABELS_MAX:
                 raise RegistryError("label_malformed", f"at most {LABELS_MAX} labels a device")
             view = labelled(view, labels, view.groups)
-            tx.save_device(view)
+            tx.save_labels(view)
             return device_view(view)
 
     def group(self, device: str, groups: tuple[str, ...]) -> DeviceView:
@@ -174,8 +174,9 @@ class People:
         """
         self.require_authority()
         with self._store.begin() as tx:
-            view = labelled(_device(tx, device), _device(tx, device).labels_own, groups)
-            tx.save_device(view)
+            view = _device(tx, device)
+            view = labelled(view, view.labels_own, groups)
+            tx.save_labels(view)
             tx.post([desired_post(tx, self._desk, device, self._clock.now())])
             return device_view(view)
 

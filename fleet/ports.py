@@ -164,7 +164,10 @@ class Tx(Protocol):  # the one port that is large: a transaction sees all tables
         """How many are known."""
 
     def save_device(self, device: Device) -> None:
-        """Writes the view, labels and groups included."""
+        """Writes the view; labels and groups are written by `save_labels`."""
+
+    def save_labels(self, device: Device) -> None:
+        """Writes the registry's labels and groups of a device."""
 
     def forget_device(self, device: str) -> None:
         """Deletes everything about a device; unknown ones are ignored."""

@@ -14,9 +14,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.inventory import Device
-from fleet.orders import Desk, Scope, desired_post, held_entry, rollback_post
-from fleet.ports import DesiredRow, NotFoundError, RollbackRow, Tx
-from wire.messages import ModelState, OrderOutcome, Rollback, Slot, ToDevice
+from fleet.orders import Desk, Scope, desired_post, hold, rollback_post
+from fleet.ports import NotFoundError, RollbackRow, Tx
+from wire.messages import ModelState, OrderOutcome, Phase, Rollback, Slot, ToDevice
 
 
 class _Target(Struct, frozen=True):
@@ -106,48 +106,30 @@ def follow_up(tx: Tx, desk: Desk, changed: Collection[str] | None, now: float, a
 def _write_down(tx: Tx, device: Device) -> bool:
     """Lets desired entries say what the device holds after a rollback by message; whether any changed.
 
-    The entry takes the highest order number that the device has seen, the rollback's: it changes nothing
-    there, and a later registry or device reads the truth.
+    The device reports the order that was taken back with the outcome `rolled_back`. The entry gets a
+    fresh number, which the device ends at once because that release runs there already.
     """
     changed = False
     for model, row in tx.desired(device.id).items():
         state = device.models.get(model)
-        if state is None or state.outcome is not OrderOutcome.ROLLED_BACK:
+        if state is None or state.outcome is not OrderOutcome.ROLLED_BACK or state.order < row.entry.order:
             continue
-        if row.entry.order >= state.order_highest or _holds(state, row.entry.digest):
-            continue
-        if state.active is None:
-            tx.drop_desired(device.id, model)
-        else:
-            entry = held_entry(state.active, state.order_highest)
-            tx.save_desired(DesiredRow(device=device.id, model=model, rollout=None, entry=entry))
+        hold(tx, device.id, model, state.active, tx.take_orders(1))
         changed = True
     return changed
 
 
-def _holds(state: ModelState, digest: str) -> bool:
-    return state.active is not None and state.active.digest == digest
-
-
 def _followed(row: RollbackRow, view: Device | None) -> RollbackRow:
-    """What became of a rollback on a device.
-
-    The command itself shows as `blocked`: the release that it refused, once its order was seen. The device's
-    `order` may still be the one that was taken back.
-    """
+    """The row as the device's last word leaves it; the row itself while that does not decide."""
     state = None if view is None else view.models.get(row.model)
-    if state is None or state.order_highest < row.order or state.outcome is None:
+    if state is None or state.phase is not Phase.IDLE or state.order_highest < row.order:
         return row
-    if row.from_digest in state.blocked and not _holds(state, row.from_digest):
-        return replace(row, state="done", detail="" if state.reason is None else state.reason.detail)
-    if state.order < row.order:
+    if row.state == "by_desired" and state.order < row.order:
         return row
-    if state.order > row.order:
-        return replace(row, state="failed", detail="a newer order came first")
-    detail = "" if state.reason is None else state.reason.detail
-    if state.outcome in {OrderOutcome.ROLLED_BACK, OrderOutcome.ACTIVE}:
-        return replace(row, state="done", detail=detail)
-    return replace(row, state="failed", detail=detail or state.outcome.value)
+    if _running(state) != row.from_digest:
+        return replace(row, state="done", detail="")
+    detail = "it stays active" if state.reason is None else state.reason.detail
+    return replace(row, state="failed", detail=detail)
 
 
 def _by_desired(tx: Tx, desk: Desk, row: RollbackRow, view: Device | None, now: float) -> RollbackRow:
@@ -157,8 +139,7 @@ def _by_desired(tx: Tx, desk: Desk, row: RollbackRow, view: Device | None, now: 
     if target is None:
         return replace(row, state="failed", detail="the device has no earlier release to go back to")
     order = tx.take_orders(1)
-    entry = held_entry(target, order)
-    tx.save_desired(DesiredRow(device=row.device, model=row.model, rollout=None, entry=entry))
+    hold(tx, row.device, row.model, target, order)
     tx.post([desired_post(tx, desk, row.device, now)])
     return replace(row, state="by_desired", order=order, detail="by its desired document")
 

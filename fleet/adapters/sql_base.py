@@ -7,6 +7,7 @@ Not for: any table's queries.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
-from sqlalchemy.sql.dml import Insert
+from sqlalchemy.sql.dml import Insert, ReturningInsert
 
 from fleet.ports import StoreError
 
@@ -31,37 +32,40 @@ def json_text(value: object) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def upsert(dialect: str, table: Table, values: Mapping[str, Any]) -> Insert:
-    """INSERT that updates the row of the same primary key.
+@cache
+def upsert(dialect: str, table: Table) -> Insert:
+    """INSERT of all columns that updates the row of the same primary key; the values are its parameters.
+
+    Built once for each table: building a statement costs more than running it.
 
     Raises:
         StoreError: `dialect_unsupported`.
     """
     keys = [column.name for column in table.primary_key]
-    changed = {name: value for name, value in values.items() if name not in keys}
-    if dialect == "postgresql":
-        statement = postgresql.insert(table).values(**values)
-        return (
-            statement.on_conflict_do_update(index_elements=keys, set_=changed)
-            if changed
-            else statement.on_conflict_do_nothing(index_elements=keys)
-        )
-    if dialect == "sqlite":
-        lite = sqlite.insert(table).values(**values)
-        return (
-            lite.on_conflict_do_update(index_elements=keys, set_=changed)
-            if changed
-            else lite.on_conflict_do_nothing(index_elements=keys)
-        )
-    raise StoreError("dialect_unsupported", f"{dialect} is not supported; use sqlite or postgresql")
+    statement = _dialect_insert(dialect, table)
+    changed = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
+    if not changed:
+        return statement.on_conflict_do_nothing(index_elements=keys)
+    return statement.on_conflict_do_update(index_elements=keys, set_=changed)
 
 
-def insert_new(dialect: str, table: Table, values: Mapping[str, Any]) -> Insert:
-    """INSERT that leaves an existing row as it is; its rowcount says whether it was new."""
+@cache
+def insert_new(dialect: str, table: Table) -> ReturningInsert[Any]:
+    """INSERT that leaves an existing row as it is; it returns the key of a row that was new.
+
+    The returned key is asked for because PostgreSQL's driver does not count rows of such a statement.
+    """
     keys = [column.name for column in table.primary_key]
+    statement = _dialect_insert(dialect, table).on_conflict_do_nothing(index_elements=keys)
+    return statement.returning(*table.primary_key)
+
+
+def _dialect_insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     if dialect == "postgresql":
-        return postgresql.insert(table).values(**values).on_conflict_do_nothing(index_elements=keys)
-    return sqlite.insert(table).values(**values).on_conflict_do_nothing(index_elements=keys)
+        return postgresql.insert(table)
+    if dialect == "sqlite":
+        return sqlite.insert(table)
+    raise StoreError("dialect_unsupported", f"{dialect} is not supported; use sqlite or postgresql")
 
 
 def batches(values: Collection[Any]) -> Iterator[Sequence[Any]]:
@@ -126,9 +130,9 @@ class SqlPart:
         self.dialect = connection.dialect.name
 
     def put(self, table: Table, values: Mapping[str, Any]) -> None:
-        """Inserts or updates one row."""
-        self.connection.execute(upsert(self.dialect, table, values))
+        """Inserts or updates one row; `values` names every column."""
+        self.connection.execute(upsert(self.dialect, table), values)
 
     def put_new(self, table: Table, values: Mapping[str, Any]) -> bool:
-        """Inserts one row; False if it was there."""
-        return self.connection.execute(insert_new(self.dialect, table, values)).rowcount > 0
+        """Inserts one row; False if it was there. `values` names every column."""
+        return self.connection.execute(insert_new(self.dialect, table), values).first() is not None

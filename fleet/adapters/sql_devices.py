@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 from msgspec.structs import replace
-from sqlalchemy import ColumnElement, and_, delete, func, select
+from sqlalchemy import ColumnElement, and_, bindparam, delete, func, select
 
 from fleet.adapters import tables as t
 from fleet.adapters.sql_base import SqlPart, json_text
@@ -16,6 +16,14 @@ from fleet.inventory import Device, labelled
 from wire.messages import Report
 
 _VIEW = msgspec.json.Decoder(Device)
+# Built once, since a message from a device asks all of these: building a statement costs more than
+# running it.
+_VIEW_OF = select(t.devices.c.view).where(t.devices.c.device == bindparam("of"))
+_LABELS_OF = select(t.labels.c.key, t.labels.c.value).where(t.labels.c.device == bindparam("of"))
+_GROUPS_OF = select(t.groups.c.name).where(t.groups.c.device == bindparam("of"))
+_MARK_OF = select(t.report_marks.c.contiguous, t.report_marks.c.gap_since).where(
+    t.report_marks.c.device == bindparam("of"), t.report_marks.c.install_id == bindparam("install")
+)
 _REPORT = msgspec.json.Decoder(Report)
 
 
@@ -24,13 +32,12 @@ class SqlDevices(SqlPart):
 
     def device(self, device: str) -> Device | None:
         """One device with its labels and groups."""
-        row = self.connection.execute(select(t.devices.c.view).where(t.devices.c.device == device)).first()
+        named = {"of": device}
+        row = self.connection.execute(_VIEW_OF, named).first()
         if row is None:
             return None
-        labels = self.connection.execute(
-            select(t.labels.c.key, t.labels.c.value).where(t.labels.c.device == device)
-        )
-        groups = self.connection.execute(select(t.groups.c.name).where(t.groups.c.device == device))
+        labels = self.connection.execute(_LABELS_OF, named)
+        groups = self.connection.execute(_GROUPS_OF, named)
         return labelled(
             _VIEW.decode(row.view), {r.key: r.value for r in labels}, [group.name for group in groups]
         )
@@ -52,7 +59,7 @@ class SqlDevices(SqlPart):
         return self.connection.execute(select(func.count()).select_from(t.devices)).scalar_one()
 
     def save_device(self, device: Device) -> None:
-        """Writes the view; labels and groups go to tables of their own."""
+        """Writes the view; labels and groups are written by `save_labels`."""
         bare = replace(device, labels_own={}, groups=())
         self.put(
             t.devices,
@@ -64,9 +71,9 @@ class SqlDevices(SqlPart):
                 "view": json_text(bare),
             },
         )
-        known = self.device(device.id)
-        if known is not None and (known.labels_own, known.groups) == (device.labels_own, device.groups):
-            return
+
+    def save_labels(self, device: Device) -> None:
+        """Writes the registry's labels and groups of a device."""
         self.connection.execute(delete(t.labels).where(t.labels.c.device == device.id))
         self.connection.execute(delete(t.groups).where(t.groups.c.device == device.id))
         for key, value in device.labels_own.items():
@@ -94,9 +101,14 @@ class SqlDevices(SqlPart):
         }
         if number <= mark or not self.put_new(t.reports, values):
             return False
+        if gap_since is None:
+            # Nothing lies beyond the mark: the usual case needs no look at the other reports.
+            follows = number == mark + 1
+            self._set_mark(device, install_id, number if follows else mark, None if follows else now)
+            return True
         reached = self._reach(device, install_id, mark)
         beyond = self._highest(device, install_id) > reached
-        since = (gap_since if gap_since is not None and reached == mark else now) if beyond else None
+        since = (gap_since if reached == mark else now) if beyond else None
         self._set_mark(device, install_id, reached, since)
         return True
 
@@ -157,12 +169,7 @@ class SqlDevices(SqlPart):
         ).rowcount
 
     def _report_mark(self, device: str, install_id: str) -> tuple[int, float | None]:
-        marks = t.report_marks.c
-        row = self.connection.execute(
-            select(marks.contiguous, marks.gap_since).where(
-                marks.device == device, marks.install_id == install_id
-            )
-        ).first()
+        row = self.connection.execute(_MARK_OF, {"of": device, "install": install_id}).first()
         return (0, None) if row is None else (row.contiguous, row.gap_since)
 
     def _reach(self, device: str, install_id: str, mark: int) -> int:

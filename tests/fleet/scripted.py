@@ -73,6 +73,7 @@ class ScriptedDevice:
         refuses: releases (by name) that fail their trial here.
         holds_back: while set, new orders stay unanswered, as on a device that is busy.
         received: orders in the order in which they were taken up.
+        ran: those of them that needed a trial.
     """
 
     def __init__(self, device: str, topics: Topics, refuses: frozenset[str] = frozenset()) -> None:
@@ -84,6 +85,7 @@ class ScriptedDevice:
         self.says: list[tuple[str, bytes, bool]] = []
         self.states: dict[str, ModelState] = {}
         self.received: list[int] = []
+        self.ran: list[int] = []
         self.groups: tuple[str, ...] = ()
         self.unacknowledged: dict[int, Report] = {}
         self._numbers: dict[str, int] = {}
@@ -176,7 +178,7 @@ class ScriptedDevice:
         state = self._state(model)
         if entry.order == state.order:
             return
-        if entry.order < state.order_highest:
+        if entry.order <= state.order_highest:
             reason = Reason(code="stale_order", detail=f"{entry.order} < {state.order_highest}")
             self._report(model, entry, OrderRefused(reason=reason, order_highest=state.order_highest))
             return
@@ -195,12 +197,23 @@ class ScriptedDevice:
             ),
         )
         self._report(model, entry, PhaseChanged(phase=Phase.FETCHING))
-        if self.holds_back:
+        if state.active is not None and state.active.digest == entry.digest:
+            # It runs already: the order ends at once, without a trial.
+            active = replace(state.active, order=entry.order)
+            self._change(
+                model,
+                lambda s: replace(
+                    s, active=active, outcome=OrderOutcome.ACTIVE, phase=Phase.IDLE, in_flight=None
+                ),
+            )
+            self._report(model, entry, OrderEnded(outcome=OrderOutcome.ACTIVE, active=active))
+        elif self.holds_back:
             self._waiting[model] = entry
         else:
             self._run(model, entry)
 
     def _run(self, model: str, entry: DesiredModel) -> None:
+        self.ran.append(entry.order)
         variant = entry.variants[0] if entry.variants else "onnxruntime/unknown"
         summary = trial(entry, variant)
         self._report(model, entry, TrialEnded(trial=summary))
@@ -243,19 +256,19 @@ class ScriptedDevice:
         applies = state.in_flight == action.from_ or (
             state.active is not None and state.active.digest == action.from_
         )
-        if not applies or action.order < state.order_highest:
+        back = state.active if state.in_flight == action.from_ else state.previous
+        nowhere = back is None and state.in_flight != action.from_
+        if not applies or action.order < state.order_highest or nowhere:
             highest = max(state.order_highest, action.order)
             self._change(action.model, lambda s: replace(s, order_highest=highest))
             self._reply(command, "not_applicable", state.order_highest)
             return
-        back = state.active if state.in_flight == action.from_ else state.previous
 
         def swapped(s: ModelState) -> ModelState:
             return replace(
                 s,
                 active=back,
                 previous=None,
-                order=action.order,
                 order_highest=action.order,
                 outcome=OrderOutcome.ROLLED_BACK,
                 phase=Phase.IDLE,

@@ -170,7 +170,7 @@ def test_a_person_rolls_back_with_the_ready_file_while_the_registry_is_down(scen
 
     wait_for("the registry to know", written_down)
     wait_for("the outbox to be empty", lambda: scene.client.health()["outbox_pending"] == 0)
-    assert [len(d.device.received) for d in scene.devices] == [2, 2], "nothing is done a second time"
+    assert [len(d.device.ran) for d in scene.devices] == [2, 2], "nothing is done a second time"
 
 
 def test_the_command_line_carries_a_release_through_and_back(scene: Scene) -> None:

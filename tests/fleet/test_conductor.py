@@ -18,7 +18,7 @@ from tests.fleet.scripted import UNSIGNED, ScriptedDevice
 from tests.fleet.twins import TOPICS, Harness
 from wire import topics as wt
 from wire.codec import decode, encode
-from wire.messages import Ack, Desired, Seed
+from wire.messages import Ack, Desired, OrderOutcome, OrderRefused, Report, Seed
 from wire.trust import open_envelope
 
 
@@ -108,8 +108,17 @@ def test_a_canary_that_refuses_stops_the_rollout_and_the_others_never_hear(
     assert state_of(harness, begun.id) == "halted"
     assert active(devices) == ["v1"] * 4
     assert sum(2 in device.received or len(device.received) > 1 for device in devices) == 1
+    commands = [topic for topic, _ in harness.broker.log if topic.endswith("/down/command")]
+    assert commands == [], "a device that refused the release need not be told to leave it"
+    assert stale_orders(harness, devices) == []
     line = harness.people.rollout(begun.id).devices[0]
     assert "accuracy_below_limit" in line.reason or "0.5" in line.reason
+
+
+def stale_orders(harness: Harness, devices: list[ScriptedDevice]) -> list[Report]:
+    with harness.store.begin() as tx:
+        reports = [report for device in devices for report in tx.reports(device.device, 1000)]
+    return [report for report in reports if isinstance(report.event, OrderRefused)]
 
 
 def two_releases(harness: Harness, tmp_path: Path) -> tuple[list[ScriptedDevice], str]:
@@ -130,8 +139,11 @@ def test_rollback_of_one_device_rewrites_its_desired_document(harness: Harness, 
     assert harness.people.rollback(begun.id).ended
     assert [line.state for line in harness.people.rollback(begun.id).devices] == ["done"]
     entry = desired_on_broker(harness, "dev-1").models["camera"]
-    assert (entry.release, entry.order) == ("v1", begun.devices[0].order)
-    assert devices[1].received.count(entry.order) == 0, "it is not told to do again what it did"
+    assert entry.release == "v1"
+    assert entry.order > begun.devices[0].order, "a fresh number, above the command's"
+    assert devices[1].ran == devices[0].ran, "it did nothing again"
+    assert devices[1].states["camera"].order == entry.order
+    assert devices[1].states["camera"].outcome is OrderOutcome.ACTIVE
 
 
 def test_rollback_of_all_uses_one_topic(harness: Harness, tmp_path: Path) -> None:
@@ -217,6 +229,10 @@ def test_a_failed_gate_takes_the_release_back_everywhere(harness: Harness, tmp_p
     harness.settle(10)
     assert state_of(harness, refusing.id) == "halted"
     assert active(devices) == ["v2"] * 4
+    assert stale_orders(harness, devices) == []
+    assert all(device.ran.count(max(device.ran)) == 1 for device in devices)
+    held = {desired_on_broker(harness, d.device).models["camera"].release for d in devices}
+    assert held == {"v2"}
 
 
 def test_a_broker_without_memory_gets_everything_again(harness: Harness, tmp_path: Path) -> None:
@@ -473,6 +489,33 @@ def test_nothing_is_published_unsigned_unless_configured(tmp_path: Path) -> None
         with pytest.raises(ConflictError, match="insecure-unsigned"):
             verb()
     harness.store.close()
+
+
+def test_a_rollback_of_what_is_still_arriving_leaves_nothing(harness: Harness, tmp_path: Path) -> None:
+    device = harness.device("dev-0")
+    device.holds_back = True
+    bundle(harness, tmp_path, "v1", 1)
+    harness.people.start(ask("v1", "100%", on_failure=FailureAction.HALT))
+    harness.settle()
+    assert device.states["camera"].in_flight is not None
+    begun = harness.people.roll_back(RollbackAsk(model="camera", devices=("dev-0",)))
+    harness.settle()
+    assert device._state("camera").in_flight is None
+    assert [line.state for line in harness.people.rollback(begun.id).devices] == ["done"]
+    assert desired_on_broker(harness, "dev-0").models == {}, "nothing is left to wish for"
+
+
+def test_a_rollback_without_an_earlier_release_says_so(harness: Harness, tmp_path: Path) -> None:
+    device = harness.device("dev-0")
+    bundle(harness, tmp_path, "v1", 1)
+    harness.people.start(ask("v1", "100%"))
+    harness.settle()
+    begun = harness.people.roll_back(RollbackAsk(model="camera", devices=("dev-0",)))
+    harness.settle()
+    (line,) = harness.people.rollback(begun.id).devices
+    assert line.state in {"failed", "not_applicable"}
+    assert harness.people.rollback(begun.id).ended
+    assert active([device]) == ["v1"]
 
 
 def test_a_paused_rollout_reaches_no_further_device_until_resumed(harness: Harness, tmp_path: Path) -> None:

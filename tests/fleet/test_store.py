@@ -122,6 +122,7 @@ def test_a_device_comes_back_as_it_was_saved(store: SqlStore) -> None:
     view = labelled(Device(id="dev-0", seen_at=5.0), {"site": "roof", "ring": "canary"}, ["north", "lab"])
     with store.begin() as tx:
         tx.save_device(view)
+        tx.save_labels(view)
         tx.save_device(Device(id="dev-1"))
     with store.begin() as tx:
         assert tx.device("dev-0") == view
@@ -129,7 +130,7 @@ def test_a_device_comes_back_as_it_was_saved(store: SqlStore) -> None:
         assert tx.devices()[0] == view
         assert tx.device("dev-2") is None
         assert tx.device_count() == 2
-        tx.save_device(labelled(view, {"site": "cellar"}, []))
+        tx.save_labels(labelled(view, {"site": "cellar"}, []))
     with store.begin() as tx:
         again = tx.device("dev-0")
         assert again is not None
@@ -139,7 +140,8 @@ def test_a_device_comes_back_as_it_was_saved(store: SqlStore) -> None:
 def test_forgetting_a_device_takes_all_of_it(store: SqlStore) -> None:
     with store.begin() as tx:
         for name in ("dev-0", "dev-1"):
-            tx.save_device(labelled(Device(id=name), {"a": "b"}, ["g"]))
+            tx.save_device(Device(id=name))
+            tx.save_labels(labelled(Device(id=name), {"a": "b"}, ["g"]))
             tx.add_report(report(1, name), 1.0)
             tx.save_desired(DesiredRow(device=name, model="m", rollout=None, entry=entry(1)))
         tx.forget_device("dev-0")
@@ -364,13 +366,12 @@ def test_the_migrations_make_the_tables_that_the_code_describes(tmp_path: Path) 
 
 @pytest.mark.parametrize("table", tables.metadata.sorted_tables, ids=str)
 def test_upserts_are_written_in_both_dialects(table: Table) -> None:
-    values = {column.name: None for column in table.columns}
     dialects: tuple[Dialect, ...] = (sqlite.dialect(), postgresql.dialect())  # type: ignore[no-untyped-call]
     for dialect in dialects:
-        statement = upsert(dialect.name, table, values).compile(dialect=dialect)
+        statement = upsert(dialect.name, table).compile(dialect=dialect)
         assert "ON CONFLICT" in str(statement)
     with pytest.raises(StoreError, match="not supported"):
-        upsert("mysql", table, values)
+        upsert("mysql", table)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "sqlite:////nowhere/at/all/x.db", "no+such://x/y"])
