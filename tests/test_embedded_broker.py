@@ -303,9 +303,23 @@ def test_a_broker_that_ends_is_reported_with_its_last_words(tmp_path: Path) -> N
 
 def test_a_broker_that_never_answers_is_killed(tmp_path: Path) -> None:
     process = BrokerProcess(["sleep", "600"], free_port(), tmp_path / "log")
-    with pytest.raises(BrokerStartError, match=r"within 0\.1 s and was killed"):
+    with pytest.raises(BrokerStartError, match=r"within 0\.1 s and is killed"):
         process.start(0.1)
     assert process.pid is None
+
+
+def test_an_interrupted_start_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = BrokerProcess(["sleep", "600"], free_port(), tmp_path / "log")
+    pids: list[int | None] = []
+
+    def interrupted(_port: int) -> bool:
+        pids.append(process.pid)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(broker_process, "answers", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        process.start(10)
+    assert not Path(f"/proc/{pids[0]}").exists()
 
 
 def test_a_program_that_cannot_run(tmp_path: Path) -> None:
@@ -361,6 +375,7 @@ def test_as_a_program_it_runs_until_sigterm(tmp_path: Path, kind: BrokerKind) ->
         try:
             said, port = address_of(program.stdout)
             assert (said, answers(port)) == (kind, True)
+            program.send_signal(signal.SIGTERM)
             program.send_signal(signal.SIGTERM)
             assert program.wait(CAME_S_MAX) == 0
             assert not answers(port)

@@ -134,15 +134,20 @@ class BrokerProcess:
         with self.log.open("ab") as log:
             self._log_start = _within_let_go(lambda: self._claim(log))
             self._process = self._spawn(log)
+        try:
+            self._wait_answer(start_s_max)
+        except BaseException:
+            # Also on Ctrl-C: nobody else knows of this process yet.
+            self.kill()
+            raise
+
+    def _wait_answer(self, start_s_max: float) -> None:
         deadline = time.monotonic() + start_s_max
         while not answers(self.port):
             if not self.alive():
-                status = self._process.returncode
-                self._process = None
-                raise self._failure(f"ended at once with status {status}")
+                raise self._failure(f"ended at once with status {self.wait()}")
             if time.monotonic() > deadline:
-                self.kill()
-                raise self._failure(f"accepted no MQTT connection within {start_s_max:g} s and was killed")
+                raise self._failure(f"accepted no MQTT connection within {start_s_max:g} s and is killed")
             time.sleep(POLL_S)
 
     def stop(self) -> None:

@@ -214,6 +214,9 @@ def main(arguments: list[str] | None = None) -> int:
     except _Terminated:
         return 0
     finally:
+        # `timeout` and terminals signal the program and its group: the second one must not end the stop.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if broker is not None:
             broker.stop()
     return 1
