@@ -54,7 +54,7 @@ system-packages:
 	  else echo "mosquitto is not installed, its tests will be skipped: sudo apt-get install mosquitto"; fi; }
 
 test: setup-dev system-packages ## Run every kind of test, the big matrices as a seeded sample
-	@$(BIN)/pytest -q
+	@$(BIN)/python -m pytest -q -n 2
 
 bench: setup-dev system-packages ## Measure, print JSON
 	@$(BIN)/python -m bench

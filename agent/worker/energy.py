@@ -83,7 +83,10 @@ def _window(sensor: PowerSensor, length_s: float, infer: Callable[[int], object]
 
 
 def _read_until(sensor: PowerSensor, every_s: float, ended: threading.Event, readings: list[float]) -> None:
-    while not ended.wait(every_s):
+    """Readings every so often, and at least one, however late this thread is given its turn."""
+    while not (ended.wait(every_s) and readings):
         watts = sensor.watts()
         if watts is not None:
             readings.append(watts)
+        if ended.is_set():
+            return

@@ -1,4 +1,4 @@
-"""Power, throttling and hardware on trees like those of real boards (FACTS.md, section 5)."""
+"""Power, temperature and throttling, read from trees of machines."""
 
 from __future__ import annotations
 
@@ -8,239 +8,313 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import hardware
 from agent.adapters.power import find_sensor
-from agent.adapters.power_linux import EnergyCounter
+from agent.adapters.power_linux import EnergyCounter, rapl
 from agent.adapters.power_rpi import pmic_watts
-from agent.adapters.thermal import Throttling, throttled_between, throttling
-from agent.measure import Window, energy_per_inference_mj
+from agent.adapters.sensors import read_number, vcgencmd
+from agent.adapters.thermal import (
+    Throttling,
+    temperature_c,
+    temperatures_c,
+    throttled_between,
+    throttling,
+)
+from tests.device_trees import PMIC, PMIC_WATTS, TREES, build, hwmon, ina3221, write
+from tests.device_trees import vcgencmd as install_vcgencmd
+
+WATTS = {
+    "jetson_nano": ("ina3221x", 2.637),
+    "jetson_orin_nano": ("ina3221", 4.984 * 0.912),
+    "jetson_agx_orin": ("ina3221", 20.0 * 0.120 + 20.0 * 0.020 + 5.0 * 0.806),
+    "rpi5": ("rpi5_pmic", PMIC_WATTS),
+    "battery": ("battery", 11.4 * 1.25),
+    "monitor": ("hwmon_ina226", 4.321),
+}
 
 
-def put(root: Path, path: str, text: str) -> None:
-    target = root / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text)
+@pytest.mark.parametrize("name", sorted(TREES))
+def test_each_machines_total_or_unknown(tmp_path: Path, name: str) -> None:
+    sensor = find_sensor(build(tmp_path, name))
+    if name == "x86":
+        assert sensor is not None
+        assert sensor.name == "rapl_package"
+        return
+    if name not in WATTS:
+        assert sensor is None
+        return
+    expected, watts = WATTS[name]
+    assert sensor is not None
+    assert sensor.name == expected
+    assert sensor.watts() == pytest.approx(watts)
 
 
-def ina3221(root: Path, bus: str, hwmon: str, rails: list[tuple[str, int, int]]) -> None:
-    folder = f"sys/bus/i2c/drivers/ina3221/{bus}/hwmon/{hwmon}"
-    for number, (label, millivolts, milliamperes) in enumerate(rails, 1):
-        put(root, f"{folder}/in{number}_label", f"{label}\n")
-        put(root, f"{folder}/in{number}_input", f"{millivolts}\n")
-        put(root, f"{folder}/curr{number}_input", f"{milliamperes}\n")
-    put(root, f"{folder}/in7_label", "sum of shunt voltages\n")
-    put(root, f"{folder}/in7_input", "0\n")
+def test_a_machine_without_anything_has_no_sensor(tmp_path: Path) -> None:
+    assert find_sensor(tmp_path) is None
+    assert find_sensor(tmp_path / "nowhere") is None
 
 
-def watts(root: Path) -> float | None:
-    sensor = find_sensor(root)
-    return None if sensor is None else sensor.watts()
-
-
-def test_orin_nano_reads_its_input_rail_alone(tmp_path: Path) -> None:
-    ina3221(
-        tmp_path,
-        "1-0040",
-        "hwmon1",
-        [("VDD_IN", 5000, 900), ("VDD_CPU_GPU_CV", 5000, 110), ("VDD_SOC", 5000, 300)],
-    )
-    assert watts(tmp_path) == pytest.approx(4.5)
-
-
-def test_agx_orin_sums_its_three_inputs_and_no_other(tmp_path: Path) -> None:
-    ina3221(
-        tmp_path,
-        "1-0040",
-        "hwmon3",
-        [("VDD_GPU_SOC", 20000, 120), ("VDD_CPU_CV", 20000, 20), ("VIN_SYS_5V0", 5000, 800)],
-    )
-    ina3221(tmp_path, "1-0041", "hwmon4", [("NC", 0, 0), ("VDDQ_VDD2_1V8AO", 5000, 60), ("NC", 0, 0)])
-    assert watts(tmp_path) == pytest.approx(2.4 + 0.4 + 4.0)
-
-
-def test_jetson_nano_reads_milliwatts(tmp_path: Path) -> None:
-    folder = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
-    for number, (rail, milliwatts) in enumerate(
-        [("POM_5V_IN", 2637), ("POM_5V_GPU", 81), ("POM_5V_CPU", 608)]
-    ):
-        put(tmp_path, f"{folder}/rail_name_{number}", rail)
-        put(tmp_path, f"{folder}/in_power{number}_input", str(milliwatts))
-    assert watts(tmp_path) == pytest.approx(2.637)
-
-
-def test_a_jetson_whose_total_rail_is_unknown_has_no_sensor(tmp_path: Path) -> None:
-    ina3221(tmp_path, "1-0040", "hwmon1", [("VDD_SOMETHING", 5000, 900)])
+def test_rails_without_a_known_total_are_never_added_up(tmp_path: Path) -> None:
+    ina3221(tmp_path, "1-0040", 0, (("GPU", 19000, 100), ("CPU", 19000, 200), ("SOC", 19000, 300)))
     assert find_sensor(tmp_path) is None
 
 
-def test_a_rail_that_does_not_answer_makes_the_total_unknown(tmp_path: Path) -> None:
-    ina3221(tmp_path, "1-0040", "hwmon1", [("VDD_IN", 5000, 900)])
-    put(tmp_path, "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1/curr1_input", "")
-    assert watts(tmp_path) is None
-
-
-PMIC = """  VDD_CORE_A current(7)=0.75000000A
-   3V3_SYS_A current(1)=0.10000000A
-  VDD_CORE_V volt(15)=0.72000000V
-   3V3_SYS_V volt(9)=3.30000000V
-     EXT5V_V volt(24)=5.06788000V
-      BATT_V volt(25)=3.01110800V
-"""
-
-
-def vcgencmd(root: Path, throttling: str) -> None:
-    tool = root / "usr/bin/vcgencmd"
-    put(
-        root,
-        "usr/bin/vcgencmd",
-        f'#!/bin/sh\ncase "$1" in\npmic_read_adc) cat <<E\n{PMIC}E\n;;\n'
-        f"get_throttled) echo {throttling};;\nesac\n",
-    )
-    tool.chmod(0o755)
-
-
-def test_the_pi_5_pairs_currents_with_voltages(tmp_path: Path) -> None:
-    vcgencmd(tmp_path, "throttled=0x50000")
-    assert watts(tmp_path) == pytest.approx(0.75 * 0.72 + 0.1 * 3.3)
+def test_half_of_a_total_is_unknown(tmp_path: Path) -> None:
+    build(tmp_path, "jetson_agx_orin")
     sensor = find_sensor(tmp_path)
     assert sensor is not None
-    assert sensor.name == "rpi5_pmic"
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"), [("0x50000", False), ("0x0", False), ("0x4", True), ("0x50005", True)]
-)
-def test_throttling_is_what_holds_now_not_what_held_once(tmp_path: Path, said: str, expected: bool) -> None:
-    vcgencmd(tmp_path, f"throttled={said}")
-    look = throttling(tmp_path)
-    assert look is not None
-    assert look.now is expected
-
-
-def test_the_pi_4_has_no_sensor_and_its_alarm_is_found_by_name(tmp_path: Path) -> None:
-    put(tmp_path, "sys/class/hwmon/hwmon0/name", "cpu_thermal\n")
-    put(tmp_path, "sys/class/hwmon/hwmon1/name", "rpi_volt\n")
-    put(tmp_path, "sys/class/hwmon/hwmon1/in0_lcrit_alarm", "1\n")
+    next(tmp_path.rglob("in3_input")).unlink()
+    assert sensor.watts() is None
     assert find_sensor(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "nan", "inf", "Resource temporarily unavailable", "0x10"])
+def test_a_reading_that_is_no_number_is_unknown(tmp_path: Path, content: str) -> None:
+    build(tmp_path, "jetson_orin_nano")
+    sensor = find_sensor(tmp_path)
+    assert sensor is not None
+    next(tmp_path.rglob("curr1_input")).write_text(content)
+    assert sensor.watts() is None
+
+
+def test_zero_is_a_reading(tmp_path: Path) -> None:
+    hwmon(tmp_path, 0, "ina219", power1_input=0)
+    sensor = find_sensor(tmp_path)
+    assert sensor is not None
+    assert sensor.watts() == 0.0
+
+
+def test_hwmon_is_known_by_name_and_not_by_number(tmp_path: Path) -> None:
+    hwmon(tmp_path, 7, "ina226", power1_input=2_000_000)
+    hwmon(tmp_path, 0, "nvme", power1_input=5_000_000)
+    sensor = find_sensor(tmp_path)
+    assert sensor is not None
+    assert sensor.watts() == 2.0
+
+
+def test_of_several_monitors_the_one_on_the_input_counts(tmp_path: Path) -> None:
+    hwmon(tmp_path, 0, "ina226", power1_input=1_000_000, power1_label="VDD_CPU")
+    hwmon(tmp_path, 1, "ina226", power1_input=9_000_000, power1_label="VDD_IN")
+    sensor = find_sensor(tmp_path)
+    assert sensor is not None
+    assert sensor.watts() == 9.0
+
+
+def test_of_several_monitors_without_an_input_none_counts(tmp_path: Path) -> None:
+    hwmon(tmp_path, 0, "ina226", power1_input=1_000_000, power1_label="VDD_CPU")
+    hwmon(tmp_path, 1, "ina226", power1_input=9_000_000)
+    assert find_sensor(tmp_path) is None
+
+
+def test_a_battery_on_the_mains_says_nothing(tmp_path: Path) -> None:
+    build(tmp_path, "battery")
+    sensor = find_sensor(tmp_path)
+    assert sensor is not None
+    write(tmp_path, "sys/class/power_supply/BAT0/status", "Charging")
+    assert sensor.watts() is None
+    assert find_sensor(tmp_path) is None
+
+
+def test_a_battery_that_gives_power_itself(tmp_path: Path) -> None:
+    build(tmp_path, "battery")
+    write(tmp_path, "sys/class/power_supply/BAT0/power_now", -8_500_000)
+    sensor = find_sensor(tmp_path)
+    assert sensor is not None
+    assert sensor.watts() == 8.5
+
+
+# --- the power chip of the Raspberry Pi 5
+
+
+def test_a_current_without_a_voltage_makes_the_sum_unknown() -> None:
+    assert pmic_watts(PMIC) == pytest.approx(PMIC_WATTS)
+    assert pmic_watts(PMIC.replace("VDD_CORE_V", "VDD_GONE_V")) is None
+
+
+@pytest.mark.parametrize("said", ["", "error=1", "VDD_CORE_A current(7)=0.7.5A\nVDD_CORE_V volt(15)=1V\n"])
+def test_an_answer_that_names_no_rails_is_unknown(said: str) -> None:
+    assert pmic_watts(said) is None
+
+
+@given(st.text(max_size=200))
+def test_the_chips_words_may_be_anything(said: str) -> None:
+    watts = pmic_watts(said)
+    assert watts is None or watts >= 0
+
+
+def test_a_tool_that_fails_or_is_no_tool_is_unknown(tmp_path: Path) -> None:
+    tool = install_vcgencmd(tmp_path, pmic=None, throttled="0x0")
+    assert find_sensor(tmp_path) is None
+    tool.write_text("#!/bin/sh\nexit 1\n")
+    assert vcgencmd(tmp_path, "get_throttled") is None
+    tool.chmod(0o644)
+    assert vcgencmd(tmp_path, "get_throttled") is None
+
+
+# --- the processor's counter
+
+
+class Ticks:
+    """A clock that a test turns."""
+
+    def __init__(self) -> None:
+        self.s = 100.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+@given(
+    start=st.integers(0, 10**9 - 1),
+    used=st.lists(st.integers(0, 10**9 - 1), min_size=1, max_size=8),
+    dt=st.floats(0.01, 100),
+)
+def test_the_counter_may_wrap_between_any_two_readings(
+    tmp_path_factory: pytest.TempPathFactory, start: int, used: list[int], dt: float
+) -> None:
+    path, clock, wrap_uj = tmp_path_factory.mktemp("rapl") / "energy_uj", Ticks(), 10**9
+    counter = EnergyCounter(path, float(wrap_uj), clock)
+    total = start
+    path.write_text(f"{total}\n")
+    assert counter.watts() is None
+    for microjoules in used:
+        total += microjoules
+        clock.s += dt
+        path.write_text(f"{total % wrap_uj}\n")
+        watts = counter.watts()
+        assert watts == pytest.approx(microjoules / 1e6 / dt, rel=1e-6, abs=1e-6)
+
+
+def test_a_step_back_without_a_known_range_is_unknown(tmp_path: Path) -> None:
+    path, clock = tmp_path / "energy_uj", Ticks()
+    counter = EnergyCounter(path, None, clock)
+    path.write_text("1000")
+    counter.watts()
+    clock.s += 1
+    path.write_text("10")
+    assert counter.watts() is None
+    clock.s += 1
+    path.write_text("2000010")
+    assert counter.watts() == pytest.approx(2.0)
+
+
+def test_a_counter_that_stops_answering_begins_again(tmp_path: Path) -> None:
+    path, clock = tmp_path / "energy_uj", Ticks()
+    counter = EnergyCounter(path, 1e9, clock)
+    path.write_text("0")
+    counter.watts()
+    path.unlink()
+    clock.s += 1
+    assert counter.watts() is None
+    path.write_text("500")
+    clock.s += 1
+    assert counter.watts() is None
+
+
+def test_packages_are_added_and_what_lies_inside_them_is_not(tmp_path: Path) -> None:
+    build(tmp_path, "x86")
+    write(tmp_path, "sys/class/powercap/intel-rapl:1/name", "package-1")
+    write(tmp_path, "sys/class/powercap/intel-rapl:1/energy_uj", 0)
+    clock = Ticks()
+    sensor = rapl(tmp_path, clock)
+    assert sensor is not None
+    assert sensor.watts() is None
+    clock.s += 2.0
+    write(tmp_path, "sys/class/powercap/intel-rapl:0/energy_uj", 5_999_999)  # wrapped: 6 J since
+    write(tmp_path, "sys/class/powercap/intel-rapl:1/energy_uj", 4_000_000)
+    assert sensor.watts() == pytest.approx((6.0 + 4.0) / 2.0)
+
+
+def test_a_counter_that_may_not_be_read_is_no_sensor(tmp_path: Path) -> None:
+    """A directory in its place refuses even root, whom no file mode stops."""
+    build(tmp_path, "x86")
+    counter = tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj"
+    counter.unlink()
+    counter.mkdir()
+    assert find_sensor(tmp_path) is None
+
+
+# --- heat
+
+
+TEMPERATURES = {
+    "jetson_nano": 35.5,  # its PMIC always says 100
+    "jetson_orin_nano": 48.625,
+    "jetson_agx_orin": None,
+    "rpi4": 52.095,
+    "rpi5": 48.55,
+    "rk3588": None,
+    "x86": 61.0,
+    "battery": None,
+    "monitor": None,
+}
+
+
+@pytest.mark.parametrize("name", sorted(TREES))
+def test_the_processors_temperature_or_unknown(tmp_path: Path, name: str) -> None:
+    assert temperature_c(build(tmp_path, name)) == TEMPERATURES[name]
+
+
+def test_a_zone_that_does_not_answer_is_left_out(tmp_path: Path) -> None:
+    assert set(temperatures_c(build(tmp_path, "jetson_orin_nano"))) == {
+        "cpu-thermal",
+        "gpu-thermal",
+        "tj-thermal",
+    }
+
+
+THROTTLING = {
+    "rpi4": Throttling(now=False),
+    "rpi5": Throttling(now=False, past=(0x50000,)),
+    "x86": Throttling(now=False, past=(4, 9, 4, 9)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(TREES))
+def test_throttling_or_unknown(tmp_path: Path, name: str) -> None:
+    assert throttling(build(tmp_path, name)) == THROTTLING.get(name)
+
+
+@pytest.mark.parametrize("bit", range(4))
+def test_each_of_the_firmwares_bits_is_being_held_back(tmp_path: Path, bit: int) -> None:
+    build(tmp_path, "rpi5")
+    write(tmp_path, "usr/bin/said_get_throttled", f"throttled={1 << bit:#x}")
     look = throttling(tmp_path)
     assert look is not None
     assert look.now
 
 
-def test_an_empty_tree_knows_nothing(tmp_path: Path) -> None:
-    assert find_sensor(tmp_path) is None
-    assert throttling(tmp_path) is None
-    assert throttled_between(None, None) is None
+def test_the_supplys_alarm_counts_where_the_tool_is_missing(tmp_path: Path) -> None:
+    build(tmp_path, "rpi4")
+    write(tmp_path, "sys/class/hwmon/hwmon1/in0_lcrit_alarm", 1)
+    assert throttling(tmp_path) == Throttling(now=True)
 
 
-def test_a_generic_sensor_gives_microwatts(tmp_path: Path) -> None:
-    put(tmp_path, "sys/class/hwmon/hwmon0/name", "ina226\n")
-    put(tmp_path, "sys/class/hwmon/hwmon0/power1_input", "4321000\n")
-    assert watts(tmp_path) == pytest.approx(4.321)
+def test_words_of_the_tool_that_are_no_bits_are_not_believed(tmp_path: Path) -> None:
+    build(tmp_path, "rpi5")
+    write(tmp_path, "usr/bin/said_get_throttled", "throttled=often")
+    assert throttling(tmp_path) == Throttling(now=False)  # the kernel's alarm is asked instead
 
 
-def test_a_battery_counts_only_while_it_discharges(tmp_path: Path) -> None:
-    for name, text in {
-        "type": "Battery",
-        "status": "Discharging",
-        "voltage_now": "11400000",
-        "current_now": "1250000",
-    }.items():
-        put(tmp_path, f"sys/class/power_supply/BAT0/{name}", text)
-    assert watts(tmp_path) == pytest.approx(14.25)
-    put(tmp_path, "sys/class/power_supply/BAT0/status", "Charging")
-    assert find_sensor(tmp_path) is None
-
-
-def test_rapl_gives_nothing_first_and_survives_its_wrap(tmp_path: Path) -> None:
-    counter, times = tmp_path / "energy_uj", iter([10.0, 12.0, 14.0])
-    counter.write_text("900")
-    sensor = EnergyCounter(counter, 1000.0, lambda: next(times))
-    assert sensor.watts() is None
-    counter.write_text("950")
-    assert sensor.watts() == pytest.approx(25e-6)
-    counter.write_text("50")
-    assert sensor.watts() == pytest.approx(50e-6)
-
-
-def test_a_counter_that_steps_back_without_a_range_says_nothing(tmp_path: Path) -> None:
-    counter, times = tmp_path / "energy_uj", iter([10.0, 12.0])
-    counter.write_text("900")
-    sensor = EnergyCounter(counter, None, lambda: next(times))
-    sensor.watts()
-    counter.write_text("50")
-    assert sensor.watts() is None
-
-
-def test_pmic_output_of_another_shape_is_unknown() -> None:
-    assert pmic_watts('error=1 error_msg="Command not registered"') is None
-
-
-@given(
-    st.floats(0.5, 20),
-    st.lists(st.floats(0, 30), min_size=5, max_size=9),
-    st.integers(1, 10_000),
-    st.floats(0.1, 60),
-)
-def test_net_is_gross_less_idle(idle: float, extra: list[float], inferences: int, seconds: float) -> None:
-    loads = [Window(seconds=seconds, watts=(idle + e,), inferences=inferences) for e in extra]
-    energy = energy_per_inference_mj(Window(seconds=seconds, watts=(idle, idle)), loads, throttled=None)
-    assert energy is not None
-    share = 1000 * idle * seconds / inferences
-    assert energy.gross.value - energy.net.value == pytest.approx(share, rel=1e-6)
-    assert energy.net.low is not None
-    assert energy.net.low <= energy.net.value
+CALM = Throttling(now=False, past=(4, 9))
 
 
 @pytest.mark.parametrize(
-    ("idle", "load"),
+    ("before", "after", "expected"),
     [
-        (Window(seconds=1, watts=()), Window(seconds=1, watts=(3.0,), inferences=4)),
-        (Window(seconds=1, watts=(2.0,)), Window(seconds=1, watts=(), inferences=4)),
-        (Window(seconds=1, watts=(2.0,)), Window(seconds=1, watts=(3.0,), inferences=0)),
+        (None, None, None),
+        (CALM, CALM, False),
+        (CALM, None, False),
+        (CALM, Throttling(now=False, past=(4, 10)), True),
+        (CALM, Throttling(now=True, past=(4, 9)), True),
+        (Throttling(now=True, past=(4, 9)), CALM, True),
+        (None, Throttling(now=True), True),
     ],
 )
-def test_a_window_without_readings_or_inferences_gives_no_figure(idle: Window, load: Window) -> None:
-    assert energy_per_inference_mj(idle, [load] * 5, throttled=False) is None
+def test_between_two_looks(before: Throttling | None, after: Throttling | None, expected: object) -> None:
+    assert throttled_between(before, after) is expected
 
 
-def test_hardware_of_a_pi(tmp_path: Path) -> None:
-    put(tmp_path, "proc/device-tree/model", "Raspberry Pi 5 Model B Rev 1.0\0")
-    put(tmp_path, "proc/device-tree/serial-number", "10000000abcdef01\0")
-    put(tmp_path, "proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd asimddp\nCPU part\t: 0xd0b\n")
-    put(tmp_path, "proc/meminfo", "MemTotal:        8245000 kB\n")
-    put(tmp_path, "etc/os-release", 'NAME="Debian"\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n')
-    found = hardware.detect(tmp_path, arch="aarch64")
-    assert found.board == "Raspberry Pi 5 Model B Rev 1.0"
-    assert found.cpu_features == ("asimd", "asimddp", "fp")
-    assert found.memory_bytes == 8245000 * 1024
-    assert hardware.device_id(tmp_path) == "board-10000000abcdef01"
-    assert hardware.operating_system(tmp_path) == "Debian GNU/Linux 12 (bookworm)"
-
-
-def test_hardware_of_nothing(tmp_path: Path) -> None:
-    found = hardware.detect(tmp_path, arch="x86_64")
-    assert (found.cpu, found.board, found.cpu_features) == ("unknown", "unknown", ())
-    assert hardware.device_id(tmp_path) is None
-    assert hardware.operating_system(tmp_path) == "unknown"
-
-
-def test_a_serial_of_zeros_is_no_serial(tmp_path: Path) -> None:
-    put(tmp_path, "proc/cpuinfo", "Serial\t\t: 0000000000000000\n")
-    put(tmp_path, "etc/machine-id", "0123456789abcdef0123456789abcdef\n")
-    found = hardware.device_id(tmp_path)
-    assert found is not None
-    assert found.startswith("machine-")
-    # machine-id(5): the id itself is confidential and must not leave the machine.
-    assert "0123456789abcdef" not in found
-
-
-def test_runtimes_are_found_without_importing_them() -> None:
-    assert "onnxruntime" in {runtime.name for runtime in hardware.runtimes()}
-
-
-def test_throttling_that_came_and_went_between_two_looks_is_seen() -> None:
-    cool, later = Throttling(now=False, past=(0,)), Throttling(now=False, past=(1,))
-    assert throttled_between(cool, later) is True
-    assert throttled_between(later, later) is False
-    assert throttled_between(cool, Throttling(now=True, past=(0,))) is True
+def test_a_file_is_read_no_further_than_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "endless"
+    path.write_text("1" + " " * 10**6 + "2")
+    assert read_number(path) == 1.0
