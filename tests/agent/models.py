@@ -7,16 +7,21 @@ Not for: anything about accuracy on real data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from agent.errors import FinalError
 from agent.worker.job import ModelRun, TrialJob, TrialSettings
+from agent.worker.measuring import run_trial
 from wire.bundle import LABELS_KEY, TensorSpec, fp32_key, host_key, input_key
 
 FEATURES, CLASSES = 8, 3
@@ -146,3 +151,22 @@ def good_job(folder: Path, incumbent: ModelRun | None = None, settings: TrialSet
     x = samples()
     shard = save_shard(folder / "shard.npz", shard_arrays(x, scores(model, x)))
     return job_of(model, shard, incumbent=incumbent, settings=settings)
+
+
+def model_of(job: TrialJob) -> Path:
+    return Path(job.candidate.model_path)
+
+
+def with_arrays(job: TrialJob, folder: Path, change: Mapping[str, Array | None]) -> TrialJob:
+    """The job on a shard in which some arrays are others, or missing."""
+    x = samples()
+    arrays = {**shard_arrays(x, scores(model_of(job), x)), **change}
+    kept = {name: array for name, array in arrays.items() if array is not None}
+    return replace(job, shards=(str(save_shard(folder / "changed.npz", kept)),))
+
+
+def refused(job: TrialJob, code: str) -> str:
+    with pytest.raises(FinalError) as raised:
+        run_trial(job)
+    assert raised.value.code == code
+    return str(raised.value)
