@@ -51,6 +51,7 @@ class Acts:
         self.house, self.console = house, console
         self.rollouts: dict[str, dict[str, Any]] = {}
         self.events: list[str] = []
+        self.first_back = ""
 
     def _say(self, title: str) -> None:
         self.console.print(f"\n[bold]{title}[/]", markup=True)
@@ -180,8 +181,13 @@ class Acts:
     # --- back
 
     def roll_back_one_by_message(self) -> None:
-        """One MQTT message with the payload that release 2's rollout made ready."""
-        device = DEVICES[0]
+        """One MQTT message with the payload that release 2's rollout made ready.
+
+        To a device that release 3 never reached: its canary has seen a higher order since, and refuses
+        the older number as stale.
+        """
+        canary = self.rollouts["3"]["devices"][0]["device"]
+        device = self.first_back = next(d for d in DEVICES if d != canary)
         ready = self.rollouts["2"]["rollback"]
         self._say(f"6. Roll {device} back with one MQTT message, as a person with mosquitto_pub would.")
         url = self.house.server + ready["url_per_device"].replace("DEVICE", device)
@@ -222,7 +228,7 @@ class Acts:
     def roll_back_the_rest(self) -> None:
         """The registry's command for every device that still runs release 2."""
         self._say("7. Roll the rest back with one command.")
-        rest = DEVICES[1:]
+        rest = [device for device in DEVICES if device != self.first_back]
         arguments = [part for device in rest for part in ("--device", device)]
         self.console.print(f"shallop-fleet rollback {MODEL} {' '.join(arguments)} --wait")
         with self.console.status("waiting for the devices to say so"):

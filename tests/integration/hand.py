@@ -68,7 +68,10 @@ class Hand:
         elif channel is topics.STATUS:
             self.status[params["device"]] = codec.decode(payload, messages.Status, channel.size_bytes_max)
         elif channel is topics.REPORT:
-            self.reports.append(codec.decode(payload, messages.Report, channel.size_bytes_max))
+            report = codec.decode(payload, messages.Report, channel.size_bytes_max)
+            self.reports.append(report)
+            ack = messages.Ack(install_id=report.install_id, number=report.number)
+            self._client.publish(self.topics.topic(topics.ACK, **params), codec.encode(ack), qos=1)
         elif channel is topics.REPLY:
             self.replies.append(codec.decode(payload, messages.Reply, channel.size_bytes_max))
 
