@@ -20,6 +20,8 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
+from fleet.adapters.broker_process import free_port
+
 ROOT = Path(__file__).parent.parent.parent
 STOP_S = 10.0
 T = TypeVar("T")
@@ -27,13 +29,6 @@ T = TypeVar("T")
 
 class HouseError(RuntimeError):
     """A process did not do what was asked of it; the message holds the end of its log."""
-
-
-def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(what: str, look: Callable[[], T | None], timeout_s: float = 60.0) -> T:

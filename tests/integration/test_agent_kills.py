@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from examples.demo.house import House, wait_for
-from tests.brokers import Mosquitto, require_mosquitto
+from tests.brokers import Mosquitto
 from tests.integration.bundles import digest_of, make_bundle
 from tests.integration.hand import Hand
 from wire.messages import ModelState, OrderOutcome, Phase
@@ -26,26 +25,8 @@ BALLAST = 6_000_000
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    require_mosquitto()
-    with Mosquitto(tmp_path / "mosquitto") as running:
-        yield running
-
-
-@pytest.fixture
-def house(tmp_path: Path, broker: Mosquitto) -> Iterator[House]:
-    with House(tmp_path / "house", broker_port=broker.port) as made:
-        yield made
-
-
-@pytest.fixture
-def hand(broker: Mosquitto) -> Iterator[Hand]:
-    with Hand(broker.port) as made:
-        yield made
-
-
-def in_phase(phase: Phase) -> object:
-    return lambda state: state.phase is phase
+def house(bare_house: House) -> House:
+    return bare_house
 
 
 def stored_blobs(house: House) -> set[str]:
@@ -66,16 +47,24 @@ def first_release(house: House, hand: Hand, tmp_path: Path) -> str:
     return digest
 
 
-def test_killed_in_a_fetch_it_goes_on_and_fetches_no_chunk_twice(
-    house: House, hand: Hand, tmp_path: Path
-) -> None:
+def half_fetched(house: House, hand: Hand, tmp_path: Path) -> str:
+    """Release 1 active, release 2 ordered and most of it stored; gives release 2's digest.
+
+    The last chunks are kept back, so that the fetch is sure to be under way.
+    """
     first_release(house, hand, tmp_path)
     make_bundle(tmp_path / "two", release="2", seed=2, ballast_bytes=BALLAST)
-    # The last chunks are kept back, so that the fetch is sure to be under way when the agent is killed.
     digest = hand.publish_bundle(tmp_path / "two", leave_out=20)
     hand.desire(DEVICE, MODEL, digest, order=2, release="2")
     expected = chunk_count(tmp_path / "two") - 30
     wait_for("most chunks to arrive", lambda: len(stored_blobs(house)) >= expected, 90)
+    return digest
+
+
+def test_killed_in_a_fetch_it_goes_on_and_fetches_no_chunk_twice(
+    house: House, hand: Hand, tmp_path: Path
+) -> None:
+    digest = half_fetched(house, hand, tmp_path)
     house.agents[DEVICE].kill()
     before = stored_blobs(house)
     times = {p.name: p.stat().st_mtime_ns for p in (house.state(DEVICE) / "blobs").rglob("*") if p.is_file()}
@@ -102,12 +91,7 @@ def test_killed_in_a_fetch_it_goes_on_and_fetches_no_chunk_twice(
 def test_the_broker_killed_in_a_fetch_changes_nothing(
     house: House, hand: Hand, broker: Mosquitto, tmp_path: Path
 ) -> None:
-    first_release(house, hand, tmp_path)
-    make_bundle(tmp_path / "two", release="2", seed=2, ballast_bytes=BALLAST)
-    digest = hand.publish_bundle(tmp_path / "two", leave_out=20)
-    hand.desire(DEVICE, MODEL, digest, order=2, release="2")
-    expected = chunk_count(tmp_path / "two") - 30
-    wait_for("most chunks to arrive", lambda: len(stored_blobs(house)) >= expected, 90)
+    digest = half_fetched(house, hand, tmp_path)
     broker.kill()
     broker.start()
     with Hand(broker.port) as again:

@@ -7,14 +7,13 @@ device beyond the open wave.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from examples.demo.house import House, wait_for
-from tests.brokers import Mosquitto, require_mosquitto
+from tests.brokers import Mosquitto
 from tests.integration.bundles import Harm, make_bundle
 from tests.integration.hand import Hand
 from wire.messages import OrderEnded, OrderOutcome
@@ -24,20 +23,12 @@ DEVICES = ("roof-1", "roof-2", "roof-3")
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Mosquitto]:
-    require_mosquitto()
-    with Mosquitto(tmp_path / "mosquitto") as running:
-        yield running
-
-
-@pytest.fixture
-def house(tmp_path: Path, broker: Mosquitto) -> Iterator[House]:
-    with House(tmp_path / "house", broker_port=broker.port) as made:
-        made.start()
-        for device in DEVICES:
-            made.agent(device)
-        wait_for("three devices", lambda: len(online(made)) == len(DEVICES), 60)
-        yield made
+def house(bare_house: House) -> House:
+    bare_house.start()
+    for device in DEVICES:
+        bare_house.agent(device)
+    wait_for("three devices", lambda: len(online(bare_house)) == len(DEVICES), 60)
+    return bare_house
 
 
 def online(house: House) -> set[str]:
