@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
-import onnx
 from msgspec import Struct
 
-from converter.calibrate import Ranges
 from converter.dataset import Feeds
 from converter.errors import InputError
 from converter.evaluate import Outputs, Quality, outputs_of, quality
@@ -24,7 +22,7 @@ from converter.fusion import Audit, audit, multiplications, widest_weight
 from converter.inputs import Inputs
 from converter.latency import Pairs, measure_pairs
 from converter.limits import REASON_CHARS_MAX
-from converter.quantize import quantize
+from converter.quantize import Material, quantize
 from converter.recipe import FLOAT32, Recipe, format_recipe
 from converter.runtime import NAME, open_session
 
@@ -75,16 +73,14 @@ class Bench(Struct, frozen=True, kw_only=True):
 
     Attributes:
         inputs: of the conversion.
-        model: cleaned FP32 graph.
-        ranges: of its activations.
+        material: cleaned FP32 graph and what calibration said of it.
         work: multiplications by weight.
         baseline: FP32's measurement; None while that itself is made.
         progress: told (stage, done, in all).
     """
 
     inputs: Inputs
-    model: onnx.ModelProto
-    ranges: Ranges
+    material: Material
     work: dict[str, int] | None = None
     baseline: Measured | None = None
     progress: Progress | None = None
@@ -120,10 +116,10 @@ def measure_baseline(bench: Bench) -> Measured:
         InputError: `baseline_unusable`: the model does not run, or its answers are not finite.
     """
     inputs = bench.inputs
-    content = bench.model.SerializeToString()
+    content = bench.material.model.SerializeToString()
     with must_run("validation"):
         outputs = _outputs(bench, content, FLOAT32)
-        audited = audit(content, {}, multiplications(bench.model))
+        audited = audit(content, {}, multiplications(bench.material.model))
     answers, labels = outputs[inputs.source.signature.answer], inputs.validation.labels
     if labels is None:
         raise InputError("labels_missing", "the validation set holds no labels")
@@ -145,19 +141,19 @@ def _measure(bench: Bench, recipe: Recipe) -> Measured:
     inputs, baseline = bench.inputs, bench.baseline
     if baseline is None or baseline.outputs is None or inputs.validation.labels is None:
         raise RuntimeError("the baseline is measured first")
-    graph = quantize(bench.model, recipe, bench.ranges)
-    content = graph.SerializeToString()
+    made = quantize(bench.material, recipe)
+    content = made.model.SerializeToString()
     config = host_config(inputs, recipe)
     audited = audit(content, config, bench.work)
     outputs = _outputs(bench, content, recipe)
     answer = inputs.source.signature.answer
-    unknown, notes = saturation(inputs, recipe, widest_weight(graph))
+    unknown, notes = saturation(inputs, recipe, widest_weight(made.model))
     pairs, cold_load_ms = _latency(bench, content, recipe)
     return Measured(
         id=variant_id(recipe), recipe=recipe, content=content, outputs=outputs,
         quality=quality(outputs[answer], baseline.outputs[answer], inputs.validation.labels),
         audit=audited, pairs=pairs, cold_load_ms=cold_load_ms, saturation_unknown=unknown,
-        decisions=(*notes, *_latency_notes(inputs, recipe, pairs)),
+        decisions=(*made.decisions, *notes, *_latency_notes(inputs, recipe, pairs)),
     )  # fmt: skip
 
 
@@ -188,7 +184,7 @@ def _latency(bench: Bench, content: bytes, recipe: Recipe) -> tuple[Pairs | None
 
 def baseline_alone(bench: Bench, baseline: Measured) -> tuple[Pairs | None, float | None]:
     """FP32 timed against itself, for its own figures where no candidate was timed."""
-    alone = Bench(inputs=bench.inputs, model=bench.model, ranges={}, baseline=baseline)
+    alone = Bench(inputs=bench.inputs, material=bench.material, baseline=baseline)
     return _latency(alone, baseline.content or b"", FLOAT32)
 
 

@@ -36,6 +36,7 @@ from converter.output import require_writable, write
 from converter.pack import MANIFEST_NAME, pack
 from converter.passes import clean
 from converter.passes.opset import convert_opset
+from converter.quantize import Material
 from converter.rows import Timing, row, timing_of, timing_of_baseline
 from converter.runtime import VERSION
 from wire.bundle import Manifest, Provenance
@@ -118,7 +119,11 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     inputs = read_inputs(options, utc_now())
     graph, changes = cleaned(inputs)
     ranges = _calibrated(inputs, graph, progress)
-    bench = Bench(inputs=inputs, model=graph, ranges=ranges.ranges, progress=progress)
+    material = Material(
+        model=graph, calibration=ranges, samples=inputs.calibration,
+        signature=inputs.source.signature, rules=inputs.target.rules,
+    )  # fmt: skip
+    bench = Bench(inputs=inputs, material=material, progress=progress)
     baseline = structs.replace(measure_baseline(bench), decisions=changes)
     _require_classes(inputs, baseline)
     bench = structs.replace(bench, work=multiplications(graph), baseline=baseline)

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import onnx
-
-from converter.calibrate import Ranges
 from converter.errors import RecipeError
 from converter.quantize.dynamic_int8 import quantize_dynamic
+from converter.quantize.material import Made, Material
 from converter.quantize.static_int8 import quantize_static
 from converter.recipe import Kind, Recipe, format_recipe
 
-Scheme = Callable[[onnx.ModelProto, Recipe, Ranges], onnx.ModelProto]
+__all__ = ["Made", "Material", "quantize"]
+
+Scheme = Callable[[Material, Recipe], Made]
 
 
-def _float(model: onnx.ModelProto, _recipe: Recipe, _ranges: Ranges) -> onnx.ModelProto:
+def _float(material: Material, _recipe: Recipe) -> Made:
     """The cleaned model itself; only FP32 is of this scheme."""
-    return model
+    return Made(model=material.model)
 
 
 SCHEMES: Mapping[Kind, Scheme] = {
@@ -31,13 +31,12 @@ SCHEMES: Mapping[Kind, Scheme] = {
 }
 
 
-def quantize(model: onnx.ModelProto, recipe: Recipe, ranges: Ranges) -> onnx.ModelProto:
+def quantize(material: Material, recipe: Recipe) -> Made:
     """The graph of a candidate.
 
     Args:
-        model: cleaned FP32 graph; it is not changed.
+        material: the cleaned FP32 graph and what is known of it; nothing of it is changed.
         recipe: what to do.
-        ranges: of the activations, from calibration.
 
     Raises:
         RecipeError: `recipe_unknown` (no scheme of this kind), or the scheme's own.
@@ -48,4 +47,4 @@ def quantize(model: onnx.ModelProto, recipe: Recipe, ranges: Ranges) -> onnx.Mod
         raise RecipeError(
             "recipe_unknown", f"{format_recipe(recipe)}: no scheme of kind {recipe.kind} is here"
         )
-    return scheme(model, recipe, ranges)
+    return scheme(material, recipe)

@@ -6,16 +6,14 @@ Not for: weights alone (`weight_*`).
 
 from __future__ import annotations
 
-import onnx
-
-from converter.calibrate import Ranges
 from converter.errors import RecipeError
 from converter.quantize.common import finished, prepared, quant_type, quiet
+from converter.quantize.material import Made, Material
 from converter.recipe import Recipe
 from converter.runtime import ort_onnx_quantizer, ort_quantization, ort_registry
 
 
-def quantize_dynamic(model: onnx.ModelProto, recipe: Recipe, _ranges: Ranges) -> onnx.ModelProto:
+def quantize_dynamic(material: Material, recipe: Recipe) -> Made:
     """The graph with integer operators.
 
     Raises:
@@ -27,7 +25,7 @@ def quantize_dynamic(model: onnx.ModelProto, recipe: Recipe, _ranges: Ranges) ->
         raise RecipeError("recipe_extra", f"{', '.join(undone)} is not done by this scheme")
     with quiet():
         quantizer = ort_onnx_quantizer.ONNXQuantizer(
-            prepared(model),
+            prepared(material.model),
             recipe.per_channel,
             recipe.reduce_range,
             ort_onnx_quantizer.QuantizationMode.IntegerOps,
@@ -40,4 +38,4 @@ def quantize_dynamic(model: onnx.ModelProto, recipe: Recipe, _ranges: Ranges) ->
             sorted(ort_registry.IntegerOpsRegistry),
             {"MatMulConstBOnly": True},
         )
-    return finished(quantizer)
+    return Made(model=finished(quantizer))

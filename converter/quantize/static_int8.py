@@ -8,12 +8,12 @@ Not for: QOperator format, or repair.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 
-from converter.calibrate import Ranges
+from converter.calibrate import Ranges, ranges_of
 from converter.errors import RecipeError
 from converter.passes.opset import opset_of
 from converter.quantize.common import finished, prepared, quant_type, quiet
+from converter.quantize.material import Made, Material
 from converter.recipe import Recipe
 from converter.runtime import ort_calibrate, ort_quantization, ort_registry
 
@@ -21,7 +21,7 @@ _OPSET_PER_CHANNEL = 13
 _EXTRAS_DONE = frozenset({"sym", "rr"})
 
 
-def quantize_static(model: onnx.ModelProto, recipe: Recipe, ranges: Ranges) -> onnx.ModelProto:
+def quantize_static(material: Material, recipe: Recipe) -> Made:
     """The QDQ graph.
 
     Raises:
@@ -29,8 +29,7 @@ def quantize_static(model: onnx.ModelProto, recipe: Recipe, ranges: Ranges) -> o
             opset 13 is an invalid graph).
         ValueError: the quantizer's own, on graphs that it cannot do (FACTS.md, trap 3).
     """
-    if recipe.method != "minmax":
-        raise RecipeError("recipe_method", f"method {recipe.method} is not done by this scheme")
+    model, ranges = material.model, ranges_of(material.calibration, recipe)
     undone = sorted(set(recipe.extras) - _EXTRAS_DONE)
     if undone:
         raise RecipeError("recipe_extra", f"{', '.join(undone)} is not done by this scheme")
@@ -49,7 +48,7 @@ def quantize_static(model: onnx.ModelProto, recipe: Recipe, ranges: Ranges) -> o
             sorted({*ort_registry.QLinearOpsRegistry, *ort_registry.QDQRegistry}),
             {"ActivationSymmetric": recipe.symmetric},
         )
-    return finished(quantizer)
+    return Made(model=finished(quantizer))
 
 
 def _tensor_data(ranges: Ranges) -> object:

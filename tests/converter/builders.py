@@ -13,8 +13,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from converter.calibrate import calibrate
+from converter.dataset import Samples
 from converter.inputs import Options
+from converter.model import signature
+from converter.quantize import Material
 from converter.runtime import open_session
+from converter.targets.loader import find_target
 
 Floats = NDArray[np.float32]
 
@@ -123,3 +128,12 @@ class Workshop:
             "--target", target, "--sla", str(self.sla), "--output", str(self.output),
             "--latency-samples", "30", "--quiet",
         ]  # fmt: skip
+
+
+def material_of(made: onnx.ModelProto, samples: Samples, target: str = "x86_vnni") -> Material:
+    """What a scheme is given for this model and this calibration set, all of it real."""
+    spec = signature(made)
+    return Material(
+        model=made, calibration=calibrate(made, samples, spec), samples=samples, signature=spec,
+        rules=find_target(target).rules,
+    )  # fmt: skip

@@ -8,29 +8,27 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from converter.calibrate import Calibration, calibrate
 from converter.dataset import Samples
 from converter.errors import RecipeError
 from converter.fusion import audit, multiplications, widest_weight
-from converter.model import signature
 from converter.passes import clean
-from converter.quantize import quantize
+from converter.quantize import Material, quantize
 from converter.recipe import parse
 from converter.runtime import open_session
-from tests.converter.builders import answers, conv_net, images
+from tests.converter.builders import answers, conv_net, images, material_of
 
 _X86 = ("static_wi8_au8_pc_minmax", "static_wi8_au8_pt_minmax", "static_wi8_au8_pc_minmax_rr")
 _ARM = ("static_wi8_ai8_pc_minmax", "static_wi8_ai8_pt_minmax", "static_wi8_ai8_pc_minmax_sym")
 
 
-def _calibrated(made: onnx.ModelProto) -> Calibration:
+def _material(made: onnx.ModelProto) -> Material:
     array = images(40, seed=8)
     samples = Samples(path="here", sha256="0" * 64, arrays={"image": array}, data={}, n=len(array))
-    return calibrate(made, samples, signature(made))
+    return material_of(made, samples)
 
 
 MODEL, _ = clean(conv_net())
-RANGES = _calibrated(MODEL).ranges
+MATERIAL = _material(MODEL)
 
 
 def _weights(quantized: onnx.ModelProto) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
@@ -51,7 +49,7 @@ def _weights(quantized: onnx.ModelProto) -> dict[str, tuple[NDArray[np.float64],
 @pytest.mark.parametrize("recipe", [*_X86, *_ARM])
 def test_no_weight_is_further_off_than_half_a_step(recipe: str) -> None:
     originals = {t.name: numpy_helper.to_array(t) for t in MODEL.graph.initializer}
-    found = _weights(quantize(MODEL, parse(recipe), RANGES))
+    found = _weights(quantize(MATERIAL, parse(recipe)).model)
     assert set(found) == {"w1", "w2", "w3"}
     for name, (dequantized, scale) in found.items():
         assert (np.abs(dequantized - originals[name]) <= scale / 2 * (1 + 1e-5)).all()
@@ -60,7 +58,7 @@ def test_no_weight_is_further_off_than_half_a_step(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", [*_X86, *_ARM])
 def test_no_activation_within_its_range_is_further_off_than_half_a_step(recipe: str) -> None:
     """The graph's own QuantizeLinear and DequantizeLinear of `image`, run by the runtime."""
-    quantized = quantize(MODEL, parse(recipe), RANGES)
+    quantized = quantize(MATERIAL, parse(recipe)).model
     quantizes = next(
         n for n in quantized.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "image"
     )
@@ -69,7 +67,7 @@ def test_no_activation_within_its_range_is_further_off_than_half_a_step(recipe: 
     out = helper.make_tensor_value_info(back.output[0], onnx.TensorProto.FLOAT, None)
     graph = helper.make_graph([quantizes, back], "pair", [quantized.graph.input[0]], [out], kept)
     pair = helper.make_model(graph, opset_imports=quantized.opset_import, ir_version=8)
-    span = RANGES["image"]
+    span = MATERIAL.calibration.ranges["image"]
     values = np.linspace(span.low, span.high, 64 * 20, dtype=np.float32).reshape(20, 1, 8, 8)
     found = open_session(pair.SerializeToString(), optimization="DISABLE_ALL").run(None, {"image": values})[0]
     scale = float(numpy_helper.to_array(next(t for t in kept if t.name == quantizes.input[1])))
@@ -78,7 +76,7 @@ def test_no_activation_within_its_range_is_further_off_than_half_a_step(recipe: 
 
 @pytest.mark.parametrize(("recipe", "dtype"), [(_X86[0], "uint8"), (_ARM[0], "int8")])
 def test_activations_have_the_type_that_the_name_says(recipe: str, dtype: str) -> None:
-    quantized = quantize(MODEL, parse(recipe), RANGES)
+    quantized = quantize(MATERIAL, parse(recipe)).model
     tensors = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
     zeros = [tensors[n.input[2]] for n in quantized.graph.node if n.op_type == "QuantizeLinear"]
     assert zeros
@@ -86,13 +84,13 @@ def test_activations_have_the_type_that_the_name_says(recipe: str, dtype: str) -
 
 
 def test_a_reduced_range_keeps_to_seven_bits_and_a_full_one_does_not() -> None:
-    assert (widest_weight(quantize(MODEL, parse(_X86[2]), RANGES)) or 0) <= 64
-    assert (widest_weight(quantize(MODEL, parse(_X86[0]), RANGES)) or 0) > 64
+    assert (widest_weight(quantize(MATERIAL, parse(_X86[2])).model) or 0) <= 64
+    assert (widest_weight(quantize(MATERIAL, parse(_X86[0])).model) or 0) > 64
     assert widest_weight(MODEL) is None
 
 
 def test_symmetric_activations_have_their_zero_in_the_middle() -> None:
-    quantized = quantize(MODEL, parse(_ARM[2]), RANGES)
+    quantized = quantize(MATERIAL, parse(_ARM[2])).model
     tensors = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
     assert all(tensors[n.input[2]] == 0 for n in quantized.graph.node if n.op_type == "QuantizeLinear")
 
@@ -100,15 +98,15 @@ def test_symmetric_activations_have_their_zero_in_the_middle() -> None:
 @pytest.mark.parametrize("recipe", [*_X86, *_ARM, "dynamic_wi8_af32"])
 def test_quantized_answers_stay_near(recipe: str) -> None:
     exact = answers(MODEL, images(30))
-    near = answers(quantize(MODEL, parse(recipe), RANGES), images(30))
+    near = answers(quantize(MATERIAL, parse(recipe)).model, images(30))
     assert np.abs(near - exact).max() < 0.1 * np.abs(exact).max()
 
 
 def test_equal_input_gives_equal_bytes_and_the_model_is_untouched() -> None:
     before = MODEL.SerializeToString()
     for recipe in (_X86[0], "dynamic_wi8_af32"):
-        first = quantize(MODEL, parse(recipe), RANGES).SerializeToString()
-        assert quantize(MODEL, parse(recipe), RANGES).SerializeToString() == first
+        first = quantize(MATERIAL, parse(recipe)).model.SerializeToString()
+        assert quantize(MATERIAL, parse(recipe)).model.SerializeToString() == first
     assert MODEL.SerializeToString() == before
 
 
@@ -125,19 +123,19 @@ def test_equal_input_gives_equal_bytes_and_the_model_is_untouched() -> None:
 )
 def test_what_no_scheme_does_is_refused_by_name(recipe: str, code: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        quantize(MODEL, parse(recipe), RANGES)
+        quantize(MATERIAL, parse(recipe))
     assert caught.value.code == code
 
 
 def test_per_channel_below_opset_13_is_refused() -> None:
     with pytest.raises(RecipeError, match="opset 13"):
-        quantize(conv_net(opset=11), parse(_X86[0]), RANGES)
+        quantize(_material(conv_net(opset=11)), parse(_X86[0]))
 
 
 def test_the_audit_counts_what_runs() -> None:
     work = multiplications(MODEL)
     assert work == {"w1": 64 * 8 * 9, "w2": 64 * 8 * 9, "w3": 4 * 8}
-    full = audit(quantize(MODEL, parse(_X86[0]), RANGES).SerializeToString(), {}, work)
+    full = audit(quantize(MATERIAL, parse(_X86[0])).model.SerializeToString(), {}, work)
     assert full.int8_fraction == 1.0
     assert full.float_multiplies == 0
     assert full.fusion.integer >= 3
@@ -149,7 +147,7 @@ def test_the_audit_counts_what_runs() -> None:
 
 
 def test_dynamic_quantization_leaves_float_work_between_integer_kernels() -> None:
-    found = audit(quantize(MODEL, parse("dynamic_wi8_af32"), RANGES).SerializeToString(), {}, None)
+    found = audit(quantize(MATERIAL, parse("dynamic_wi8_af32")).model.SerializeToString(), {}, None)
     assert found.fusion.integer == 3
     assert found.fusion.float > 0
     assert found.int8_fraction is None
