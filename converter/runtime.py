@@ -20,6 +20,7 @@ from onnxruntime import quantization as ort_quantization
 from onnxruntime.quantization import calibrate as ort_calibrate
 from onnxruntime.quantization import onnx_quantizer as ort_onnx_quantizer
 from onnxruntime.quantization import registry as ort_registry
+from onnxruntime.transformers import float16 as ort_float16
 
 __all__ = [
     "NAME",
@@ -27,6 +28,7 @@ __all__ = [
     "Session",
     "open_session",
     "ort_calibrate",
+    "ort_float16",
     "ort_onnx_quantizer",
     "ort_quantization",
     "ort_registry",

@@ -10,18 +10,19 @@ from collections.abc import Callable, Mapping
 
 from converter.errors import RecipeError
 from converter.quantize.dynamic_int8 import quantize_dynamic
+from converter.quantize.float16 import quantize_float16
 from converter.quantize.material import Made, Material
 from converter.quantize.static_int8 import quantize_static
-from converter.recipe import Kind, Recipe, format_recipe
+from converter.recipe import FLOAT32, Kind, Recipe, format_recipe
 
 __all__ = ["Made", "Material", "quantize"]
 
 Scheme = Callable[[Material, Recipe], Made]
 
 
-def _float(material: Material, _recipe: Recipe) -> Made:
-    """The cleaned model itself; only FP32 is of this scheme."""
-    return Made(model=material.model)
+def _float(material: Material, recipe: Recipe) -> Made:
+    """The cleaned model itself, or its half."""
+    return Made(model=material.model) if recipe == FLOAT32 else quantize_float16(material, recipe)
 
 
 SCHEMES: Mapping[Kind, Scheme] = {
