@@ -51,3 +51,6 @@ SHARD_BYTES_MAX = 8 * 1024**2
 
 REASON_CHARS_MAX = 400
 """Of a row's reason; runtimes print whole graphs into their exceptions."""
+
+GRAM_BYTES_MAX = 1024**3
+"""Of the Gram matrices that live at once; more tensors than fit cost another pass over the set."""

@@ -8,15 +8,16 @@ Not for: doing it (`converter.quantize`), or deciding which recipes suit a targe
     TYPE        = ( "i" | "u" ) ( "4" | "8" | "16" )  |  "f" ( "16" | "32" )
     GRANULARITY = "pt" | "pc" | "g" NUMBER          of the weights: per tensor, per channel, per group
     METHOD      = "minmax" | "percentile" | "mse" | "entropy" | "auto"      of the activations' ranges
+                | "rtn" | "hqq" | "gptq" | "awq"                            of the weights' rounding
     EXTRA       = "sym" | "rr" | "qop" | "cle" | "bc" | "islands" NUMBER | "twin"    each once, this order
 
 Extras: symmetric activations, reduced range (7-bit weights), QOperator instead of QDQ format,
 cross-layer equalization, bias correction, N float islands, scales shared with a twin in another runtime.
 
 What each kind needs: `float` has float types and neither granularity nor method; `dynamic` has integer
-weights and float activations and no method (ranges are found at run time); `weight` the same and needs a
-granularity; `static` has integer types, a granularity and a method; `mixed` has integer types, the rest
-is free.
+weights and float activations and no method (ranges are found at run time); `weight` the same, needs a
+granularity and may name a method of rounding (`rtn` where none is said); `static` has integer types, a
+granularity and a method of ranges; `mixed` has integer types, the rest is free.
 
 >>> parse("static_wi8_au8_pc_minmax_rr").extras
 ('rr',)
@@ -35,7 +36,7 @@ from msgspec import Struct
 from wire.errors import ShallopError
 
 Kind = Literal["float", "static", "dynamic", "weight", "mixed"]
-Method = Literal["minmax", "percentile", "mse", "entropy", "auto"]
+Method = Literal["minmax", "percentile", "mse", "entropy", "auto", "rtn", "hqq", "gptq", "awq"]
 
 EXTRAS = ("sym", "rr", "qop", "cle", "bc", "islands", "twin")
 """In the order in which they stand; `islands` carries a number."""
@@ -140,6 +141,7 @@ _WEIGHT_IS_FLOAT: dict[Kind, bool] = {
 _ACTIVATION_IS_FLOAT: dict[Kind, bool] = {
     "float": True, "static": False, "dynamic": True, "weight": True, "mixed": False,
 }  # fmt: skip
+_ROUNDING: frozenset[Method] = frozenset({"rtn", "hqq", "gptq", "awq"})
 _NEEDS_GRANULARITY: frozenset[Kind] = frozenset({"static", "weight"})
 
 
@@ -154,6 +156,10 @@ def _contradiction(recipe: Recipe) -> str | None:
         (kind not in _NEEDS_GRANULARITY or recipe.granularity is not None, f"{kind} needs pt, pc or gN"),
         (kind != "float" or recipe.granularity is None, "float has no granularity"),
         (kind != "static" or recipe.method is not None, "static needs a method"),
-        (kind in {"static", "mixed"} or recipe.method is None, f"{kind} has no method"),
+        (kind in {"static", "mixed", "weight"} or recipe.method is None, f"{kind} has no method"),
+        (
+            recipe.method is None or (recipe.method in _ROUNDING) is (kind == "weight"),
+            f"method {recipe.method} with {kind}",
+        ),
     )
     return next((words for holds, words in rules if not holds), None)

@@ -13,6 +13,7 @@ from converter.quantize.dynamic_int8 import quantize_dynamic
 from converter.quantize.float16 import quantize_float16
 from converter.quantize.material import Made, Material
 from converter.quantize.static_int8 import quantize_static
+from converter.quantize.weights.scheme import quantize_weights
 from converter.recipe import FLOAT32, Kind, Recipe, format_recipe
 
 __all__ = ["Made", "Material", "quantize"]
@@ -29,6 +30,7 @@ SCHEMES: Mapping[Kind, Scheme] = {
     "float": _float,
     "dynamic": quantize_dynamic,
     "static": quantize_static,
+    "weight": quantize_weights,
 }
 
 
