@@ -117,7 +117,7 @@ def test_equal_input_gives_equal_bytes_and_the_model_is_untouched() -> None:
         ("static_wi8_au8_pc_minmax_cle", "recipe_extra"),
         ("dynamic_wi8_af32_bc", "recipe_extra"),
         ("static_wi4_au8_pc_minmax", "recipe_type"),
-        ("weight_wi4_af32_g32", "recipe_unknown"),
+        ("weight_wi8_af32_g32", "recipe_type"),
         ("mixed_wi8_au8", "recipe_unknown"),
     ],
 )

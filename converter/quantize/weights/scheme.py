@@ -207,7 +207,7 @@ def _tables(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]) -
 
 def _write_table(graph: onnx.GraphProto, node: onnx.NodeProto, table: onnx.TensorProto, block: int) -> str:
     """GatherBlockQuantized in the place of the lookup; there is no data that knows better than rounding."""
-    blocks = half_quadratic(numpy_helper.to_array(table), block)
+    blocks = round_to_nearest(numpy_helper.to_array(table), block)
     rows, columns = int(table.dims[0]), int(table.dims[1])
     packed = blocks.packed_values().reshape(rows, -1)[:, : -(-columns // 2)]
     parts = {
