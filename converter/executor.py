@@ -121,13 +121,13 @@ def _plain(executor: Executor) -> Iterator[Executor]:
 @contextmanager
 def _dask(address: str) -> Iterator[Executor]:
     try:
-        from distributed import Client  # noqa: PLC0415 - an extra that few need
+        import distributed  # noqa: PLC0415 - an extra that few need
     except ImportError as error:
         raise InputError(
             "executor_missing", "Dask is not installed here; pip install 'shallop[dask]', or use processes:N"
         ) from error
     try:
-        client = Client(address, timeout=_CONNECT_SECONDS_MAX)
+        client: Any = distributed.Client(address, timeout=_CONNECT_SECONDS_MAX)
     except (OSError, TimeoutError, ValueError) as error:
         raise InputError(
             "executor_unreachable",

@@ -71,13 +71,9 @@ def test_no_items_need_no_process() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "processes", "processes:0", "processes:65", "processes:x", "dask", "dask:", "cloud:1", "serial:2"],
+    ["processes", "processes:0", "processes:65", "processes:x", "dask", "dask:", "cloud:1"],
 )
 def test_what_is_no_executor_is_refused(name: str) -> None:
-    if not name:
-        with open_executor(name) as executor:
-            assert list(executor.run(_add, [1], [1]))[0][0] == 2
-        return
     with pytest.raises(InputError) as caught:
         open_executor(name)
     assert caught.value.code == "executor_malformed"
