@@ -144,7 +144,7 @@ def _serve(config: Config, device: str, state: State) -> None:
     supervisor = SystemdSupervisor()
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
-        outbox=Outbox(state.root / "reports", config.limits.reports_max), uplink=uplink,
+        outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
         jobs=_jobs(config, state, machine, fetcher, sources), clock=clock, supervisor=supervisor,
         bounds=config.bounds(),
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Who this installation is, and the counters of what it sends.
 
 For: a random id per state directory and numbers that never go back, across restarts and power cuts.
-Not for: the device's name (`agent.config`), or the reports themselves (`agent.outbox`).
+Not for: the device's name (`agent.config`), or reports, whose numbers leave none out (`agent.outbox`).
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ class Install:
     def connections(self) -> int:
         """The connection counter as it is."""
         return self._saved.connections
+
+    @property
+    def reserved(self) -> int:
+        """No message number above this one was given out yet."""
+        return self._saved.reserved
 
     def connect(self, above: int = 0) -> int:
         """The number of a new connection, above every earlier one and above `above`.

@@ -240,7 +240,6 @@ class Runner:
         self._guarded(functools.partial(self._flush, model))
         self._guarded(lambda: self._uplink.send_reported(self._models))
         self._begin(model, before, after, work)
-        self._guarded(self._outbox.sync)
         return noticed
 
     def _again(self, model: str, event: Event) -> None:
@@ -255,7 +254,6 @@ class Runner:
         return self._models[model]
 
     def _save(self, models: dict[str, Deployment]) -> None:
-        self._outbox.sync()
         self._journal.save(Journal(models=models, groups=self._state.groups))
         self._saved_s = self._clock.boot_s()
 
@@ -263,13 +261,13 @@ class Runner:
         """Journaled notices become reports in the outbox."""
         d = self._models[model]
         for notice in d.notices:
-            self._outbox.add(self._uplink.report(model, notice))
+            self._outbox.add(self._uplink.report(self._outbox.next_number(), model, notice))
         self._models[model] = replace(d, notices=())
         self.send_reports()
 
     def notice(self, model: str | None, notice: Notice) -> None:
         """Reports something that is no change of a deployment."""
-        self._outbox.add(self._uplink.report(model, notice))
+        self._outbox.add(self._uplink.report(self._outbox.next_number(), model, notice))
         self.send_reports()
 
     # --- work

@@ -106,12 +106,12 @@ class Uplink:
             message = replace(message, models=short)
         return self._send(REPORTED, message)
 
-    def report(self, model: str | None, notice: Notice) -> Report:
-        """A report of one event, with its number; it goes to the outbox first."""
+    def report(self, number: int, model: str | None, notice: Notice) -> Report:
+        """A report of one event, with the number that the outbox gave; it goes there first."""
         return Report(
             device=self._me.device,
             install_id=self._install.install_id,
-            number=self._install.number(),
+            number=number,
             model=model,
             order=notice.order,
             digest=notice.digest,

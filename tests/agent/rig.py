@@ -86,7 +86,7 @@ class Rig:
         )  # fmt: skip
         self.runner = Runner(
             journal=JournalFile(root), slots=slots, store=store, shards_dir=root / "shards",
-            outbox=Outbox(root / "reports", 500), uplink=uplink, jobs=jobs, clock=clock,
+            outbox=Outbox(root / "reports", 500, install.reserved), uplink=uplink, jobs=jobs, clock=clock,
             supervisor=self.supervisor, bounds=Bounds(), pace=PACE,
         )  # fmt: skip
         self.connection = Connection(

@@ -14,13 +14,14 @@ from agent.deployment import Deployment
 from agent.errors import FinalError, RetryError, StateError
 from agent.install import RESERVED, Install
 from agent.journal import Journal, JournalFile, decode, encode
-from agent.outbox import Outbox
+from agent.outbox import JUMP_MAX, Outbox
 from agent.slots import ReleaseInfo, Slots, directory_name
 from agent.store import BlobStore
 from tests.agent.crashing import PowerCut, crash_at, every_crash
 from tests.agent.twins import SECOND, VARIANT, Release, release
 from wire.bundle import Chunk
 from wire.chunks import digest
+from wire.codec import encode as wire_encode
 from wire.errors import ContentError
 from wire.messages import OrderEnded, OrderOutcome, Phase, PhaseChanged, Report, Slot
 
@@ -329,7 +330,6 @@ def test_reports_are_kept_until_they_are_acknowledged(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path, 10)
     for number in (3, 5, 9):
         outbox.add(report(number))
-    outbox.sync()
     again = Outbox(tmp_path, 10)
     assert [r.number for r in again.pending(2)] == [3, 5]
     assert again.acknowledge(5) == 2
@@ -348,7 +348,100 @@ def test_a_full_outbox_drops_changes_of_phase_first(tmp_path: Path) -> None:
     assert [r.number for r in outbox.pending(10)] == [5, 6, 7]
 
 
-def test_a_report_torn_by_a_power_cut_is_dropped(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_read_is_dropped_and_its_number_is_not_used_again(tmp_path: Path) -> None:
     Outbox(tmp_path, 10).add(report(1))
     (tmp_path / "0000000000000002.json").write_bytes(b"")
-    assert [r.number for r in Outbox(tmp_path, 10).pending(10)] == [1]
+    again = Outbox(tmp_path, 10)
+    assert again.next_number() == 3
+    assert [r.number for r in again.pending(10)] == [1]
+
+
+def test_reports_are_numbered_without_a_gap_through_restarts_and_acknowledgements(tmp_path: Path) -> None:
+    given = []
+    for step in range(12):
+        outbox = Outbox(tmp_path, 10)
+        given.append(outbox.next_number())
+        outbox.add(report(given[-1]))
+        if step % 3 == 2:
+            outbox.acknowledge(given[-1])
+    assert given == list(range(1, 13))
+    assert [p.name for p in tmp_path.iterdir()] == ["0000000000000012.acked"]
+
+
+def test_the_first_number_is_above_those_of_an_agent_that_counted_otherwise(tmp_path: Path) -> None:
+    assert Outbox(tmp_path / "new", 10, used=0).next_number() == 1
+    assert Outbox(tmp_path / "new", 10, used=1000).next_number() == 1, "decided once"
+    assert Outbox(tmp_path / "emptied", 10, used=2000).next_number() == 2001
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "0000000000001007.json").write_bytes(wire_encode(report(1007)))
+    outbox = Outbox(kept, 10, used=2000)
+    assert outbox.next_number() == 1008
+    assert [r.number for r in outbox.pending(10)] == [1007]
+
+
+def test_an_acknowledgement_ahead_moves_the_numbers_and_an_absurd_one_does_not(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, 10)
+    outbox.add(report(1))
+    assert outbox.acknowledge(2 + JUMP_MAX) == 0
+    assert (len(outbox), outbox.next_number()) == (1, 2)
+    assert outbox.acknowledge(1 + JUMP_MAX) == 1
+    assert outbox.acknowledge(7) == 0
+    assert Outbox(tmp_path, 10).next_number() == 2 + JUMP_MAX
+
+
+def test_a_full_disk_still_lets_acknowledged_reports_go(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, 10)
+    outbox.add(report(1))
+    full = OSError(errno.ENOSPC, "no space left on device")
+    with mock.patch.object(Path, "open", side_effect=full):
+        with pytest.raises(OSError, match="no space"):
+            outbox.add(report(2))
+        assert outbox.next_number() == 2
+        assert outbox.acknowledge(1) == 1
+    assert Outbox(tmp_path, 10).next_number() == 2
+
+
+def test_a_crash_at_any_step_never_gives_a_number_that_was_sent(tmp_path: Path) -> None:
+    """A report counts as sent once `add` returned; an acknowledged one was."""
+
+    def run(step: int, after: bool) -> bool:
+        folder = tmp_path / f"{step}-{after}"
+        outbox = Outbox(folder, 10)
+        for number in (1, 2, 3):
+            outbox.add(report(number))
+        sent, acknowledged, crashed = 3, 0, False
+        try:
+            with crash_at(step, after=after):
+                acknowledged = 2
+                outbox.acknowledge(2)
+                outbox.add(report(4))
+                sent = 4
+                acknowledged = 4
+                outbox.acknowledge(4)
+                outbox.add(report(5))
+                sent = 5
+        except PowerCut:
+            crashed = True
+        again = Outbox(folder, 10)
+        assert again.next_number() in {sent + 1, sent + 2}, "a report on the disk keeps its number"
+        left = [r.number for r in again.pending(10)]
+        assert left == list(range(left[0], again.next_number())) if left else True
+        assert set(range(acknowledged + 1, sent + 1)) <= set(left), "not acknowledged, so not lost"
+        assert len(list(folder.glob("*.acked"))) == 1
+        again.acknowledge(again.next_number() - 1)
+        assert len(again) == 0
+        return crashed
+
+    assert every_crash(run) >= 20
+
+
+def test_a_report_is_on_the_disk_before_it_may_be_sent(tmp_path: Path) -> None:
+    """`add` syncs the file, then its name: the steps that outlast a power cut (`agent.durable`)."""
+    outbox = Outbox(tmp_path, 10)
+    with crash_at(-1) as steps:
+        outbox.add(report(1))
+    assert steps == ["fsync", "replace", "fsync"]
+    with crash_at(-1) as steps:
+        outbox.acknowledge(1)
+    assert steps == ["replace", "fsync", "unlink"]

@@ -21,9 +21,16 @@ from wire import bundle, chunks, codec, messages, topics, trust
 
 
 class Hand:
-    """A client that publishes as the registry and records what devices say."""
+    """A client that publishes as the registry and records what devices say.
 
-    def __init__(self, port: int, root: str = topics.ROOT_DEFAULT) -> None:
+    Args:
+        port: the broker's, on this machine.
+        root: of the topics.
+        acknowledges: whether reports are acknowledged; not where a registry runs that does.
+    """
+
+    def __init__(self, port: int, root: str = topics.ROOT_DEFAULT, *, acknowledges: bool = True) -> None:
+        self._acknowledges = acknowledges
         self.topics = topics.Topics(root)
         self.seen: list[tuple[str, bytes]] = []
         self.reported: dict[str, messages.Reported] = {}
@@ -70,6 +77,8 @@ class Hand:
         elif channel is topics.REPORT:
             report = codec.decode(payload, messages.Report, channel.size_bytes_max)
             self.reports.append(report)
+            if not self._acknowledges:
+                return
             ack = messages.Ack(install_id=report.install_id, number=report.number)
             self._client.publish(self.topics.topic(topics.ACK, **params), codec.encode(ack), qos=1)
         elif channel is topics.REPLY:
