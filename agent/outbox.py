@@ -67,8 +67,6 @@ class Outbox:
         if not marks:
             write_file(self._mark_path(used), b"")
             return used
-        for old in marks[:-1]:
-            self._mark_path(old).unlink(missing_ok=True)
         return marks[-1]
 
     def _mark_path(self, number: int) -> Path:
