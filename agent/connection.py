@@ -133,7 +133,7 @@ class Connection:
         self._groups = self._runner.groups
         self._subscribe()
         self._uplink.send_status(self._session, online=True)
-        self._uplink.send_identity(self._disk.free_bytes(self._state_dir))
+        self._introduce()
         self._uplink.send_reported(self._runner.models)
         self._exchange.resubscribe()
         self._runner.begin_connection()
@@ -233,6 +233,14 @@ class Connection:
         if answer_to is not None:
             self._uplink.send_reply(answer_to, answer)
 
+    def _introduce(self) -> None:
+        try:
+            free_bytes = self._disk.free_bytes(self._state_dir)
+        except OSError as error:
+            log.warning("the free disk is unknown: %s", error)
+            free_bytes = None
+        self._uplink.send_identity(free_bytes)
+
     def _act(self, command: Command) -> Reply:
         action = command.action
         if isinstance(action, Rollback):
@@ -240,7 +248,7 @@ class Connection:
         if isinstance(action, Evaluate):
             return self._evaluate(command.id, action)
         self._uplink.send_status(self._session, online=True)
-        self._uplink.send_identity(self._disk.free_bytes(self._state_dir))
+        self._introduce()
         self._uplink.send_reported(self._runner.models)
         states = {name: model_state(d) for name, d in self._runner.models.items()}
         return self._uplink.reply(command.id, "done", models=states)

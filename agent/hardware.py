@@ -63,20 +63,20 @@ def _first(info: dict[str, tuple[str, ...]], *keys: str) -> str:
     return next((info[key][0] for key in keys if info.get(key, ("",))[0]), "")
 
 
-def _memory_bytes(root: Path) -> int:
+def _memory_bytes(root: Path) -> int | None:
     match = re.search(r"^MemTotal:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
-    return int(match[1]) * 1024 if match else 0
+    return int(match[1]) * 1024 if match else None
 
 
-def _cores(root: Path, info: dict[str, tuple[str, ...]]) -> int:
-    """Cores that are online; the wire's 0 is unknown."""
+def _cores(root: Path, info: dict[str, tuple[str, ...]]) -> int | None:
+    """Cores that are online; None if nothing tells."""
     cores = 0
     for span in filter(None, _read(root / "sys/devices/system/cpu/online").split(",")):
         match = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", span)
         cores += int(match[2] or match[1]) - int(match[1]) + 1 if match else 0
-    return (
-        max(cores, 0) or len(info.get("processor", ())) or (os.cpu_count() or 0 if root == Path("/") else 0)
-    )
+    if cores > 0:
+        return cores
+    return len(info.get("processor", ())) or (os.cpu_count() if root == Path("/") else None)
 
 
 def _arm_cores(info: dict[str, tuple[str, ...]]) -> str:

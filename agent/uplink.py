@@ -75,8 +75,8 @@ class Uplink:
         topic, payload = self.status(session, online=online)
         return self._transport.publish(topic, payload, qos=STATUS.qos, retain=STATUS.retain)
 
-    def send_identity(self, disk_free_bytes: int) -> bool:
-        """Publishes what the device is."""
+    def send_identity(self, disk_free_bytes: int | None) -> bool:
+        """Publishes what the device is; None where the free disk could not be read."""
         me = self._me
         message = Identity(
             device=me.device,

@@ -327,7 +327,11 @@ def _print_rollout(show: RolloutShow, as_json: bool) -> None:
         con.print_json(show)
         return
     for part in con.rollout_tables(show):
-        con.console().print(part)
+        # A line that a person pastes must not be broken in two, nor a `[` in it be read as markup.
+        if isinstance(part, str):
+            click.echo(part)
+        else:
+            con.console().print(part)
 
 
 @rollout.command("list")

@@ -63,7 +63,7 @@ def release_view(row: ReleaseRow, manifest: Manifest) -> ReleaseView:
 
 
 class DeviceView(Struct, frozen=True, kw_only=True):
-    """A device; `models` is what it last reported of each."""
+    """A device; `models` is what it last reported of each; None is unknown."""
 
     device: str
     online: bool
@@ -71,6 +71,8 @@ class DeviceView(Struct, frozen=True, kw_only=True):
     duplicate_identity: bool
     arch: str | None
     board: str | None
+    cores: int | None
+    memory_bytes: int | None
     agent_version: str | None
     runtimes: tuple[str, ...]
     labels: dict[str, str]
@@ -89,6 +91,9 @@ def device_view(device: Device) -> DeviceView:
         duplicate_identity=device.duplicate_identity,
         arch=None if identity is None else identity.hardware.arch,
         board=None if identity is None else identity.hardware.board,
+        # Agents used to say 0 where it did not know.
+        cores=None if identity is None else identity.hardware.cores or None,
+        memory_bytes=None if identity is None else identity.hardware.memory_bytes or None,
         agent_version=None if identity is None else identity.agent_version,
         runtimes=() if identity is None else tuple(f"{r.name} {r.version}" for r in identity.runtimes),
         labels=device.labels,
@@ -149,7 +154,15 @@ class RolloutView(Struct, frozen=True, kw_only=True):
 
 
 class ReadyRollback(Struct, frozen=True, kw_only=True):
-    """The ready payload that takes a rollout back; send it with `mosquitto_pub -q 1 -t TOPIC -f FILE`."""
+    """The ready payload that takes a rollout back; send it with `mosquitto_pub -q 1 -t TOPIC -f FILE`.
+
+    Attributes:
+        order: that the rollback carries.
+        topic: for the whole fleet.
+        file: on the registry's machine.
+        url: a path on the registry; the client puts the server before it.
+        url_per_device: the same, with `DEVICE` to be replaced.
+    """
 
     order: int
     topic: str

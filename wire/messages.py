@@ -138,14 +138,14 @@ class RuntimeInfo(Struct, frozen=True, kw_only=True):
 
 
 class Hardware(Struct, frozen=True, kw_only=True):
-    """The machine as it was found; None or empty is unknown."""
+    """The machine as it was found; None or empty is unknown, and so is the 0 of an older agent."""
 
     arch: Name
     cpu: Name = "unknown"
     board: Name = "unknown"
     cpu_features: Annotated[tuple[Name, ...], Meta(max_length=512)] = ()
-    cores: Count = 0
-    memory_bytes: Count = 0
+    cores: Count | None = None
+    memory_bytes: Count | None = None
     power_sensor: Name | None = None
 
 
@@ -156,7 +156,7 @@ class Identity(Up, frozen=True, kw_only=True, tag_field="kind", tag="identity"):
     runtimes: Annotated[tuple[RuntimeInfo, ...], Meta(max_length=32)] = ()
     agent_version: Name
     os: Name = "unknown"
-    disk_free_bytes: Count = 0
+    disk_free_bytes: Count | None = None
     labels: dict[str, str] = {}
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
+from msgspec.structs import replace
 
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.upload import Bundle
@@ -132,8 +133,11 @@ class Client:
         return self._ask("GET", "/api/rollouts", list[RolloutView])
 
     def rollout(self, rollout_id: str) -> RolloutShow:
-        """One rollout with its devices."""
-        return self._ask("GET", f"/api/rollouts/{quote(rollout_id, safe='')}", RolloutShow)
+        """One rollout with its devices; the ready rollback's addresses are whole, with this server's."""
+        show = self._ask("GET", f"/api/rollouts/{quote(rollout_id, safe='')}", RolloutShow)
+        base, ready = self._server.rstrip("/"), show.rollback
+        whole = replace(ready, url=base + ready.url, url_per_device=base + ready.url_per_device)
+        return replace(show, rollback=whole)
 
     def verb(self, rollout_id: str, verb: str, body: dict[str, str]) -> RolloutView:
         """Pauses, resumes or aborts."""

@@ -103,6 +103,8 @@ def device_tables(device: DeviceView) -> list[Table]:
         ("seen", ago(device.seen_at)),
         ("board", device.board or UNKNOWN),
         ("arch", device.arch or UNKNOWN),
+        ("cores", UNKNOWN if device.cores is None else str(device.cores)),
+        ("memory", size(device.memory_bytes)),
         ("agent", device.agent_version or UNKNOWN),
         ("runtimes", ", ".join(device.runtimes) or UNKNOWN),
         ("free disk", size(device.disk_free_bytes)),
@@ -170,7 +172,9 @@ def rollout_tables(show: RolloutShow) -> list[Table | str]:
         "",
         "Ready rollback, also while the registry is down:",
         f"  mosquitto_pub -q 1 -t {ready.topic} -f {ready.file}",
-        f"  the same by HTTP: {ready.url}, for one device: {ready.url_per_device}",
+        "The same payload by HTTP, for all and for one device:",
+        f"  curl -o rollback.json '{ready.url}'",
+        f"  curl -o rollback.json '{ready.url_per_device}'",
     ]
     return parts
 

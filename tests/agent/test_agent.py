@@ -58,6 +58,17 @@ def test_what_is_said_on_connecting(tmp_path: Path) -> None:
         identity = msgspec.json.decode(rig.broker.heard("identity")[-1], type=Identity)
         assert (status.online, status.number) == (True, 1)
         assert identity.hardware.arch == "aarch64"
+        assert identity.disk_free_bytes == rig.disk.free
+
+
+def test_a_disk_that_cannot_be_asked_is_unknown_and_keeps_nothing_else_back(tmp_path: Path) -> None:
+    def broken(rig: Rig) -> None:
+        rig.disk.broken = True
+
+    with running(tmp_path, prepare=broken) as rig:
+        until(lambda: rig.broker.heard("reported"), "the greeting")
+        identity = msgspec.json.decode(rig.broker.heard("identity")[-1], type=Identity)
+        assert identity.disk_free_bytes is None
 
 
 def test_an_update_fetches_only_what_no_disk_of_ours_holds(tmp_path: Path) -> None:

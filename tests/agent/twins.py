@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -255,9 +256,11 @@ class FixedDisk:
 
     def __init__(self, free: int = 10**12) -> None:
         self.free = free
+        self.broken = False
 
     def free_bytes(self, path: Path) -> int:
-        del path
+        if self.broken:
+            raise OSError(errno.EIO, "input/output error", str(path))
         return self.free
 
 

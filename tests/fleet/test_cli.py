@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import httpx
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from fleet.adapters import console
 from fleet.adapters.broker_process import free_port
 from fleet.cli import main
+from fleet.inventory import Device, fold
+from fleet.views import device_view
 from tests.fleet.bundles import write_bundle
 from tests.fleet.processes import RegistryProcess
+from wire.messages import Hardware, Identity
 
 
 def run(*arguments: str, server: str | None = None) -> Result:
@@ -122,6 +129,18 @@ def test_misuse_is_exit_2(registry: RegistryProcess, arguments: tuple[str, ...])
     assert run(*arguments, server=registry.url).exit_code == 2
 
 
+def assert_addresses_are_whole(registry: RegistryProcess, rollout_id: str) -> None:
+    """What `rollout show` prints for curl can be fetched as it stands; `--json` says the same."""
+    page = run("rollout", "show", rollout_id, server=f"{registry.url}/").output
+    (address, of_one) = re.findall(r"curl -o rollback.json '(.*)'$", page, re.MULTILINE)
+    fetched = httpx.get(address, trust_env=False)
+    assert fetched.status_code == 200, fetched.text
+    assert fetched.json()["payloadType"] == "application/vnd.shallop.command.v1+json"
+    assert of_one == f"{address}?device=DEVICE"
+    shown = json.loads(run("rollout", "show", rollout_id, "--json", server=registry.url).stdout)
+    assert (shown["rollback"]["url"], shown["rollback"]["url_per_device"]) == (address, of_one)
+
+
 def test_a_rollout_without_devices_waits_and_is_aborted(
     registry: RegistryProcess, bundle: Path, tmp_path: Path
 ) -> None:
@@ -137,6 +156,7 @@ def test_a_rollout_without_devices_waits_and_is_aborted(
     ready = Path(registry.data).resolve() / "rollbacks" / f"{rollout_id}.json"
     assert f"mosquitto_pub -q 1 -t shallop/v1/all/down/command -f {ready}" in shown
     assert json.loads(ready.read_bytes())["payloadType"] == "application/vnd.shallop.command.v1+json"
+    assert_addresses_are_whole(registry, rollout_id)
     assert run("rollout", "pause", rollout_id, "--why", "lunch", server=registry.url).exit_code == 0
     waited = run("rollout", "show", rollout_id, "--wait", server=registry.url)
     assert waited.exit_code == 3, "paused for a person"
@@ -198,3 +218,23 @@ def test_figures_that_nobody_measured_read_unknown() -> None:
     assert console.size(None) == "unknown"
     assert console.size(5_074_000) == "5.1 MB"
     assert console.ago(None) == "never"
+
+
+@pytest.mark.parametrize(
+    ("hardware", "cores", "memory"),
+    [
+        (Hardware(arch="aarch64"), "unknown", "unknown"),
+        (Hardware(arch="aarch64", cores=0, memory_bytes=0), "unknown", "unknown"),
+        (Hardware(arch="aarch64", cores=4, memory_bytes=2_000_000_000), "4", "2000.0 MB"),
+    ],
+    ids=["new", "old", "known"],
+)
+def test_what_a_device_does_not_know_of_itself_reads_unknown(
+    hardware: Hardware, cores: str, memory: str
+) -> None:
+    said = Identity(device="roof-1", install_id="0" * 32, number=1, agent_version="1", hardware=hardware)
+    view = device_view(fold(Device(id="roof-1"), said, 1.0))
+    out = io.StringIO()
+    Console(file=out, width=200).print(console.device_tables(view)[0])
+    cells = {line[:10].strip(): line[10:].strip() for line in out.getvalue().splitlines()}
+    assert (cells["cores"], cells["memory"], cells["free disk"]) == (cores, memory, "unknown")

@@ -143,3 +143,12 @@ def test_every_channel_with_a_kind_has_a_message_of_it() -> None:
 def test_what_is_no_message_has_no_kind() -> None:
     with pytest.raises(TypeError, match="Envelope"):
         codec.kind_of(__import__("wire.trust", fromlist=["Envelope"]).Envelope)
+
+
+def test_the_zeros_of_an_older_agent_decode_and_unknown_is_null() -> None:
+    payload = json.loads(codec.encode(by_kind("identity")))
+    payload |= {"disk_free_bytes": 0, "hardware": {"arch": "x86_64", "cores": 0, "memory_bytes": 0}}
+    old = codec.decode(json.dumps(payload).encode(), messages.Identity, CAP)
+    assert (old.hardware.cores, old.hardware.memory_bytes, old.disk_free_bytes) == (0, 0, 0)
+    new = messages.Hardware(arch="x86_64")
+    assert (new.cores, new.memory_bytes) == (None, None)
