@@ -1,6 +1,6 @@
 """Junk on every topic that a device may write, against a real registry process on a real Mosquitto.
 
-The registry stays up, says in its log what it refused and why, and goes on hearing the devices that speak well.
+The registry stays up, says in its log what it refused and why, and goes on hearing the good devices.
 Not for: each way in which a payload can be wrong (`tests/wire/test_codec.py`).
 """
 
