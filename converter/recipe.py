@@ -7,7 +7,7 @@ Not for: doing it (`converter.quantize`), or deciding which recipes suit a targe
     KIND        = "float" | "static" | "dynamic" | "weight" | "mixed"
     TYPE        = ( "i" | "u" ) ( "4" | "8" | "16" )  |  "f" ( "16" | "32" )
     GRANULARITY = "pt" | "pc" | "g" NUMBER          of the weights: per tensor, per channel, per group
-    METHOD      = "minmax" | "average" | "percentile" | "mse" | "entropy" | "auto"    of the activations' ranges
+    METHOD      = "minmax" | "average" | "percentile" | "mse" | "entropy" | "auto"      of activations' ranges
                 | "rtn" | "hqq" | "gptq" | "awq"                            of the weights' rounding
     EXTRA       = "sym" | "rr" | "qop" | "cle" | "bc" | "islands" NUMBER | "twin"    each once, this order
 

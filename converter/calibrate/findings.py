@@ -132,8 +132,8 @@ def _two_scales(reach: tuple[int, ...], n: int) -> Finding:
         code="input_scale",
         severity="warning",
         samples=reach[:FINDINGS_MAX],
-        words=f"{len(reach)} of {n} samples reach more than {_OUTLIER_FACTOR:g} times the median sample: the "
-        "set has two scales; check that all samples went through the same preprocessing",
+        words=f"{len(reach)} of {n} samples reach more than {_OUTLIER_FACTOR:g} times the median sample: "
+        "the set has two scales; check that all samples went through the same preprocessing",
     )
 
 
@@ -175,7 +175,7 @@ def inspect_tensors(tensors: dict[str, TensorStatistics], seen: Seen) -> tuple[F
 
 
 def _outlier(one: Outlier, seen: Seen, tensors: dict[str, TensorStatistics]) -> Finding:
-    """The cost is told for the tensor that the sample stretches most, beside the samples that are not wild."""
+    """The cost is told for the tensor that the sample stretches most, beside the trusted samples."""
     costs = {
         name: _bits(
             min(stats.trusted.low, float(stats.sample_low[one.sample])),
@@ -195,9 +195,9 @@ def _outlier(one: Outlier, seen: Seen, tensors: dict[str, TensorStatistics]) -> 
         samples=(one.sample,),
         tensor=worst,
         cost_bits=bits,
-        words=f"sample {one.sample} reaches {one.largest:g} in input {one.input}, {one.times_median:.1f} times "
-        f"the median sample{cost}; remove it, or take no minmax: the other methods left out "
-        f"{len(seen.wild)} such samples",
+        words=f"sample {one.sample} reaches {one.largest:g} in input {one.input}, {one.times_median:.1f} "
+        f"times the median sample{cost}; remove it, or take no minmax: the other methods leave "
+        f"such samples out ({len(seen.wild)} here)",
     )
 
 
@@ -232,8 +232,8 @@ def _stretching(name: str, stats: TensorStatistics, wild: frozenset[int]) -> Fin
         samples=(sample,),
         tensor=name,
         cost_bits=best,
-        words=f"sample {sample} alone stretches tensor {name} by {best:.1f} bits, though its input is like the "
-        "others'; look at it, or let the range be clipped (percentile, mse, auto)",
+        words=f"sample {sample} alone stretches tensor {name} by {best:.1f} bits, though its input is like "
+        "the others'; look at it, or let the range be clipped (percentile, mse, auto)",
     )
 
 
@@ -251,8 +251,8 @@ def compare_sets(calibration: Samples, validation: Samples) -> tuple[Finding, ..
         shift = abs(mean - their_mean) / their_std if their_std > 0.0 else 0.0
         if not 1 / _SCALE_FACTOR < ratio < _SCALE_FACTOR or shift > _SHIFT_STDS:
             words = (
-                f"input {name} has mean {mean:g} and spread {std:g} in the calibration set, {their_mean:g} and "
-                f"{their_std:g} in the validation set; one of them misses a step of preprocessing (a scale of "
+                f"input {name} has mean {mean:g} and spread {std:g} in the calibration set, {their_mean:g} "
+                f"and {their_std:g} in the validation set; one misses a step of preprocessing (a scale of "
                 "1/255, a normalization)"
             )
             found.append(Finding(code="input_scale", severity="warning", tensor=name, words=words))

@@ -107,9 +107,10 @@ class Histogram:
         """The value below which that share of all values lies, linear within a bin; 0.0 without values."""
         below = int(self.counts[: max(-self.first, 0)].sum())
         wanted = share * self.total
-        if below < wanted <= below + self.zeros or not self.counts.any():
+        negative = below > 0 and wanted <= below
+        if not self.counts.any() or (not negative and self.zeros and wanted <= below + self.zeros):
             return 0.0
-        if wanted > below:
+        if not negative:
             wanted -= self.zeros
         sums = np.cumsum(self.counts)
         i = int(min(np.searchsorted(sums, wanted), np.flatnonzero(self.counts)[-1]))

@@ -148,9 +148,7 @@ def _distinct(found: dict[Method, Interval]) -> dict[Method, Interval]:
     return kept
 
 
-def _best(
-    found: dict[Method, Interval], stats: TensorStatistics, grid: Grid
-) -> tuple[Method, Interval]:
+def _best(found: dict[Method, Interval], stats: TensorStatistics, grid: Grid) -> tuple[Method, Interval]:
     """The method of least expected error; that of the trusted extremes unless beaten by a tenth."""
     spans = found | {"minmax": _shaped(stats.trusted, grid)}
     errors = dict(zip(spans, expected_errors(stats.histogram, list(spans.values()), grid), strict=True))
@@ -166,8 +164,10 @@ def expected_errors(histogram: Histogram, spans: list[Interval], grid: Grid) -> 
 
 
 def _least_error(histogram: Histogram, widest: Interval, grid: Grid) -> Interval:
-    """Both ends shrunk together first, then each by itself in turns, coarse and fine; never worse than
-    `widest`, which is tried too."""
+    """Both ends shrunk together first, then each by itself in turns, coarse and fine.
+
+    Never worse than `widest`, which is tried too.
+    """
     best = _least(histogram, widest.low * _FRACTIONS, widest.high * _FRACTIONS, grid)
     if grid.symmetric:
         reach = np.minimum(best.high * _REFINED, widest.high)
