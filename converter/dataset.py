@@ -231,9 +231,10 @@ def _check_stored(path: Path, spec: TensorSpec, array: Array) -> None:
     )
     if not fits:
         want = ", ".join("any" if size is None else str(size) for size in needed)
+        hint = "; check the order of axes" if sorted(shape) == sorted(s or 0 for s in needed) else ""
         raise InputError(
             "samples_shape",
-            f"{path}: a sample of {spec.name} has shape {list(shape)}, the model takes [{want}]",
+            f"{path}: a sample of {spec.name} has shape {list(shape)}, the model takes [{want}]{hint}",
         )
     if array.dtype.kind not in "biuf":
         raise InputError("samples_dtype", f"{path}: {spec.name} holds {array.dtype}, no numbers")

@@ -54,3 +54,26 @@ REASON_CHARS_MAX = 400
 
 GRAM_BYTES_MAX = 1024**3
 """Of the Gram matrices that live at once; more tensors than fit cost another pass over the set."""
+
+ACTIVATION_BYTES_MAX = 512 * 1024**2
+"""Of all float32 activations of one calibration batch, were they all alive; a larger model gets a smaller
+batch, down to one sample."""
+
+HISTOGRAM_BINS = 4096
+"""Of one tensor's histogram: 32 KiB, and a value 40 times beyond the others still leaves them 100 bins."""
+
+HISTOGRAM_VALUES_PER_SAMPLE = 2048
+"""Of one tensor and sample that its histogram takes, at evenly spaced positions; extremes are exact."""
+
+CHANNELS_MAX = 16384
+"""Of a tensor whose channels are followed one by one."""
+
+SAMPLE_EXTREMES_MAX = 4 * 1024**2
+"""Smallest and largest values by sample and tensor that are kept to name samples: 32 MiB. A larger set
+follows fewer tensors, the model's inputs first."""
+
+CALIBRATION_SAMPLES_ADVISED = 32
+"""Fewer give a finding: published calibrations use 100 to 512, and ranges still move below this."""
+
+FINDINGS_MAX = 20
+"""Of one kind."""

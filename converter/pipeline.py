@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from msgspec import Struct, structs
 
-from converter.calibrate import Calibration, calibrate
+from converter.calibrate import Calibration, calibrate, compare_sets
 from converter.candidates import Candidate, Choice, Report, choose
 from converter.dataset import check_labels
 from converter.evaluate import outputs_of
@@ -174,7 +174,9 @@ def _same_answers(inputs: Inputs, before: onnx.ModelProto, after: onnx.ModelProt
 def _calibrated(inputs: Inputs, graph: onnx.ModelProto, progress: Progress | None) -> Calibration:
     told = None if progress is None else (lambda done, total: progress("calibrate", done, total))
     with must_run("calibration"):
-        return calibrate(graph, inputs.calibration, inputs.source.signature, told)
+        found = calibrate(graph, inputs.calibration, inputs.source.signature, told)
+        compared = compare_sets(inputs.calibration, inputs.validation)
+    return structs.replace(found, findings=(*compared, *found.findings))
 
 
 def _require_classes(inputs: Inputs, baseline: Measured) -> None:
@@ -206,6 +208,8 @@ def _report(inputs: Inputs, rows: list[Candidate], choice: Choice, ranges: Calib
             "n_samples": ranges.n_samples,
             "n_tensors": len(ranges.ranges),
             "outliers": msgspec.to_builtins(ranges.outliers),
+            "findings": msgspec.to_builtins(ranges.findings),
+            "left_out": list(ranges.left_out),
         },
         provenance=msgspec.to_builtins(_provenance(inputs)),
     )

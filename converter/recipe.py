@@ -7,7 +7,7 @@ Not for: doing it (`converter.quantize`), or deciding which recipes suit a targe
     KIND        = "float" | "static" | "dynamic" | "weight" | "mixed"
     TYPE        = ( "i" | "u" ) ( "4" | "8" | "16" )  |  "f" ( "16" | "32" )
     GRANULARITY = "pt" | "pc" | "g" NUMBER          of the weights: per tensor, per channel, per group
-    METHOD      = "minmax" | "percentile" | "mse" | "entropy" | "auto"      of the activations' ranges
+    METHOD      = "minmax" | "average" | "percentile" | "mse" | "entropy" | "auto"      of activations' ranges
                 | "rtn" | "hqq" | "gptq" | "awq"                            of the weights' rounding
     EXTRA       = "sym" | "rr" | "qop" | "cle" | "bc" | "islands" NUMBER | "twin"    each once, this order
 
@@ -36,7 +36,7 @@ from msgspec import Struct
 from wire.errors import ShallopError
 
 Kind = Literal["float", "static", "dynamic", "weight", "mixed"]
-Method = Literal["minmax", "percentile", "mse", "entropy", "auto", "rtn", "hqq", "gptq", "awq"]
+Method = Literal["minmax", "average", "percentile", "mse", "entropy", "auto", "rtn", "hqq", "gptq", "awq"]
 
 EXTRAS = ("sym", "rr", "qop", "cle", "bc", "islands", "twin")
 """In the order in which they stand; `islands` carries a number."""

@@ -6,7 +6,29 @@ Not for: quantizing (`converter.quantize`), or repairing (`converter.repair`).
 
 from __future__ import annotations
 
-from converter.calibrate.collect import Calibration, Outlier, Ranges, augmented, calibrate, outliers
-from converter.calibrate.ranges import ranges_of
+from converter.calibrate.collect import calibrate
+from converter.calibrate.findings import compare_sets, outliers
+from converter.calibrate.ranges import choose_methods, range_candidates, ranges_of
+from converter.calibrate.statistics import (
+    Calibration,
+    Channels,
+    Finding,
+    Outlier,
+    Ranges,
+    TensorStatistics,
+)
 
-__all__ = ["Calibration", "Outlier", "Ranges", "augmented", "calibrate", "outliers", "ranges_of"]
+__all__ = [
+    "Calibration",
+    "Channels",
+    "Finding",
+    "Outlier",
+    "Ranges",
+    "TensorStatistics",
+    "calibrate",
+    "choose_methods",
+    "compare_sets",
+    "outliers",
+    "range_candidates",
+    "ranges_of",
+]
