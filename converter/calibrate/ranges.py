@@ -18,8 +18,6 @@ which leave out the samples that the inspection named as wild:
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -154,7 +152,7 @@ def _best(found: dict[Method, Interval], stats: TensorStatistics, grid: Grid) ->
     errors = dict(zip(spans, expected_errors(stats.histogram, list(spans.values()), grid), strict=True))
     best = min(errors, key=lambda method: errors[method])
     method = best if errors[best] < (1 - _GAIN_MIN) * errors["minmax"] else "minmax"
-    return cast("Method", method), spans[cast("Method", method)]
+    return method, spans[method]
 
 
 def expected_errors(histogram: Histogram, spans: list[Interval], grid: Grid) -> list[float]:

@@ -1,25 +1,24 @@
 """Static quantization in QDQ form: `static_w*_a*_pt|pc_METHOD`.
 
-For: integer weights and activations with ranges known beforehand: ranges (`converter.calibrate`), a plan
-(`converter.quantize.plan`), its graph (`converter.quantize.emit`).
-Not for: repair (`converter.repair`), which changes material before the plan is made, and the plan after.
+For: integer weights and activations with ranges known beforehand: the repairs that the recipe names
+(`converter.quantize.repaired`), a plan (`converter.quantize.plan`), its graph (`converter.quantize.emit`).
+Not for: QOperator format, or what a repair does.
 """
 
 from __future__ import annotations
 
-from converter.calibrate import Ranges, ranges_of
 from converter.errors import RecipeError
 from converter.quantize.emit import emit
+from converter.quantize.guard import guarded
 from converter.quantize.material import Made, Material
-from converter.quantize.plan import Plan, make_plan
-from converter.quantize.saturation import saturating
+from converter.quantize.repaired import repair
 from converter.recipe import Recipe
 
-_EXTRAS_DONE = frozenset({"sym", "rr"})
+_EXTRAS_DONE = frozenset({"sym", "rr", "cle", "bc"})
 
 
 def quantize_static(material: Material, recipe: Recipe) -> Made:
-    """The QDQ graph.
+    """The QDQ graph, repaired as the recipe's method and extras say.
 
     Raises:
         RecipeError: `recipe_method` or `recipe_extra` (not done here), or what `make_plan` raises.
@@ -27,28 +26,10 @@ def quantize_static(material: Material, recipe: Recipe) -> Made:
     undone = sorted(set(recipe.extras) - _EXTRAS_DONE)
     if undone:
         raise RecipeError("recipe_extra", f"{', '.join(undone)} is not done by this scheme")
-    ranges = ranges_of(material.calibration, recipe)
-    full = make_plan(material, recipe, ranges, reduced=frozenset())
-    plan, cut, said = _guarded(material, recipe, ranges, full)
-    return Made(model=emit(material.model, plan), decisions=(*plan.decisions, *said), saturating=cut)
-
-
-def _guarded(
-    material: Material, recipe: Recipe, ranges: Ranges, full: Plan
-) -> tuple[Plan, tuple[str, ...] | None, tuple[str, ...]]:
-    """The plan with 7-bit weights where 16-bit sums would saturate, what still does, and the decision.
-
-    Emulated where the recipe asks for a reduced range, or the target's sums saturate.
-    """
-    if not (recipe.reduce_range or material.rules.reduce_range.value):
-        return full, None, ()
-    found = saturating(material.model, full, material.samples)
-    if not recipe.reduce_range:
-        return full, tuple(one.words for one in found), ()
-    if not found:
-        return full, (), ("8-bit weights everywhere: no 16-bit sum saturates on the calibration samples",)
-    reduced = frozenset(one.node for one in found)
-    plan = make_plan(material, recipe, ranges, reduced=reduced)
-    left = saturating(material.model, plan, material.samples)
-    said = f"7-bit weights in {len(reduced)} of {len(full.weights)} layers, where 16-bit sums saturate: "
-    return plan, tuple(one.words for one in left), (said + "; ".join(one.words for one in found),)
+    repaired = repair(material, recipe)
+    safe = guarded(repaired, recipe)
+    return Made(
+        model=emit(repaired.material.model, safe.plan),
+        decisions=(*repaired.decisions, *safe.decisions),
+        saturating=safe.saturating,
+    )
