@@ -20,7 +20,7 @@ from converter.errors import InputError
 from converter.limits import TEXT_BYTES_MAX
 from converter.model import SourceModel, read_bytes, read_model
 from converter.targets.detect import Machine, detect_machine, detect_target, meets
-from converter.targets.loader import Target, find_target
+from converter.targets.loader import Target, usable_target
 from wire.errors import LimitsError
 from wire.sla import Limits, parse_limits
 from wire.types import ModelName, ReleaseName
@@ -88,7 +88,7 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
     """
     limits, sla_sha256 = read_sla(options.sla)
     machine = detect_machine(options.root)
-    target = detect_target(machine) if options.target == "host" else find_target(options.target)
+    target = detect_target(machine) if options.target == "host" else usable_target(options.target)
     name = _checked_name(options.name or default_name(options.model), ModelName, "--name")
     release = _checked_name(options.release or f"{now:%Y%m%d-%H%M%S}", ReleaseName, "--release")
     source = read_model(options.model)

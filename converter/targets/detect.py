@@ -1,7 +1,8 @@
 """Which target a machine is.
 
-For: reading architecture and CPU features under a given root, and matching them against the targets.
-Not for: accelerators or boards; those come with their targets.
+For: reading architecture and CPU features under a given root, matching them against the targets, and finding
+what gives an accelerator away.
+Not for: using an accelerator; a target of one is named by the user, never guessed.
 
 A feature decides, never a model name: Skylake-SP has no VNNI whatever its name suggests
 (onnxruntime#5849).
@@ -10,6 +11,7 @@ A feature decides, never a model name: Skylake-SP has no VNNI whatever its name 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
@@ -19,6 +21,7 @@ from converter.targets.loader import Target, all_targets
 from wire.bundle import Requirements
 
 _CPUINFO_BYTES_MAX = 4 * 1024 * 1024
+_PROPERTY_BYTES_MAX = 64 * 1024
 _FEATURE_KEYS = ("flags", "Features")
 _MODEL_KEYS = ("model name", "Model", "Hardware", "Processor")
 
@@ -89,7 +92,9 @@ def detect_target(machine: Machine) -> Target:
     Raises:
         InputError: `host_unknown`: none of them, or more than one.
     """
-    matching = [target for target in all_targets() if meets(machine, target.requires.value)]
+    fitting = [t for t in all_targets() if not t.accelerated and meets(machine, t.requires.value)]
+    wider = {target.refines for target in fitting}
+    matching = [target for target in fitting if target.id not in wider]
     if len(matching) != 1:
         found = ", ".join(target.id for target in matching) or "none"
         raise InputError(
@@ -98,3 +103,52 @@ def detect_target(machine: Machine) -> Target:
             "name one with --target (see --list-targets)",
         )
     return matching[0]
+
+
+def detect_accelerators(root: Path = Path("/")) -> tuple[str, ...]:
+    """Ids of the targets that something under `root` gives away: a node, file, board, USB or PCI device."""
+    compatible = _strings(root / "proc/device-tree/compatible")
+    usb = set(_ids(root / "sys/bus/usb/devices", "idVendor", "idProduct"))
+    pci = set(_ids(root / "sys/bus/pci/devices", "vendor", "device"))
+    found = []
+    for target in all_targets():
+        if target.detect is None:
+            continue
+        signs = target.detect.value
+        paths = (*signs.nodes, *signs.files)
+        if (
+            any((root / path.lstrip("/")).exists() for path in paths)
+            or compatible & set(signs.compatible)
+            or usb & set(signs.usb)
+            or pci & set(signs.pci)
+        ):
+            found.append(target.id)
+    return tuple(found)
+
+
+def _strings(path: Path) -> set[str]:
+    """A devicetree property: strings that end in NUL."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_PROPERTY_BYTES_MAX)
+    except OSError:
+        return set()
+    return {text for text in content.decode("ascii", "replace").split("\0") if text}
+
+
+def _ids(folder: Path, vendor: str, product: str) -> Iterator[str]:
+    """`vendor:product` of every device of a bus, four hexadecimal digits each."""
+    if not folder.is_dir():
+        return
+    for device in sorted(folder.iterdir()):
+        texts = [_word(device / vendor), _word(device / product)]
+        if all(texts):
+            yield ":".join(text.lower().removeprefix("0x") for text in texts)
+
+
+def _word(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_PROPERTY_BYTES_MAX).decode("ascii", "replace").strip()
+    except OSError:
+        return ""

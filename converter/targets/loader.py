@@ -9,6 +9,7 @@ measured, `S` seen in a search excerpt, `M` from memory.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
@@ -25,6 +26,11 @@ from wire.types import Name
 T = TypeVar("T")
 
 _FOLDER = Path(__file__).parent
+_IMPOSSIBLE = {
+    "jetson_nano": "its Maxwell GPU has no INT8 (FACTS.md section 1); convert for arm64_v8_0, its CPU",
+    "hailo10": "its compiler is not the one of hailo8 and takes other models; there is no profile of it yet",
+}
+"""Devices that people ask for by name and that cannot do what this program is for."""
 _FILE_BYTES_MAX = 64 * 1024
 
 
@@ -36,8 +42,23 @@ class Rule(Struct, Generic[T], frozen=True, kw_only=True, forbid_unknown_fields=
     source: Annotated[str, Meta(min_length=1, max_length=400)]
 
 
+def _rule(value: T) -> Rule[T]:
+    """The plain case of a rule, where a profile says nothing of it."""
+    return Rule(value=value, confidence="M", source="the plain case; the profile says nothing of it")
+
+
+_OPSET_PER_CHANNEL: Rule[int] = Rule(
+    value=13, confidence="V", source="per-channel QDQ below opset 13 is an invalid graph (FACTS.md, trap 2)"
+)
+_OPSET_SAFE: Rule[int] = Rule(
+    value=21, confidence="S", source="onnxruntime#25932: QuantizeLinear(23) is missing in older runtimes"
+)
+
+ActivationType = Literal["u8", "i8", "u16", "i16"]
+
+
 class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What this class of device wants.
+    """What this class of device wants of a quantized model.
 
     Attributes:
         activation: integer type of activations in static recipes.
@@ -51,35 +72,116 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         session_config_full_range: further entries where weights use all eight bits.
         emulation_config: entries that make a host of another class compute the device's answers.
         recipes: candidates in the order of preference.
+        format: of quantized models: Q/DQ pairs, integer operators, or TFLite.
+        exclude: operators that stay in float.
+        quantize_bias: whether biases become 32-bit integers.
+        wide_activation: 16-bit types of activations that have kernels there; only then are islands of 16
+            bits and 16-bit candidates made.
+        static_shapes: whether every axis but the samples' must be fixed.
+        operators: what the accelerator runs; empty where that is not known or all run.
+        stride: least and largest of convolutions; empty where there is no such limit.
+        kernel: least and largest height of a dilated kernel.
+        rank_max: of tensors; None where there is no such limit.
     """
 
-    activation: Rule[Literal["u8", "i8"]]
+    activation: Rule[ActivationType]
     weight: Rule[Literal["u8", "i8"]]
     symmetric: Rule[bool]
     per_channel: Rule[bool]
-    reduce_range: Rule[bool]
-    opset_min: Rule[int]
-    opset_max: Rule[int]
-    session_config: Rule[dict[str, str]]
-    session_config_full_range: Rule[dict[str, str]]
-    emulation_config: Rule[dict[str, str]]
     recipes: Rule[tuple[str, ...]]
+    reduce_range: Rule[bool] = _rule(False)
+    opset_min: Rule[int] = _OPSET_PER_CHANNEL
+    opset_max: Rule[int] = _OPSET_SAFE
+    session_config: Rule[dict[str, str]] = _rule({})
+    session_config_full_range: Rule[dict[str, str]] = _rule({})
+    emulation_config: Rule[dict[str, str]] = _rule({})
+    format: Rule[Literal["QDQ", "QOperator", "TFLite"]] = _rule("QDQ")
+    exclude: Rule[tuple[str, ...]] = _rule(())
+    quantize_bias: Rule[bool] = _rule(True)
+    wide_activation: Rule[tuple[Literal["u16", "i16"], ...]] = _rule(())
+    static_shapes: Rule[bool] = _rule(False)
+    operators: Rule[tuple[str, ...]] = _rule(())
+    stride: Rule[tuple[int, ...]] = _rule(())
+    kernel: Rule[tuple[int, ...]] = _rule(())
+    rank_max: Rule[int | None] = _rule(None)
+
+
+class Detection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What gives such a device away; any one of these is enough, beside what it requires of the CPU."""
+
+    nodes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    compatible: tuple[str, ...] = ()
+    usb: tuple[str, ...] = ()
+    pci: tuple[str, ...] = ()
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is said at all."""
+        return bool(self.nodes or self.files or self.compatible or self.usb or self.pci)
+
+
+class Compiler(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who turns the model into what the accelerator runs.
+
+    Attributes:
+        name: of the program.
+        here: whether it can be had from PyPI and run on a host.
+        words: what has to be done with the bundle's model, for the report.
+    """
+
+    name: Name
+    here: bool
+    words: Annotated[str, Meta(min_length=1, max_length=400)]
 
 
 class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One class of device."""
+    """One class of device.
+
+    Attributes:
+        id: its name.
+        title: for people.
+        aliases: other names.
+        runtime: that runs the model.
+        provider: of that runtime, where it is not the CPU; or the delegate.
+        requires: what a device of this class has; part of the contract.
+        refines: a wider class of CPU, which a machine of this one also is.
+        detect: what gives it away beside the CPU; None for a class of CPU.
+        compiler: None where the runtime takes the model as it is.
+        refused: why no model can be made for it here, and what to do instead; None where one can.
+        rules: of its models.
+        hazards: what is known to fail.
+    """
 
     id: Name
     title: Name
     aliases: tuple[Name, ...] = ()
-    runtime: Literal["onnxruntime"]
+    runtime: Literal["onnxruntime", "litert", "vendor"]
+    provider: Name | None = None
     requires: Rule[Requirements]
+    refines: Name | None = None
+    detect: Rule[Detection] | None = None
+    compiler: Rule[Compiler] | None = None
+    refused: Rule[str] | None = None
     rules: Rules
+    hazards: tuple[Rule[str], ...] = ()
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:
         """Its candidates, best first."""
         return tuple(parse(name) for name in self.rules.recipes.value)
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether something other than the CPU runs the model."""
+        return self.detect is not None
+
+    @property
+    def not_compiled(self) -> str | None:
+        """What the report says where a compiler stands between the bundle and the device."""
+        if self.compiler is None:
+            return None
+        return f"not compiled, not run: {self.compiler.value.words}"
 
     def session_config(self, recipe: Recipe) -> dict[str, str]:
         """Session entries for that recipe on the device."""
@@ -108,8 +210,26 @@ def find_target(name: str) -> Target:
     for target in all_targets():
         if name == target.id or name in target.aliases:
             return target
+    impossible = _IMPOSSIBLE.get(name)
+    if impossible is not None:
+        raise InputError("target_impossible", f"{name}: {impossible}")
+    names = [given for target in all_targets() for given in (target.id, *target.aliases)]
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
     known = ", ".join(" = ".join((target.id, *target.aliases)) for target in all_targets())
-    raise InputError("unknown_target", f"there is no target {name[:80]!r}; known are host, {known}")
+    raise InputError("unknown_target", f"there is no target {name[:80]!r}{meant}; known are host, {known}")
+
+
+def usable_target(name: str) -> Target:
+    """The target of that id or alias, for which a model can be made.
+
+    Raises:
+        InputError: as `find_target`, or `target_refused`: no model for it is made here.
+    """
+    target = find_target(name)
+    if target.refused is not None:
+        raise InputError("target_refused", f"{target.id}: {target.refused.value}")
+    return target
 
 
 def _load(path: Path) -> Target:
@@ -128,16 +248,33 @@ def broken_rule(target: Target) -> str | None:
     rules = target.rules
     if rules.opset_min.value > rules.opset_max.value:
         return "opset_min is above opset_max"
+    if (rules.format.value == "TFLite" or target.runtime == "vendor") and target.refused is None:
+        return "nothing here writes such models, and it is not refused"
     for recipe, name in zip(target.recipes, rules.recipes.value, strict=True):
-        static = recipe.kind == "static"
-        checks = (
-            (recipe.weight == rules.weight.value, f"weights other than {rules.weight.value}"),
-            (not static or recipe.activation == rules.activation.value, "other activations"),
-            (not recipe.per_channel or rules.per_channel.value, "per channel"),
-            (not recipe.reduce_range or rules.reduce_range.value, "a reduced range without need"),
-            (not static or not rules.symmetric.value or recipe.symmetric, "asymmetric activations"),
-        )
-        fault = next((words for holds, words in checks if not holds), None)
+        fault = forbidden(target, recipe)
         if fault is not None:
             return f"{name} has {fault}"
     return None
+
+
+def forbidden(target: Target, recipe: Recipe) -> str | None:
+    """Why a recipe does not suit a target's rules, in words, or None."""
+    rules = target.rules
+    static = recipe.kind in {"static", "mixed"}
+    eight = recipe.weight[1:] == "8"
+    wide = recipe.activation in {"u16", "i16"}
+    checks = (
+        (not eight or recipe.weight == rules.weight.value, f"weights other than {rules.weight.value}"),
+        (
+            not static or wide or recipe.activation == rules.activation.value,
+            f"activations other than {rules.activation.value}",
+        ),
+        (
+            not wide or recipe.activation in {rules.activation.value, *rules.wide_activation.value},
+            f"{recipe.activation} activations, for which this target lists no kernels",
+        ),
+        (not recipe.per_channel or rules.per_channel.value, "per channel"),
+        (not recipe.reduce_range or rules.reduce_range.value, "a reduced range without need"),
+        (not static or not rules.symmetric.value or recipe.symmetric, "asymmetric activations"),
+    )
+    return next((words for holds, words in checks if not holds), None)

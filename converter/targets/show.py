@@ -1,0 +1,77 @@
+"""Targets for people and for `--json`.
+
+For: one row per target, and everything that is known of one.
+Not for: printing (`converter.cli`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct, structs
+
+from converter.targets.detect import Machine, meets
+from converter.targets.loader import Rule, Target, all_targets
+
+_CONFIDENCE = "VSM"
+
+
+class TargetRow(Struct, frozen=True, kw_only=True):
+    """One line of the table.
+
+    Attributes:
+        model: what a bundle holds for it: `ONNX`, `ONNX FP32 for its compiler`, `refused`.
+        types: weights by activations, as `i8 x u8`.
+        confidence: the weakest of its rules.
+        this_host: whether this machine is of the class; None where that was not looked at.
+    """
+
+    id: str
+    aliases: tuple[str, ...]
+    title: str
+    runtime: str
+    model: str
+    types: str
+    per_channel: bool
+    confidence: str
+    compiled: bool
+    this_host: bool | None
+
+
+def targets_table(machine: Machine | None = None) -> tuple[TargetRow, ...]:
+    """Every target, classes of CPU first."""
+    ordered = sorted(all_targets(), key=lambda target: (target.accelerated, target.id))
+    return tuple(_row(target, machine) for target in ordered)
+
+
+def _row(target: Target, machine: Machine | None) -> TargetRow:
+    rules = target.rules
+    model = "ONNX" if target.recipes else "ONNX FP32 for its compiler"
+    here = machine is not None and not target.accelerated and meets(machine, target.requires.value)
+    return TargetRow(
+        id=target.id,
+        aliases=target.aliases,
+        title=target.title,
+        runtime=target.provider or target.runtime,
+        model="refused" if target.refused is not None else model,
+        types=f"{rules.weight.value} x {rules.activation.value}" + (" sym" if rules.symmetric.value else ""),
+        per_channel=rules.per_channel.value,
+        confidence=max((rule.confidence for rule in _said(target)), key=_CONFIDENCE.index),
+        compiled=target.compiler is None,
+        this_host=None if machine is None else here,
+    )
+
+
+def _said(target: Target) -> list[Rule[object]]:
+    """The rules that the profile states."""
+    plain = {field.name: field.default for field in structs.fields(target.rules)}
+    return [
+        getattr(target.rules, name)
+        for name, default in plain.items()
+        if getattr(target.rules, name) is not default
+    ]
+
+
+def describe(target: Target) -> dict[str, object]:
+    """Everything of one target, as plain data."""
+    whole: dict[str, object] = msgspec.to_builtins(target)
+    return whole | {"not_compiled": target.not_compiled}

@@ -1,0 +1,177 @@
+"""All profiles of the draft are here, impossible wishes are refused by name, and recipes suit the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from converter.errors import InputError
+from converter.recipe import format_recipe, parse
+from converter.targets.choose import ModelFacts, named_recipes, recipes_for
+from converter.targets.detect import Machine, detect_accelerators
+from converter.targets.docs import page
+from converter.targets.loader import (
+    Rule,
+    all_targets,
+    broken_rule,
+    find_target,
+    forbidden,
+    usable_target,
+)
+from converter.targets.show import describe, targets_table
+from tests.device_trees import build
+
+ROOT = Path(__file__).parents[2]
+
+DRAFT = {
+    "x86_avx2", "x86_vnni", "arm64_v8_0", "arm64_dotprod", "arm64_i8mm", "jetson_gpu_trt", "jetson_dla",
+    "qnn_htp", "coreml", "coral_edgetpu", "vip_npu_imx8mp", "ethos_u65_u55", "rk3588_rknpu2", "hailo8",
+    "imx500_pi_ai_camera", "openvino_npu",
+}  # fmt: skip
+
+
+def test_the_profiles_of_the_draft_are_here() -> None:
+    assert {target.id for target in all_targets()} == DRAFT
+
+
+@pytest.mark.parametrize("name", ["coral", "stm32mp2", "ethos-u", "imx500"])
+def test_what_no_model_can_be_made_for_is_refused_with_what_to_do(name: str) -> None:
+    assert find_target(name).refused is not None
+    with pytest.raises(InputError) as caught:
+        usable_target(name)
+    assert caught.value.code == "target_refused"
+    assert any(word in caught.value.args[0] for word in ("convert for its CPU", "model-compression-toolkit"))
+
+
+def test_a_usable_target_is_itself() -> None:
+    assert usable_target("orin").id == "jetson_gpu_trt"
+
+
+@pytest.mark.parametrize(("name", "word"), [("jetson_nano", "Maxwell"), ("hailo10", "hailo8")])
+def test_the_impossible_is_named(name: str, word: str) -> None:
+    with pytest.raises(InputError, match=word) as caught:
+        find_target(name)
+    assert caught.value.code == "target_impossible"
+
+
+def test_a_misspelt_name_finds_its_neighbour() -> None:
+    with pytest.raises(InputError, match=r"did you mean rpi[45]"):
+        find_target("rpi6")
+
+
+@pytest.mark.parametrize(
+    ("target", "recipe", "fault"),
+    [
+        ("x86_vnni", "static_wi8_au16_pc_minmax", "u16 activations, for which this target lists no kernels"),
+        ("qnn_htp", "static_wi8_au16_pc_minmax", None),
+        ("qnn_htp", "static_wi8_ai16_pc_minmax", "i16 activations"),
+        ("jetson_gpu_trt", "static_wi8_ai8_pc_minmax", "asymmetric"),
+        ("jetson_gpu_trt", "static_wi8_ai8_pc_minmax_sym", None),
+        ("vip_npu_imx8mp", "static_wu8_au8_pc_minmax", "per channel"),
+        ("arm64_dotprod", "static_wu8_ai8_pc_minmax", "weights other than i8"),
+        ("x86_vnni", "weight_wi4_af32_g32_awq", None),
+        ("x86_vnni", "mixed_wi8_ai8_pc_auto", "activations other than u8"),
+    ],
+)
+def test_recipes_against_rules(target: str, recipe: str, fault: str | None) -> None:
+    found = forbidden(find_target(target), parse(recipe))
+    assert (found is None) if fault is None else (found is not None and fault in found)
+
+
+def test_a_recipe_asked_for_by_name_that_breaks_a_rule_is_refused() -> None:
+    vnni = find_target("x86_vnni")
+    assert [format_recipe(r) for r in named_recipes(vnni, ["dynamic_wi8_af32"])] == ["dynamic_wi8_af32"]
+    with pytest.raises(InputError, match="no kernels") as caught:
+        named_recipes(vnni, ["dynamic_wi8_af32", "static_wi8_au16_pc_minmax"])
+    assert caught.value.code == "recipe_forbidden"
+
+
+@pytest.mark.parametrize(
+    ("weights", "matrices", "four_bits"),
+    [(90_000_000, 89_000_000, True), (18_000_000, 5_000_000, False), (400_000, 400_000, False),
+     (2_000_000, 1_000_000, True), (2_000_000, 999_999, False)],
+)  # fmt: skip
+def test_four_bits_are_tried_where_matrices_are_most_of_it(
+    weights: int, matrices: int, *, four_bits: bool
+) -> None:
+    facts = ModelFacts(weight_bytes=weights, matrix_bytes=matrices)
+    kinds = {recipe.kind for recipe in recipes_for(find_target("x86_vnni"), facts)}
+    assert ("weight" in kinds) is four_bits
+    assert {"static", "mixed", "dynamic", "float"} <= kinds
+
+
+def test_a_tflite_target_that_is_not_refused_is_a_fault() -> None:
+    coral = structs.replace(find_target("coral"), refused=None)
+    assert "nothing here writes such models" in (broken_rule(coral) or "")
+    upside = structs.replace(
+        find_target("rpi5"),
+        rules=structs.replace(
+            find_target("rpi5").rules, opset_min=Rule(value=22, confidence="V", source="a test")
+        ),
+    )
+    assert broken_rule(upside) == "opset_min is above opset_max"
+
+
+def test_every_accelerator_says_how_it_is_found_and_what_stands_between() -> None:
+    for target in all_targets():
+        if target.accelerated:
+            assert target.detect is not None
+            assert target.detect.value.any, target.id
+        if target.compiler is not None:
+            assert "not compiled, not run" in (target.not_compiled or "")
+
+
+def test_the_table_says_which_one_this_machine_is() -> None:
+    machine = Machine(arch="aarch64", features=frozenset({"asimddp"}), cpu="one")
+    rows = {row.id: row for row in targets_table(machine)}
+    assert set(rows) == DRAFT
+    assert [row.id for row in rows.values() if row.this_host] == ["arm64_dotprod"]
+    assert rows["jetson_gpu_trt"].types == "i8 x i8 sym"
+    assert not rows["jetson_gpu_trt"].compiled
+    assert rows["coral_edgetpu"].model == "refused"
+    assert rows["rk3588_rknpu2"].model == "ONNX FP32 for its compiler"
+    assert rows["hailo8"].confidence == "M"
+    assert all(row.this_host is None for row in targets_table())
+
+
+def test_one_target_whole() -> None:
+    whole = describe(find_target("qnn_htp"))
+    assert whole["provider"] == "QNNExecutionProvider"
+    assert str(whole["not_compiled"]).startswith("not compiled, not run")
+
+
+def test_the_page_of_targets_is_the_one_that_the_data_gives() -> None:
+    assert (ROOT / "docs" / "targets.md").read_text(encoding="utf-8") == page(), (
+        "run python -m converter.targets.docs > docs/targets.md"
+    )
+
+
+@pytest.mark.parametrize(
+    ("signs", "expected"),
+    [
+        ({"dev/apex_0": b""}, ("coral_edgetpu",)),
+        ({"sys/bus/usb/devices/1-1/idVendor": b"18d1\n", "sys/bus/usb/devices/1-1/idProduct": b"9302\n"},
+         ("coral_edgetpu",)),
+        ({"sys/bus/pci/devices/0/vendor": b"0x1e60\n", "sys/bus/pci/devices/0/device": b"0x2864\n"},
+         ("hailo8",)),
+        ({"proc/device-tree/compatible": b"radxa,rock-5b\0rockchip,rk3588\0"}, ("rk3588_rknpu2",)),
+        ({"sys/bus/usb/devices/1-1/idVendor": b"18d1\n"}, ()),
+        ({}, ()),
+    ],
+)  # fmt: skip
+def test_accelerators_give_themselves_away(
+    tmp_path: Path, signs: dict[str, bytes], expected: tuple[str, ...]
+) -> None:
+    for name, content in signs.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert detect_accelerators(tmp_path) == expected
+
+
+def test_a_jetson_of_the_sample_trees_is_found_by_its_board(tmp_path: Path) -> None:
+    build(tmp_path, "jetson_orin_nano")
+    assert detect_accelerators(tmp_path) == ()
+    (tmp_path / "proc/device-tree/compatible").write_bytes(b"nvidia,p3767-0005\0nvidia,tegra234\0")
+    assert detect_accelerators(tmp_path) == ("jetson_gpu_trt",)
