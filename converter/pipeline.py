@@ -151,7 +151,7 @@ def cleaned(inputs: Inputs) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     rules = inputs.target.rules
     source, converted = convert_opset(inputs.source.proto, rules.opset_min.value, rules.opset_max.value)
     graph, changes = clean(source)
-    said = changes if converted is None else (converted, *changes)
+    said = (*inputs.source.decisions, *((converted,) if converted else ()), *changes)
     if not said or _same_answers(inputs, inputs.source.proto, graph):
         return graph, said
     plain = inputs.source.proto
