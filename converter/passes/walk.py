@@ -72,7 +72,7 @@ class View:
         """A new initializer; `name` is varied until it is free."""
         while name in self.constants or name in self.makers or self.reads[name]:
             name += "_"
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        tensor = numpy_helper.from_array(np.asarray(array, order="C"), name)
         self.graph.initializer.append(tensor)
         self.constants[name] = self.graph.initializer[-1]
         return name
@@ -131,6 +131,11 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs) if attribute.type in _GRAPHS else ():
                 yield from graphs(inner)
+
+
+def nests(node: onnx.NodeProto) -> bool:
+    """Whether a node holds graphs of its own."""
+    return any(one.type in _GRAPHS for one in node.attribute)
 
 
 _GRAPHS = frozenset({onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS})

@@ -259,9 +259,9 @@ def input_given_back() -> onnx.ModelProto:
 
 def doubled_constants() -> onnx.ModelProto:
     net = Net()
-    image, value = net.image(), net.rng.normal(0, 0.4, (8, 3, 3, 3))
+    image, value = net.image(), net.rng.normal(0, 0.4, (16, 3, 3, 3))
     branches = [net.op("Conv", image, net.constant(value), pads=[1] * 4) for _ in range(3)]
-    net.head(net.op("Concat", *branches, axis=1), 24)
+    net.head(net.op("Concat", *branches, axis=1), 48)
     return net.model()
 
 
