@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import onnx
 
-from converter.passes.walk import View, attribute, is_op, set_attribute, shapes_of
+from converter.passes.walk import View, attribute, inferred, is_op, set_attribute, shapes_of
 
 
 def drop_identities(model: onnx.ModelProto) -> int:
@@ -86,7 +86,7 @@ def _same_shape(model: onnx.ModelProto) -> int:
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {t.name: int(t.data_type) for t in inferred.initializer}
-    values = (*inferred.value_info, *inferred.input, *inferred.output)
+    graph = inferred(model)
+    types = {t.name: int(t.data_type) for t in graph.initializer}
+    values = (*graph.value_info, *graph.input, *graph.output)
     return types | {value.name: int(value.type.tensor_type.elem_type) for value in values}

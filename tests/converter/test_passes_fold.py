@@ -107,7 +107,8 @@ def test_a_constant_per_channel_goes_into_a_conv(operator: str, shape: tuple[int
 
 @pytest.mark.parametrize(
     ("operator", "shape", "first"),
-    [("Mul", (8,), True), ("Add", (1, 1, 8, 8), True), ("Add", (1, 1, 6, 1, 1), True), ("Div", (1,), False),
+    [("Mul", (8,), True), ("Add", (1, 1, 8, 8), True), ("Add", (1, 1, 6, 1, 1), True),
+     ("Mul", (1, 1, 1, 1, 1), True), ("Div", (1,), False),
      ("Sub", (1,), False)],
 )  # fmt: skip
 def test_what_is_not_per_channel_stays(operator: str, shape: tuple[int, ...], first: bool) -> None:
@@ -155,6 +156,15 @@ def test_identities_go_and_what_stands_between_ends_stays() -> None:
     made, changes = applied(drop_identities, net.model())
     assert operators(made) == ["Conv", "Reshape", "Gemm", "Identity"]
     assert changes >= 6
+
+
+def test_a_reshape_that_copies_a_size_needs_the_one_before() -> None:
+    net = Net()
+    x = net.op("Reshape", net.op("Relu", net.image(4)), net.ints(-1, 64))
+    net.answer(net.op("Reshape", x, net.ints(0, 8, 8)), shape=("?", 8, 8))
+    made, changes = applied(drop_identities, net.model())
+    assert changes == 0
+    assert operators(made) == ["Relu", "Reshape", "Reshape"]
 
 
 def test_an_identity_at_the_end_hands_its_name_on() -> None:
@@ -234,7 +244,8 @@ def test_sizes_are_what_the_runtime_computes(dims: list[int], data: st.DataObjec
     picked = net.op("Gather", shape, net.constant(place, np.int64))
     operator = data.draw(st.sampled_from(["Mul", "Add", "Sub"]))
     changed = net.op(operator, picked, net.constant(data.draw(st.integers(-3, 5)), np.int64))
-    part = net.op("Slice", shape, net.ints(start), net.ints(9))
+    step = data.draw(st.integers(1, 2))
+    part = net.op("Slice", shape, net.ints(start), net.ints(9), net.ints(0), net.ints(step))
     whole = net.op("Concat", net.op("Unsqueeze", changed, net.ints(0)), part, axis=0)
     net.answer(net.op("Cast", whole, to=TensorProto.FLOAT), shape=("K",))
     made, changes = applied(fold_shapes, net.model())
@@ -257,7 +268,26 @@ def test_constants_are_computed_and_large_ones_not_stored() -> None:
     assert "Expand" in operators(made)
     assert made.ByteSize() < 64 * 1024
     assert "Exp" not in operators(made)
-    assert () in [tuple(tensor.dims) for tensor in made.graph.initializer], "a scalar stays a scalar"
+    folded = [tuple(tensor.dims) for tensor in made.graph.initializer if tensor.name.endswith("_folded")]
+    assert () in folded, "a scalar stays a scalar"
+
+
+def test_what_would_not_fit_in_memory_is_not_tried() -> None:
+    net = Net()
+    large = [
+        net.op("Expand", net.constant(1.0), net.ints(2**20, 2**20)),
+        net.op("ConstantOfShape", net.ints(2**20, 2**20)),
+        net.op("Tile", net.constant([1.0]), net.ints(2**40)),
+        net.op("Range", net.constant(0, np.int64), net.constant(2**40, np.int64), net.constant(1, np.int64)),
+    ]
+    net.answer(large[0])
+    for i, name in enumerate(large[1:]):
+        net.answer(name, f"other{i}", ("?",))
+    made = net.model(check=False)
+    made.graph.node.append(helper.make_node("Neg", ["logits"], ["used"]))
+    del made.graph.output[:]
+    made.graph.output.append(helper.make_tensor_value_info("used", TensorProto.FLOAT, None))
+    assert fold_constants(made) == 0
 
 
 def test_random_numbers_and_pairs_are_not_constants() -> None:

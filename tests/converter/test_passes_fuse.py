@@ -194,7 +194,9 @@ def test_a_matrix_product_with_a_row_is_a_gemm(bias: tuple[int, ...], turned: bo
     assert list(fused.graph.initializer[-1].dims) == [4]
 
 
-@pytest.mark.parametrize(("shape", "bias"), [(("N", 3, 6), (4,)), (("N", 6), (2, 4)), ((2, 6), (2, 1))])
+@pytest.mark.parametrize(
+    ("shape", "bias"), [(("N", 3, 6), (4,)), (("N", 6), (2, 4)), ((2, 6), (2, 1)), ((4, 6), (4, 1))]
+)
 def test_other_products_stay(shape: tuple[int | str, ...], bias: tuple[int, ...]) -> None:
     net = Net()
     product = net.op("MatMul", net.input("features", *shape), net.weight(6, 4))
