@@ -48,7 +48,7 @@ def _fuse(view: View, add: onnx.NodeProto, shapes: dict[str, tuple[int | str | N
         row = _row(view, other, weight.shape[1])
         if row is None:
             continue
-        bias = view.add(f"{add.output[0]}_bias", row)
+        bias = other if view.constants[other].dims == [len(row)] else view.add(f"{add.output[0]}_bias", row)
         view.remove(node)
         add.op_type = "Gemm"
         view.set_inputs(add, node.input[0], node.input[1], bias)

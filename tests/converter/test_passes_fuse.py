@@ -191,7 +191,9 @@ def test_a_matrix_product_with_a_row_is_a_gemm(bias: tuple[int, ...], turned: bo
     fused, changes = applied(fuse_gemm, net.model())
     assert changes == 1
     assert operators(fused) == ["Gemm"]
-    assert list(fused.graph.initializer[-1].dims) == [4]
+    used = fused.graph.node[0].input[2]
+    assert [list(tensor.dims) for tensor in fused.graph.initializer if tensor.name == used] == [[4]]
+    assert (used == row) == (bias == (4,)), "a bias that will do keeps its name"
 
 
 @pytest.mark.parametrize(
