@@ -31,6 +31,7 @@ class _Whole:
 
 
 Values = dict[str, _Whole]
+Rule = Callable[[onnx.NodeProto, list[_Whole]], _Whole | None]
 Shapes = dict[str, tuple[Size | None, ...]]
 
 
@@ -108,31 +109,30 @@ def _cast(node: onnx.NodeProto, given: list[_Whole]) -> _Whole | None:
     return given[0] if attribute(node, "to") == onnx.TensorProto.INT64 else None
 
 
-def _arithmetic(
-    combine: Callable[[int, int], int],
-) -> Callable[[onnx.NodeProto, list[_Whole]], _Whole | None]:
+def _arithmetic(sign: str, combine: Callable[[int, int], int]) -> Rule:
     def rule(_: onnx.NodeProto, given: list[_Whole]) -> _Whole | None:
         left, right = given
         if len(left.sizes) != 1 or len(right.sizes) != 1:
             return None
         a, b = left.sizes[0], right.sizes[0]
-        if not isinstance(a, int) or not isinstance(b, int):
-            return None
-        return _Whole([combine(a, b)], scalar=left.scalar and right.scalar)
+        known = isinstance(a, int) and isinstance(b, int)
+        # What is made of a free axis is an unknown size with a name of its own: batch times heads.
+        size: Size = combine(int(a), int(b)) if known else f"({a}{sign}{b})"
+        return _Whole([size], scalar=left.scalar and right.scalar)
 
     return rule
 
 
-_RULES: dict[str, Callable[[onnx.NodeProto, list[_Whole]], _Whole | None]] = {
+_RULES: dict[str, Rule] = {
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
     "Cast": _cast,
-    "Mul": _arithmetic(lambda a, b: a * b),
-    "Add": _arithmetic(lambda a, b: a + b),
-    "Sub": _arithmetic(lambda a, b: a - b),
+    "Mul": _arithmetic("*", lambda a, b: a * b),
+    "Add": _arithmetic("+", lambda a, b: a + b),
+    "Sub": _arithmetic("-", lambda a, b: a - b),
 }
 
 

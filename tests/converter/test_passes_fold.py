@@ -222,6 +222,19 @@ def test_a_flattened_size_becomes_a_constant_target(side: int | str) -> None:
     same_answers(net.model(), made)
 
 
+def test_a_multiple_of_a_free_axis_is_what_is_left() -> None:
+    """Attention in torch folds its heads into the batch: [batch * 2, 4, 64]."""
+    net = Net()
+    x = net.op("Relu", net.image(8))
+    heads = net.op("Mul", net.op("Shape", x, start=0, end=1), net.ints(2))
+    target = net.op("Concat", heads, net.ints(4), net.ints(64), axis=0)
+    net.answer(net.op("Reshape", x, target), shape=("?", 4, 64))
+    made, changes = applied(fold_shapes, net.model())
+    assert changes == 1
+    drop_unused(made)
+    assert operators(made) == ["Relu", "Reshape"]
+
+
 def test_two_open_sizes_stay_computed() -> None:
     net = Net()
     x = net.op("Relu", net.input("maps", "N", "A", "B"))
