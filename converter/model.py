@@ -12,12 +12,21 @@ from pathlib import Path
 
 import onnx
 from msgspec import Struct
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
 from converter.errors import InputError
 from converter.limits import MODEL_BYTES_MAX
+from converter.passes.intake import intake
+from converter.passes.walk import dtype_name, graphs, tensors
+from converter.quantized_input import dequantized, is_quantized
 from wire.bundle import TensorSpec
 
-_QUANTIZED_OPERATORS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_INTEGER_OPERATORS = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"})
+"""Of the default domain; these and QLinear* hold no float model to measure against."""
+_DTYPES = frozenset(
+    {"bool", "float32", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+)
+"""Of inputs and outputs; other floats were made float32 when the model was taken in."""
 
 
 class Signature(Struct, frozen=True, kw_only=True):
@@ -42,17 +51,21 @@ class Signature(Struct, frozen=True, kw_only=True):
 
 
 class SourceModel(Struct, frozen=True, kw_only=True):
-    """A model as it was given.
+    """A model as it was given, in the form in which everything here reads it.
 
     Attributes:
-        proto: `onnx.ModelProto`.
-        sha256: of the file.
+        proto: `onnx.ModelProto`, weights in memory, without functions, float32.
+        sha256: of the file, followed by the files of its external data in the order of their names.
         signature: what it takes and gives.
+        decisions: what was changed on the way in, in words.
+        quantized: the model with its Q/DQ where it carries some; `proto` is then its float twin.
     """
 
     proto: onnx.ModelProto
     sha256: str
     signature: Signature
+    decisions: tuple[str, ...] = ()
+    quantized: onnx.ModelProto | None = None
 
 
 def read_model(path: Path) -> SourceModel:
@@ -60,22 +73,41 @@ def read_model(path: Path) -> SourceModel:
 
     Raises:
         InputError: `model_missing`, `model_too_large`, `model_not_onnx`, `model_external_data`,
-            `model_already_quantized`, or what `signature()` raises.
+            `model_already_quantized`, or what `intake()` and `signature()` raise.
     """
     content = read_bytes(path, MODEL_BYTES_MAX, "model")
+    digest = hashlib.sha256(content)
     try:
         proto = onnx.load_model_from_string(content)
-        onnx.checker.check_model(content)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            "model_not_onnx",
-            f"{path} is not a valid ONNX model ({first[:200]}); "
-            "export the model to ONNX again and give the .onnx file",
-        ) from error
-    _require_plain(path, proto)
-    digest = hashlib.sha256(content).hexdigest()
-    return SourceModel(proto=proto, sha256=digest, signature=signature(proto))
+        raise _not_onnx(path, error) from error
+    external = _take_in_external(path, proto, len(content))
+    for name in external:
+        digest.update((path.parent / name).read_bytes())
+    try:
+        onnx.checker.check_model(proto if external else content)
+    except Exception as error:
+        raise _not_onnx(path, error) from error
+    _require_float(path, proto)
+    proto, said = intake(proto)
+    quantized = proto if is_quantized(proto) else None
+    if quantized is not None:
+        proto, words = dequantized(quantized)
+        said += (words,)
+    said = (f"weights taken in from {', '.join(external)}", *said) if external else said
+    return SourceModel(
+        proto=proto, sha256=digest.hexdigest(), signature=signature(proto), decisions=said,
+        quantized=quantized,
+    )  # fmt: skip
+
+
+def _not_onnx(path: Path, error: Exception) -> InputError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(
+        "model_not_onnx",
+        f"{path} is not a valid ONNX model ({first[:200]}); "
+        "export the model to ONNX again and give the .onnx file",
+    )
 
 
 def read_bytes(path: Path, size_bytes_max: int, what: str) -> bytes:
@@ -98,18 +130,43 @@ def read_bytes(path: Path, size_bytes_max: int, what: str) -> bytes:
     return content
 
 
-def _require_plain(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuses weights outside the file and graphs that are quantized already."""
-    external = onnx.TensorProto.EXTERNAL
-    if any(tensor.data_location == external for tensor in proto.graph.initializer):
+def _take_in_external(path: Path, proto: onnx.ModelProto, size_bytes: int) -> list[str]:
+    """Loads weights that lie in other files; gives the names of those, sorted."""
+    outside = [t for graph in graphs(proto.graph) for t in tensors(graph) if uses_external_data(t)]
+    names = sorted({entry.value for t in outside for entry in t.external_data if entry.key == "location"})
+    if not names:
+        return []
+    try:
+        # The checker holds the names against the folder: no link, and nothing outside of it.
+        onnx.checker.check_model(str(path))
+        size_bytes += sum((path.parent / name).stat().st_size for name in names)
+        fits = size_bytes <= MODEL_BYTES_MAX
+        if fits:
+            load_external_data_for_model(proto, str(path.parent))
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             "model_external_data",
-            f"{path} keeps weights in other files; save it as one: onnx.save(onnx.load(PATH), NEW)",
+            f"{path} keeps weights in {', '.join(names)}, which cannot be read ({first[:200]}); "
+            "put those files beside the model",
+        ) from error
+    if not fits:
+        raise InputError(
+            "model_too_large",
+            f"{path} and its external data hold {size_bytes} bytes, at most {MODEL_BYTES_MAX} are read",
         )
-    if any(node.op_type in _QUANTIZED_OPERATORS for node in proto.graph.node):
+    return names
+
+
+def _require_float(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuses integer operators; Q/DQ pairs are another thing, they hold the float model."""
+    held = {node.op_type for graph in graphs(proto.graph) for node in graph.node}
+    integer = sorted(name for name in held if name in _INTEGER_OPERATORS or name.startswith("QLinear"))
+    if integer:
         raise InputError(
             "model_already_quantized",
-            f"{path} holds quantized operators already; give the FP32 model it was made from",
+            f"{path} computes in integers already ({', '.join(integer)}); "
+            "give the FP32 model that it was made from, or one with QuantizeLinear/DequantizeLinear pairs",
         )
 
 
@@ -117,14 +174,15 @@ def signature(proto: onnx.ModelProto) -> Signature:
     """What the graph takes and gives, for classification.
 
     Raises:
-        InputError: `model_inputs` (no float32 input, an input without a first axis for samples or with
-            a fixed one above 1), `model_outputs` (no float32 output of shape [N, classes]).
+        InputError: `model_inputs` (none, one that is no tensor of numbers, without a first axis for
+            samples or with a fixed one above 1), `model_outputs` (one that is no tensor of numbers, or no
+            float32 output of shape [N, classes]).
     """
     constants = {tensor.name for tensor in proto.graph.initializer}
-    inputs = tuple(_spec(value) for value in proto.graph.input if value.name not in constants)
-    if not any(spec.dtype == "float32" for spec in inputs):
-        found = ", ".join(f"{spec.name} ({spec.dtype})" for spec in inputs) or "none"
-        raise InputError("model_inputs", f"the model has no float32 input to quantize; its inputs: {found}")
+    given = [value for value in proto.graph.input if value.name not in constants]
+    inputs = tuple(_spec(value, "model_inputs", "input") for value in given)
+    if not inputs:
+        raise InputError("model_inputs", "the model takes no input: there is nothing to run it on")
     for spec in inputs:
         if not spec.shape or spec.shape[0] not in {None, 1}:
             raise InputError(
@@ -132,7 +190,7 @@ def signature(proto: onnx.ModelProto) -> Signature:
                 f"input {spec.name} has shape {_words(spec.shape)}; its first axis must count samples: "
                 "export the model with a free first axis or a batch of 1",
             )
-    outputs = tuple(_spec(value) for value in proto.graph.output)
+    outputs = tuple(_spec(value, "model_outputs", "output") for value in proto.graph.output)
     answers = [spec for spec in outputs if _is_answer(spec)]
     if not answers:
         found = ", ".join(f"{spec.name} {spec.dtype} {_words(spec.shape)}" for spec in outputs)
@@ -157,18 +215,23 @@ def _words(shape: tuple[int | None, ...]) -> str:
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+def _spec(value: onnx.ValueInfoProto, code: str, side: str) -> TensorSpec:
+    kind = value.type.WhichOneof("value") or "untyped"
+    if kind != "tensor_type":
+        raise InputError(
+            code,
+            f"{side} {value.name} is a {kind.removesuffix('_type')}, not a tensor; export the model with "
+            "tensors only (scikit-learn: options={'zipmap': False})",
+        )
     tensor = value.type.tensor_type
+    dtype = dtype_name(tensor.elem_type)
+    if dtype not in _DTYPES:
+        what = "text" if tensor.elem_type == onnx.TensorProto.STRING else dtype
+        raise InputError(
+            code, f"{side} {value.name} holds {what}; the model must take and give numbers: cut that part off"
+        )
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-    return TensorSpec(name=value.name, dtype=dtype_name(tensor.elem_type), shape=shape)
-
-
-def dtype_name(elem_type: int) -> str:
-    """Numpy's name of an ONNX element type, `unknown` where it has none."""
-    try:
-        return str(onnx.helper.tensor_dtype_to_np_dtype(elem_type).name)
-    except (KeyError, ValueError):
-        return "unknown"
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)
 
 
 def element_types(proto: onnx.ModelProto) -> dict[str, int]:

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+_IR_VERSION_OF_OWN_INITIALIZERS = 4
+
 
 def lift_constants(model: onnx.ModelProto) -> int:
     """Lifts in place; returns the number of nodes and inputs removed."""
@@ -25,6 +27,9 @@ def lift_constants(model: onnx.ModelProto) -> int:
     doubled = [value for value in graph.input if value.name in constants]
     for value in doubled:
         graph.input.remove(value)
+    # Before IR 4 every initializer had to be an input.
+    if graph.initializer:
+        model.ir_version = max(model.ir_version, _IR_VERSION_OF_OWN_INITIALIZERS)
     return len(lifted) + len(doubled)
 
 

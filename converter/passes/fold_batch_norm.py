@@ -1,83 +1,199 @@
-"""Folds a BatchNormalization into the Conv before it.
+"""Folds a scale and offset per channel into the multiplication beside it.
 
-Requires: weights are initializers. Ensures: no inference-mode BatchNormalization directly after a Conv
-whose output nothing else reads. Quantized apart, the two would round twice and fuse into nothing.
-Not for: BatchNormalization after Gemm or before a Conv.
+Requires: weights are initializers. Ensures: no inference-mode BatchNormalization, and no Mul, Div, Add or
+Sub by a constant per channel, directly after a Conv, ConvTranspose or Gemm whose output nothing else reads;
+no BatchNormalization directly before a Conv without padding or a Gemm. Quantized apart, the two would round
+twice and fuse into nothing.
+Not for: a BatchNormalization before padding, whose zeros it would have to shift too, or weights that leave
+float32's range.
 
-With scale g, offset b, mean m and variance v per channel (ONNX, BatchNormalization):
-W' = W g / sqrt(v + eps), bias' = (bias - m) g / sqrt(v + eps) + b, computed in float64.
+With scale g, offset b, mean m and variance v per channel (ONNX, BatchNormalization), the factor is
+f = g / sqrt(v + eps) and the shift s = b - m f. After a product: W' = W f, bias' = bias f + s. Before one:
+W' = W f, bias' = bias + W s. All computed in float64.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import numpy_helper
+from msgspec import Struct
 
-Doubles = NDArray[np.float64]
+from converter.passes.walk import Doubles, View, attribute, is_op, set_attribute
+
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm")
+
+
+class _Affine(Struct, frozen=True):
+    """y = factor x + shift, per channel; `source` is x."""
+
+    source: str
+    factor: Doubles
+    shift: Doubles
 
 
 def fold_batch_norm(model: onnx.ModelProto) -> int:
-    """Folds in place; returns the number of BatchNormalization nodes that went."""
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    readers = Counter(name for node in graph.node for name in node.input)
-    readers.update(value.name for value in graph.output)
-    makers = {node.output[0]: node for node in graph.node if node.op_type == "Conv"}
+    """Folds in place; returns the number of nodes that went."""
+    view = View(model)
     changes = 0
-    for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
-        conv = makers.get(norm.input[0])
-        if conv is None or readers[norm.input[0]] != 1 or not _foldable(norm, conv, constants):
-            continue
-        _fold(graph, conv, norm, constants)
-        changes += 1
-    _drop_unread(graph)
+    for node in list(view.graph.node):
+        if is_op(node, "BatchNormalization", "Mul", "Div", "Add", "Sub"):
+            changes += _folded_back(view, node)
+    for node in list(view.graph.node):
+        if is_op(node, "Conv", "Gemm"):
+            changes += _folded_on(view, node)
+    for tensor in [tensor for tensor in view.graph.initializer if not view.reads[tensor.name]]:
+        view.graph.initializer.remove(tensor)
     return changes
 
 
-def _foldable(norm: onnx.NodeProto, conv: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
+def _folded_back(view: View, node: onnx.NodeProto) -> bool:
+    """Takes `node` into the product that it reads."""
+    for source in dict.fromkeys(node.input[:2]):
+        product = view.maker(source, *_PRODUCTS)
+        weight = None if product is None else view.floats(product.input[1])
+        if product is None or weight is None:
+            continue
+        channels = _channels(product, weight[0])
+        affine = _affine(view, node, source, channels, weight[0].ndim)
+        bias = _bias(view, product, channels)
+        if affine is None or bias is None:
+            continue
+        scaled = _scaled_outputs(product, weight[0], affine.factor)
+        if not _set(view, product, node.output[0], scaled, bias * affine.factor + affine.shift):
+            continue
+        view.remove(node)
+        view.give(product, node.output[0])
+        return True
+    return False
+
+
+def _folded_on(view: View, product: onnx.NodeProto) -> bool:
+    """Takes a BatchNormalization into the product that reads it."""
+    norm = view.maker(product.input[0], "BatchNormalization")
+    weight = view.floats(product.input[1])
+    if norm is None or weight is None or _pads(product) or attribute(product, "transA", 0):
+        return False
+    affine = _batch_norm(view, norm)
+    bias = _bias(view, product, _channels(product, weight[0]))
+    if affine is None or bias is None:
+        return False
+    taken = _scaled_inputs(product, weight[0], affine)
+    if taken is None or not _set(view, product, product.output[0], taken[0], bias + taken[1]):
+        return False
+    view.set_inputs(product, norm.input[0], *list(product.input)[1:])
+    view.remove(norm)
+    return True
+
+
+def _affine(view: View, node: onnx.NodeProto, source: str, channels: int, rank: int) -> _Affine | None:
+    """What `node` does to `source`, if it does the same to a whole channel."""
+    if is_op(node, "BatchNormalization"):
+        found = _batch_norm(view, node)
+        return found if found is not None and found.source == source else None
+    other = node.input[1] if node.input[0] == source else node.input[0]
+    values = view.floats(other)
+    vector = None if values is None else _per_channel(values[0], channels, rank)
+    one, none = np.ones(channels), np.zeros(channels)
+    if vector is None or other == source:
+        return None
+    if is_op(node, "Add", "Mul"):
+        return _Affine(source, one, vector) if is_op(node, "Add") else _Affine(source, vector, none)
+    if node.input[0] != source:
+        return None
+    if is_op(node, "Div"):
+        return _Affine(source, 1.0 / vector, none) if (vector != 0.0).all() else None
+    return _Affine(source, one, -vector)
+
+
+def _batch_norm(view: View, node: onnx.NodeProto) -> _Affine | None:
     """Inference mode, and every number that the fold needs is a float32 constant."""
-    training = any(attribute.name == "training_mode" and attribute.i for attribute in norm.attribute)
-    needed = [*norm.input[1:5], *(name for name in conv.input[1:3] if name)]
-    float32 = onnx.TensorProto.FLOAT
-    plain = all(name in constants and constants[name].data_type == float32 for name in needed)
-    return plain and not training and len([name for name in norm.output if name]) == 1
+    values = view.floats(*node.input[1:5])
+    if values is None or attribute(node, "training_mode", 0) or len([n for n in node.output if n]) != 1:
+        return None
+    gain, offset, mean, variance = values
+    factor = gain / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+    return _Affine(node.input[0], factor, offset - mean * factor)
 
 
-def _fold(
-    graph: onnx.GraphProto, conv: onnx.NodeProto, norm: onnx.NodeProto, constants: dict[str, onnx.TensorProto]
-) -> None:
-    def value(name: str) -> Doubles:
-        array: Doubles = numpy_helper.to_array(constants[name]).astype(np.float64)
-        return array
-
-    gain, offset, mean, variance = (value(name) for name in norm.input[1:5])
-    epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
-    factor = gain / np.sqrt(variance + epsilon)
-    weight = value(conv.input[1])
-    has_bias = len(conv.input) > 2 and conv.input[2]
-    bias = value(conv.input[2]) if has_bias else np.zeros_like(mean)
-    folded = {
-        # New names: another Conv may share the old weight.
-        f"{norm.output[0]}_folded_weight": weight * factor.reshape(-1, *[1] * (weight.ndim - 1)),
-        f"{norm.output[0]}_folded_bias": (bias - mean) * factor + offset,
-    }
-    for name, array in folded.items():
-        graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
-    kept = conv.input[0]
-    del conv.input[:]
-    conv.input.extend([kept, *folded])
-    conv.output[0] = norm.output[0]
-    graph.node.remove(norm)
+def _per_channel(value: Doubles, channels: int, rank: int) -> Doubles | None:
+    """A constant as one number a channel, if it broadcasts to axis 1 of that rank and nothing else."""
+    if value.ndim > rank:
+        return None
+    if value.size == 1:
+        return np.full(channels, value.reshape(-1)[0])
+    shape = (1,) * (rank - value.ndim) + value.shape
+    return value.reshape(-1) if shape == (1, channels, *[1] * (rank - 2)) else None
 
 
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Initializers that no node reads any more; subgraphs may read by name, so graphs with them keep all."""
-    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
-        return
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in read]:
-        graph.initializer.remove(tensor)
+def _channels(product: onnx.NodeProto, weight: Doubles) -> int:
+    """Output channels."""
+    if is_op(product, "ConvTranspose"):
+        return int(weight.shape[1] * attribute(product, "group", 1))
+    if is_op(product, "Gemm"):
+        return int(weight.shape[0 if attribute(product, "transB", 0) else 1])
+    return int(weight.shape[0])
+
+
+def _bias(view: View, product: onnx.NodeProto, channels: int) -> Doubles | None:
+    """What a product adds per channel; None where that is no such constant."""
+    if len(product.input) < 3 or not product.input[2]:
+        return np.zeros(channels)
+    values = view.floats(product.input[2])
+    if values is None:
+        return None
+    rank = 2 if is_op(product, "Gemm") else 1
+    row = values[0] if rank == 1 else _per_channel(values[0], channels, rank)
+    return None if row is None else row * (attribute(product, "beta", 1.0) if rank == 2 else 1.0)
+
+
+def _scaled_outputs(product: onnx.NodeProto, weight: Doubles, factor: Doubles) -> Doubles:
+    """The weight with each output channel times its factor."""
+    if is_op(product, "Gemm"):
+        return weight * (factor[:, None] if attribute(product, "transB", 0) else factor[None, :])
+    ones = [1] * (weight.ndim - 2)
+    if is_op(product, "ConvTranspose"):
+        groups = attribute(product, "group", 1)
+        spread = factor.reshape(groups, 1, -1, *ones)
+        return (weight.reshape(groups, -1, *weight.shape[1:]) * spread).reshape(weight.shape)
+    return weight * factor.reshape(-1, 1, *ones)
+
+
+def _scaled_inputs(
+    product: onnx.NodeProto, weight: Doubles, affine: _Affine
+) -> tuple[Doubles, Doubles] | None:
+    """The weight with each input channel times its factor, and what the shifts add to each output."""
+    if is_op(product, "Gemm"):
+        turned = attribute(product, "transB", 0)
+        rows = weight.T if turned else weight
+        if len(affine.factor) != rows.shape[0]:
+            return None
+        scaled = rows * affine.factor[:, None]
+        return scaled.T if turned else scaled, attribute(product, "alpha", 1.0) * (affine.shift @ rows)
+    groups = attribute(product, "group", 1)
+    outputs, inputs = weight.shape[:2]
+    # Output channel o reads the input channels of its own group only.
+    reads = np.arange(outputs)[:, None] // (outputs // groups) * inputs + np.arange(inputs)[None, :]
+    shape = (outputs, inputs, *[1] * (weight.ndim - 2))
+    added = weight * affine.shift[reads].reshape(shape)
+    return weight * affine.factor[reads].reshape(shape), added.reshape(outputs, -1).sum(axis=1)
+
+
+def _pads(product: onnx.NodeProto) -> bool:
+    automatic = attribute(product, "auto_pad", b"NOTSET") not in {b"NOTSET", b"VALID", b""}
+    return automatic or any(attribute(product, "pads", []))
+
+
+def _set(view: View, product: onnx.NodeProto, name: str, weight: Doubles, bias: Doubles) -> bool:
+    """Gives a product new constants under new names: another may share the old ones."""
+    with np.errstate(over="ignore"):
+        folded = [array.astype(np.float32) for array in (weight, bias)]
+    if not all(np.isfinite(array).all() for array in folded):
+        return False
+    names = [
+        view.add(f"{name}_folded_{part}", array)
+        for part, array in zip(("weight", "bias"), folded, strict=True)
+    ]
+    view.set_inputs(product, product.input[0], *names)
+    if is_op(product, "Gemm"):
+        set_attribute(product, "beta", None)
+    return True

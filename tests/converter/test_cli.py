@@ -41,8 +41,8 @@ def _truncated(shop: Workshop) -> None:
     shop.model.write_bytes(shop.model.read_bytes()[:200])
 
 
-def _integers(shop: Workshop) -> None:
-    x = helper.make_tensor_value_info("image", TensorProto.INT64, ["N", 4])
+def _words(shop: Workshop) -> None:
+    x = helper.make_tensor_value_info("image", TensorProto.STRING, ["N", 4])
     y = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 4])
     node = helper.make_node("Cast", ["image"], ["logits"], to=TensorProto.FLOAT)
     _save(shop, helper.make_graph([node], "g", [x], [y]))
@@ -80,7 +80,7 @@ _BAD: dict[str, tuple[Callable[[Workshop], object], str]] = {
     "text as model": (_text, "is not a valid ONNX model"),
     "truncated model": (_truncated, "export the model to ONNX again"),
     "no model": (lambda shop: shop.model.unlink(), "cannot be read"),
-    "integer input": (_integers, "no float32 input"),
+    "text input": (_words, "holds text"),
     "no class scores": (_four_axes, "scores of shape [N, classes]"),
     "fixed batch": (_batch_of_four, "free first axis or a batch of 1"),
     "labels outside": (_wrong_labels, "outside 0 to 3"),
