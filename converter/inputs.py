@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -44,6 +45,20 @@ class Options(Struct, frozen=True, kw_only=True):
     root: Path = Path("/")
 
 
+def command_of(options: Options) -> str:
+    """The command line that asks for the same, whatever asked first; what is left out is the default."""
+    words = ["shallop-convert", "convert", str(options.model)]
+    for field in msgspec.structs.fields(Options):
+        value = getattr(options, field.name)
+        if field.name in {"model", "root"} or value == field.default or value is None:
+            continue
+        words.append(f"--{field.name.replace('_', '-')}")
+        if value is True:
+            continue
+        words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return shlex.join(words)
+
+
 class Inputs(Struct, frozen=True, kw_only=True):
     """What was given, typed.
 
@@ -57,6 +72,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
         validation: samples with labels.
         limits: the SLA.
         sla_sha256: of the SLA's file.
+        sla_text: the file as it was written.
         target: that the bundle is for.
         machine: this host.
         host_of_target_class: whether this host is of the target's class.
@@ -73,6 +89,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
     validation: Samples
     limits: Limits
     sla_sha256: str
+    sla_text: str
     target: Target
     machine: Machine
     host_of_target_class: bool
@@ -86,7 +103,7 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
     Raises:
         InputError: the code says what cannot be used, the message why and what to do.
     """
-    limits, sla_sha256 = read_sla(options.sla)
+    limits, sla_text = read_sla(options.sla)
     machine = detect_machine(options.root)
     target = detect_target(machine) if options.target == "host" else find_target(options.target)
     name = _checked_name(options.name or default_name(options.model), ModelName, "--name")
@@ -99,14 +116,15 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
         check_labels(validation, source.signature.classes, description.labels)
     return Inputs(
         name=name, release=release, created_at=now, source=source, description=description,
-        calibration=calibration, validation=validation, limits=limits, sla_sha256=sla_sha256,
+        calibration=calibration, validation=validation, limits=limits,
+        sla_sha256=hashlib.sha256(sla_text).hexdigest(), sla_text=sla_text.decode("utf-8", "replace"),
         target=target, machine=machine, host_of_target_class=meets(machine, target.requires.value),
         threads=options.threads, latency_samples=options.latency_samples,
     )  # fmt: skip
 
 
-def read_sla(path: Path) -> tuple[Limits, str]:
-    """The SLA and the SHA-256 of its file.
+def read_sla(path: Path) -> tuple[Limits, bytes]:
+    """The SLA, and its file as it was written.
 
     Raises:
         InputError: `sla_missing`, `sla_too_large`, `sla_malformed`.
@@ -119,7 +137,7 @@ def read_sla(path: Path) -> tuple[Limits, str]:
     except LimitsError as error:
         known = ", ".join(field.name for field in msgspec.structs.fields(Limits))
         raise InputError("sla_malformed", f"{path}: {error.args[0]}; the keys are {known}") from error
-    return limits, hashlib.sha256(text).hexdigest()
+    return limits, text
 
 
 def default_name(model: Path) -> str:

@@ -54,3 +54,6 @@ REASON_CHARS_MAX = 400
 
 GRAM_BYTES_MAX = 1024**3
 """Of the Gram matrices that live at once; more tensors than fit cost another pass over the set."""
+
+CANDIDATES_BYTES_MAX = 64 * 1024**2
+"""Of a `candidates.json` that is read back."""

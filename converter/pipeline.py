@@ -21,7 +21,7 @@ from converter.candidates import Candidate, Choice, Report, choose
 from converter.dataset import check_labels
 from converter.evaluate import outputs_of
 from converter.fusion import multiplications
-from converter.inputs import Inputs, Options, read_inputs, utc_now
+from converter.inputs import Inputs, Options, command_of, read_inputs, utc_now
 from converter.limits import LATENCY_RUNS_DEFAULT
 from converter.measured import (
     Bench,
@@ -37,11 +37,10 @@ from converter.pack import MANIFEST_NAME, pack
 from converter.passes import clean
 from converter.passes.opset import convert_opset
 from converter.quantize import Material
+from converter.report import CANDIDATES_NAME, PAGE_NAME, render
 from converter.rows import Timing, row, timing_of, timing_of_baseline
 from converter.runtime import VERSION
 from wire.bundle import Manifest, Provenance
-
-CANDIDATES_NAME = "candidates.json"
 
 _CLEAN_TOLERANCE = 1e-4
 """Of the largest output: what re-ordered float arithmetic may change, and no more."""
@@ -114,6 +113,7 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
 
 def run(options: Options, progress: Progress | None = None) -> Conversion:
     """The stages; see `convert()`."""
+    command = command_of(options)
     options = structs.replace(options, output=options.output.resolve())
     require_writable(options.output, force=options.force)
     inputs = read_inputs(options, utc_now())
@@ -138,7 +138,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
         inputs.limits,
         host_of_target_class=inputs.host_of_target_class,
     )
-    report = _report(inputs, list(rows.values()), choice, ranges)
+    report = _report(inputs, list(rows.values()), choice, ranges, command)
     return _written(options, inputs, report, choice, {one.id: one for one in (baseline, *found)}, timings)
 
 
@@ -192,7 +192,9 @@ def _timed_baseline(bench: Bench, baseline: Measured, found: list[Measured]) -> 
     return structs.replace(baseline, pairs=pairs, cold_load_ms=cold_load_ms)
 
 
-def _report(inputs: Inputs, rows: list[Candidate], choice: Choice, ranges: Calibration) -> Report:
+def _report(
+    inputs: Inputs, rows: list[Candidate], choice: Choice, ranges: Calibration, command: str
+) -> Report:
     return Report(
         model=inputs.name,
         release=inputs.release,
@@ -208,6 +210,11 @@ def _report(inputs: Inputs, rows: list[Candidate], choice: Choice, ranges: Calib
             "outliers": msgspec.to_builtins(ranges.outliers),
         },
         provenance=msgspec.to_builtins(_provenance(inputs)),
+        created_at=inputs.created_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        command=command,
+        sla_text=inputs.sla_text,
+        limits=inputs.limits,
+        target_profile=msgspec.to_builtins(inputs.target),
     )
 
 
@@ -219,7 +226,7 @@ def _written(
     measured: dict[str, Measured],
     timings: dict[str, Timing],
 ) -> Conversion:
-    files = {CANDIDATES_NAME: report_bytes(report)}
+    files = {CANDIDATES_NAME: report_bytes(report), PAGE_NAME: render(report)}
     manifest = None
     if choice.chosen is not None:
         base = report.baseline.id
