@@ -34,7 +34,7 @@ def render(report: Report, width: int) -> RenderableType:
     """
     table = Table(
         title=f"{report.model}@{report.release} for {report.target}",
-        title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1),
+        title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     columns = _columns(width)
     table.add_column("#", justify="right")
@@ -44,7 +44,7 @@ def render(report: Report, width: int) -> RenderableType:
     table.add_column("status")
     for i, one in enumerate(report.candidates, start=1):
         mark = "*" if one.id == report.chosen else " "
-        cells = [words_cell(one) for _, words_cell in columns]
+        cells = [cell(one) for _, cell in columns]
         table.add_row(f"{mark}{i}", one.recipe, *cells, Text(one.status, style=_STYLES[one.status]))
     common = words.deferred_by_all(report)
     said = [
@@ -63,9 +63,9 @@ def render(report: Report, width: int) -> RenderableType:
 def _columns(width: int) -> list[tuple[str, _Cell]]:
     """Headings and their cells, those that decide most first."""
     narrow: list[tuple[str, _Cell]] = [
-        ("KB", _kilobytes),
+        ("size", lambda one: words.size(one.size_bytes)),
         ("accuracy (95%)", _accuracy),
-        ("x FP32", lambda one: words.number(one.latency_ratio, 2)),
+        ("x FP32", lambda one: words.factor(one.latency_ratio)),
     ]
     if width < _WIDE_FROM:
         return narrow
@@ -79,10 +79,6 @@ def _columns(width: int) -> list[tuple[str, _Cell]]:
     if width < _FULL_FROM:
         return wide
     return [*wide, ("(95%)", lambda one: words.span(one.latency_ratio_ci95, 2)), ("int/float", _kernels)]
-
-
-def _kilobytes(one: Candidate) -> str:
-    return words.UNKNOWN if one.size_bytes is None else f"{one.size_bytes / 1000:.1f}"
 
 
 def _kernels(one: Candidate) -> str:

@@ -22,8 +22,8 @@ EXIT_BAD_INPUT = 2
 
 _EPILOG = """\b
 Examples:
-  shallop-convert convert fashion.onnx --calibration calibration.npz --validation validation.npz \\
-      --target host --sla sla.yaml --output bundle
+  shallop-convert convert fashion.onnx --calibration cal.npz \\
+      --validation val.npz --target host --sla sla.yaml --output bundle
   shallop-convert candidates bundle
   shallop-convert inspect bundle
   shallop-convert targets rpi5
@@ -31,7 +31,8 @@ Examples:
 
 \b
 `shallop-convert MODEL ...` is `shallop-convert convert MODEL ...`.
-Exit codes: 0 done, a candidate passes the SLA; 3 none does (candidates.json says why); 2 bad input.
+Exit codes: 0 done, a candidate passes the SLA; 3 none does (candidates.json
+says why); 2 bad input.
 """
 
 

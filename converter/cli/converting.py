@@ -18,22 +18,27 @@ EXIT_NONE_PASSES = 3
 
 _EPILOG = """\b
 Examples:
-  shallop-convert convert fashion.onnx --calibration calibration.npz --validation validation.npz \\
-      --target host --sla sla.yaml --output bundle
-  shallop-convert convert fashion.onnx --calibration calibration.npz --validation validation.npz \\
-      --target rpi5 --sla sla.yaml --output bundle-rpi5 --json > candidates.json
+  shallop-convert convert fashion.onnx --calibration cal.npz \\
+      --validation val.npz --target host --sla sla.yaml --output bundle
+  shallop-convert convert fashion.onnx --calibration cal.npz \\
+      --validation val.npz --target rpi5 --sla sla.yaml --output bundle-rpi5 \\
+      --json > candidates.json
 
 \b
-OUTPUT then holds report.html, candidates.json and, where a candidate passes, the bundle.
-Exit codes: 0 a candidate passes the SLA, 3 none does (candidates.json says why), 2 bad input.
+OUTPUT then holds report.html, candidates.json and, where a candidate passes,
+the bundle.
+Exit codes: 0 a candidate passes the SLA, 3 none does (candidates.json says
+why), 2 bad input.
 """
 
 _FILE = click.Path(path_type=Path)
 _REQUIRED = ("model", "calibration", "validation", "target", "sla", "output")
 
 
-@click.command("convert", epilog=_EPILOG)
-@click.argument("model", type=_FILE, required=False)
+@click.command(
+    "convert", epilog=_EPILOG, short_help="Quantize a model, measure it, bundle what meets the SLA."
+)
+@click.argument("model", type=_FILE, metavar="MODEL", required=False)
 @click.option("--calibration", type=_FILE, help=".npz with one array per model input, first axis samples.")
 @click.option("--validation", type=_FILE, help="The same with `labels`, one integer a sample.")
 @click.option("--target", help="Target id or alias, or `host`; see `shallop-convert targets`.")

@@ -54,8 +54,15 @@ def _specs(specs: tuple[TensorSpec, ...]) -> str:
 
 
 def _sla(manifest: Manifest) -> str:
+    """Every limit in words, those that are not set left out."""
     limits = msgspec.to_builtins(manifest.sla)
-    return "; ".join(f"{key} {words.plain(value)}" for key, value in limits.items()) or "no limits"
+    return "; ".join(f"{key} {_set(value)}" for key, value in limits.items()) or "no limits"
+
+
+def _set(value: object) -> str:
+    if isinstance(value, dict):
+        return words.plain({key: one for key, one in value.items() if one is not None})
+    return words.plain(value)
 
 
 def _show_model(model: Model, screen: Console) -> None:
@@ -75,7 +82,11 @@ def _show_model(model: Model, screen: Console) -> None:
         kernels = f"{fused.integer} integer and {fused.float} float kernels"
         screen.print(f"the runtime executes {kernels}, and {fused.qdq_left} Q/DQ are left")
     table = Table(
-        "operator", box=SIMPLE_HEAD, pad_edge=False, title=f"opset {graph.opset}, {graph.nodes} nodes"
+        "operator",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+        title=f"opset {graph.opset}, {graph.nodes} nodes",
     )
     for heading in ("integer", "weight-only", "float"):
         table.add_column(heading, justify="right")
@@ -90,12 +101,17 @@ def _counted(types: dict[str, int]) -> str:
 
 
 def _show_files(found: Bundle, screen: Console) -> None:
-    table = Table("file", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+        title=f"{len(found.files)} files, every one whole",
+    )
+    table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
     table.add_column("SHA-256")
-    table.add_column("checked", style="green")
     for file in found.files:
-        table.add_row(file.path, f"{file.size_bytes:,}", f"{file.sha256[:16]}…", "whole")
+        table.add_row(file.path, f"{file.size_bytes:,}", f"{file.sha256[:12]}…")
     screen.print(table)
     if found.unlisted:
         screen.print(f"not in the manifest: {escape(', '.join(found.unlisted))}")

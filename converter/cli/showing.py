@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -32,7 +33,9 @@ def echo_json(value: object) -> None:
 
 
 @click.command(
-    "targets", epilog="\b\nExamples:\n  shallop-convert targets\n  shallop-convert targets rpi5 --json"
+    "targets",
+    short_help="List the targets, or show one with every rule.",
+    epilog="\b\nExamples:\n  shallop-convert targets\n  shallop-convert targets rpi5 --json",
 )
 @click.argument("target", metavar="[ID]", required=False)
 @_json
@@ -54,7 +57,7 @@ def list_targets() -> None:
     from converter.targets.loader import all_targets  # noqa: PLC0415
 
     machine = detect_machine()
-    table = Table("target", "aliases", "what", "this machine")
+    table = Table("target", "aliases", "what", "this machine", box=SIMPLE_HEAD, pad_edge=False)
     for target in all_targets():
         here = "yes" if meets(machine, target.requires.value) else ""
         table.add_row(target.id, ", ".join(target.aliases), target.title, here)
@@ -75,6 +78,7 @@ def _show_target(name: str) -> None:
 
 @click.command(
     "candidates",
+    short_help="Show the candidate table of a conversion again.",
     epilog="\b\nExamples:\n  shallop-convert candidates bundle --wide\n"
     "  shallop-convert candidates bundle --json | jq '.candidates[].id'\n\n"
     "Exit codes: 0 a candidate passes, 3 none does, 2 bad input.",
@@ -130,6 +134,7 @@ def report_command(directory: Path) -> None:
 
 @click.command(
     "inspect",
+    short_help="Show a bundle or an ONNX file, check every hash.",
     epilog="\b\nExamples:\n  shallop-convert inspect bundle\n  shallop-convert inspect model.onnx --json\n\n"
     "Every file is hashed. Exit codes: 0 whole, 2 damaged (the files are named) or no bundle.",
 )

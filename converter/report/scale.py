@@ -15,6 +15,8 @@ _TICKS_WANTED = 5
 _LOG_FROM = 6.0
 """A spread of this factor squeezes half of the points into a fifth of a linear axis."""
 _PAD = 0.06
+_SAME = 1e-9
+"""Of the larger figure: what differs by less is one figure, spelled by floating point."""
 
 
 class Axis(Struct, frozen=True, kw_only=True):
@@ -63,7 +65,8 @@ def axis(low: float, high: float, start: float, end: float, *, positive: bool = 
         room = (high / low) ** _PAD
         return Axis(low=low / room, high=high * room, start=start, end=end, log=True)
     spread = high - low
-    room = _PAD * spread if spread > 0.0 else max(abs(high) * _PAD, 1e-3)
+    largest = max(abs(low), abs(high), 1e-3)
+    room = _PAD * spread if spread > _SAME * largest else _PAD * largest
     return Axis(low=low - room, high=high + room, start=start, end=end)
 
 

@@ -66,9 +66,16 @@ def span(interval: tuple[float, float] | None, digits: int = 3) -> str:
     return "" if interval is None else f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
 
 
+def factor(value: float | None) -> str:
+    """How many times something, with two digits after the point where that says anything."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.2f}" if value < 1000 else f"{value:.1e}"
+
+
 def ratio(row: Candidate) -> str:
     """Latency as a ratio to FP32."""
-    return UNKNOWN if row.latency_ratio is None else f"{row.latency_ratio:.2f} x"
+    return UNKNOWN if row.latency_ratio is None else f"{factor(row.latency_ratio)} x"
 
 
 def where_timed(row: Candidate) -> str:
@@ -223,7 +230,7 @@ def _taken(left: dict[str, object], *keys: str) -> str:
 def plain(value: object) -> str:
     """Any JSON value in words."""
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(plain(one) for one in value)
     if isinstance(value, Mapping):

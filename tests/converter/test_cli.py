@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,7 +141,8 @@ def test_none_passes_ends_with_3_and_leaves_only_the_candidates(
 ) -> None:
     workshop.sla.write_text("size_bytes_max: 10\n")
     assert _main(workshop.arguments(), monkeypatch) == 3
-    assert [path.name for path in workshop.output.iterdir()] == ["candidates.json"]
+    left = sorted(path.name for path in workshop.output.iterdir())
+    assert left == ["candidates.json", "report.html"]
     found = json.loads((workshop.output / "candidates.json").read_bytes())
     assert found["chosen"] is None
     assert {row["status"] for row in found["candidates"]} == {"fail"}
@@ -205,7 +208,7 @@ def test_the_table_shows_what_is_unknown_as_unknown(workshop: Workshop) -> None:
     arguments = [word for word in workshop.arguments("rpi4") if word != "--quiet"]
     result = _invoke(*arguments)
     assert "unknown" in result.stdout
-    assert "* static_wi8_ai8_pc_minmax" in result.stdout
+    assert re.search(r"^ *\*\d+ +static_wi8_ai8_pc_minmax", result.stdout, re.MULTILINE)
     assert "first in the target's order of preference" in result.stdout
 
 
@@ -224,14 +227,138 @@ def test_force_replaces_a_bundle_and_nothing_else(
     assert left == {"bundle"}
 
 
-def test_help_and_targets_and_completion() -> None:
-    assert "Examples:" in _invoke("--help").stdout
+def test_the_old_way_to_list_targets_still_works() -> None:
     assert "arm64_dotprod" in _invoke("--list-targets").stdout
-    listed = json.loads(_invoke("--list-targets", "--json").stdout)
-    assert {"x86_vnni", "x86_avx2", "arm64_v8_0", "arm64_dotprod"} == {target["id"] for target in listed}
-    assert all(rule["source"] for target in listed for rule in target["rules"].values())
+    assert _invoke("--list-targets", "--json").stdout == _invoke("targets", "--json").stdout
+    assert _invoke("--json", "--list-targets").stdout == _invoke("targets", "--json").stdout
+    assert "--list-targets" not in _invoke("--help").stdout
+
+
+def test_targets_are_listed_and_one_is_shown_with_every_source() -> None:
+    listed = json.loads(_invoke("targets", "--json").stdout)
+    assert {"x86_vnni", "x86_avx2", "arm64_v8_0", "arm64_dotprod"} <= {target["id"] for target in listed}
+    shown = _invoke("targets", "rpi5").stdout
+    one = json.loads(_invoke("targets", "rpi5", "--json").stdout)
+    assert one["id"] == "arm64_dotprod"
+    for rule in one["rules"].values():
+        assert rule["source"] in " ".join(shown.split())
+
+
+def test_an_unknown_target_ends_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _main(["targets", "toaster"], monkeypatch) == 2
+    assert "there is no target" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [None, "convert", "targets", "candidates", "inspect", "report"])
+def test_every_command_has_help_with_an_example(name: str | None) -> None:
+    result = _invoke(*([] if name is None else [name]), "--help")
+    assert result.exit_code == 0
+    assert re.search(r"Examples?:\n +shallop-convert ", result.stdout)
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def test_without_words_there_is_help_and_2() -> None:
+    result = _invoke()
+    assert result.exit_code == 2
+    assert "Examples:" in result.stderr
+
+
+def test_the_command_may_be_named_or_left_out_and_options_may_come_first(workshop: Workshop) -> None:
+    named = _invoke("convert", *workshop.arguments())
+    assert (named.exit_code, named.output) == (0, "")
+    model, *rest = workshop.arguments()
+    turned = _invoke(*rest, "--force", model)
+    assert (turned.exit_code, turned.output) == (0, "")
+
+
+def _completed(words: str, shell: str = "bash") -> list[str]:
+    """What the shell is offered for the last of these words."""
+    parts = words.split(" ")
+    environment = {
+        "_SHALLOP_CONVERT_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(parts) - 1),
+    }
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        result = CliRunner().invoke(command, [], prog_name="shallop-convert", env=environment)
+    return result.stdout.split()
+
+
+def test_a_shell_completes_commands_files_and_options() -> None:
     for shell in ("bash", "zsh", "fish"):
         assert "_SHALLOP_CONVERT_COMPLETE" in _invoke("--completion", shell).stdout
+    first = _completed("shallop-convert ")
+    assert {"plain,convert", "plain,inspect", "plain,targets", "plain,candidates", "plain,report"} <= set(
+        first
+    )
+    assert first[0] == "file,", "a model file may come first"
+    assert _completed("shallop-convert ins")[1:] == ["plain,inspect"]
+    assert "plain,--calibration" in _completed("shallop-convert --cal")
+    assert "plain,--calibration" in _completed("shallop-convert convert --cal")
+    assert _completed("shallop-convert model.onnx --cal") == ["plain,--calibration"]
+    assert _completed("shallop-convert inspect --js") == ["plain,--json"]
+
+
+def test_candidates_shows_the_table_again_and_its_exit_code(workshop: Workshop) -> None:
+    _invoke(*workshop.arguments())
+    shown = _invoke("candidates", str(workshop.output))
+    assert shown.exit_code == 0
+    assert "chosen: onnxruntime/" in shown.stdout
+    assert "report.html" in shown.stdout
+    asked = _invoke("candidates", str(workshop.output), "--json")
+    assert asked.stdout.encode() == (workshop.output / "candidates.json").read_bytes()
+    workshop.sla.write_text("size_bytes_max: 10\n")
+    _invoke(*workshop.arguments(), "--force")
+    none = _invoke("candidates", str(workshop.output))
+    assert none.exit_code == 3
+    assert "none chosen" in none.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "cannot be read"), ("{", "is no candidates.json"), ("[]", "is no candid")]
+)
+def test_candidates_that_cannot_be_read_end_with_2(
+    tmp_path: Path,
+    content: str | None,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if content is not None:
+        (tmp_path / "candidates.json").write_text(content)
+    for name in ("candidates", "report"):
+        assert _main([name, str(tmp_path)], monkeypatch) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_report_makes_the_same_page_again(workshop: Workshop) -> None:
+    _invoke(*workshop.arguments())
+    page = workshop.output / "report.html"
+    first = page.read_bytes()
+    page.unlink()
+    result = _invoke("report", str(workshop.output))
+    assert (result.exit_code, result.stdout.strip()) == (0, str(page))
+    assert page.read_bytes() == first
+    assert not list(workshop.output.glob("*.part"))
+
+
+def test_the_command_in_the_report_makes_it_again(workshop: Workshop) -> None:
+    _invoke(*workshop.arguments(), "--name", "with-name", "--release", "7")
+    said = json.loads((workshop.output / "candidates.json").read_bytes())["command"]
+    program, *words = shlex.split(said)
+    assert program == "shallop-convert"
+    again = _invoke(*words, "--force", "--quiet")
+    assert again.exit_code == 0, again.output
+    found = json.loads((workshop.output / "candidates.json").read_bytes())
+    assert found["command"] == f"{said} --force"
+    assert (found["model"], found["release"]) == ("with-name", "7")
+    assert found["sla_text"] == workshop.sla.read_text()
+    assert found["target_profile"]["id"] == "x86_vnni"
 
 
 def _python(code: str, home: Path) -> subprocess.CompletedProcess[str]:
