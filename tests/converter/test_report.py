@@ -98,7 +98,8 @@ def test_the_page_has_every_section_of_a_full_report() -> None:
         "Chosen: static_wi8_au8_pc_minmax", "Why: because.", "176 KB", "so 0.29 x", "0.905 to 0.925",
         "between -0.0081 and +0.0021 (95%)", "2,000 samples cannot prove it: about 4,321 would",
         "host, not the target", "# why accuracy: {min: 0.9}", "0.33 to 0.36", "14, 3, 2",
-        "falls back to float", "93%", "size (bytes) 9 is above 3", "RecipeError: nothing to pack", "head kept in float: 3.2 dB",
+        "falls back to float", "93%", "size (bytes) 9 is above 3", "RecipeError: nothing to pack",
+        "head kept in float: 3.2 dB",
         "device decides peak memory", "conv_7", "9.25 dB, in float costs 0.03 x",
         "outlier: sample 17 of image", "15.25 times", "too_few_samples : ranges still grow",
         "Cost: 0.4 points", "Samples: 40.", "MlasGemmX8S8 kernels on ARM64", "read or measured",
@@ -212,8 +213,9 @@ def test_tensors_stand_worst_first_and_the_unknown_last() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "unknown"), (0, "0 B"), (999, "999 B"), (1000, "1.00 KB"), (175_969, "176 KB"), 
-     (999_499, "999 KB"), (999_600, "1.00 MB"), (5_074_000, "5.07 MB"), (86_400_000, "86.4 MB"), (2**40, "1100 GB")],
+    [(None, "unknown"), (0, "0 B"), (999, "999 B"), (1000, "1.00 KB"), (175_969, "176 KB"),
+     (999_499, "999 KB"), (999_600, "1.00 MB"), (5_074_000, "5.07 MB"),
+     (86_400_000, "86.4 MB"), (2**40, "1100 GB")],
 )  # fmt: skip
 def test_sizes_have_three_digits(value: int | None, text: str) -> None:
     assert words.size(value) == text
