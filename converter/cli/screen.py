@@ -7,12 +7,13 @@ Not for: what is shown (`converter.table`, `converter.cli.show`).
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 if TYPE_CHECKING:
@@ -32,14 +33,18 @@ def console(*, wide: bool = False) -> Console:
 
 @contextmanager
 def progress(*, shown: bool) -> Iterator[Progress]:
-    """A bar on standard error for each stage."""
+    """A bar on standard error for each stage under way; `told` may be called from any thread."""
     columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with RichProgress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bars:
-        tasks = {}
+        tasks: dict[str, TaskID] = {}
+        lock = threading.Lock()
 
         def told(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
+            # Samples are evaluated side by side: two threads may be the first to tell of a stage.
+            with lock:
+                if stage not in tasks:
+                    tasks[stage] = bars.add_task(stage, total=total)
+                # What is done leaves the screen; a table of thirty candidates would push the rest out.
+                bars.update(tasks[stage], completed=done, visible=done < total)
 
         yield told

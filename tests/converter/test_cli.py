@@ -8,7 +8,9 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,12 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
+from rich.progress import Progress as RichProgress
+from rich.progress import TaskID
 
 from converter.candidates import Candidate
 from converter.cli import command, main
+from converter.cli.screen import progress
 from tests.converter.builders import CLASSES, Workshop, conv_net, images
 
 ROOT = Path(__file__).parents[2]
@@ -359,6 +364,21 @@ def test_the_command_in_the_report_makes_it_again(workshop: Workshop) -> None:
     assert (found["model"], found["release"]) == ("with-name", "7")
     assert found["sla_text"] == workshop.sla.read_text()
     assert found["target_profile"]["id"] == "x86_vnni"
+
+
+def test_progress_told_by_many_threads_is_one_bar_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[str] = []
+    real = RichProgress.add_task
+
+    def counted(self: RichProgress, stage: str, *, total: float) -> TaskID:
+        added.append(stage)
+        time.sleep(0.01)
+        return real(self, stage, total=total)
+
+    monkeypatch.setattr(RichProgress, "add_task", counted)
+    with progress(shown=False) as told, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: told("evaluate", i, 8), range(8)))
+    assert added == ["evaluate"]
 
 
 def _python(code: str, home: Path) -> subprocess.CompletedProcess[str]:
