@@ -88,6 +88,7 @@ class Report(Struct, frozen=True, kw_only=True):
         limits: the same as it was read.
         target_profile: the target's rules, each with source and confidence, as they were that day.
         sensitivity: tensor, kind, effect in dB and cost, worst first; None where it was not measured.
+        metric: name and direction of what stands in every field called accuracy; None is top-1.
     """
 
     model: str
@@ -105,6 +106,7 @@ class Report(Struct, frozen=True, kw_only=True):
     limits: Limits | None = None
     target_profile: dict[str, object] | None = None
     sensitivity: tuple[dict[str, object], ...] | None = None
+    metric: dict[str, object] | None = None
     version: int = 1
 
 

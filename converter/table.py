@@ -36,7 +36,7 @@ def render(report: Report, width: int) -> RenderableType:
         title=f"{report.model}@{report.release} for {report.target}",
         title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    columns = _columns(width)
+    columns = _columns(width, words.metric_name(report))
     table.add_column("#", justify="right")
     table.add_column("candidate", overflow="fold")
     for heading, _ in columns:
@@ -60,11 +60,11 @@ def render(report: Report, width: int) -> RenderableType:
     return Group(table, *said)
 
 
-def _columns(width: int) -> list[tuple[str, _Cell]]:
+def _columns(width: int, metric: str) -> list[tuple[str, _Cell]]:
     """Headings and their cells, those that decide most first."""
     narrow: list[tuple[str, _Cell]] = [
         ("size", lambda one: words.size(one.size_bytes)),
-        ("accuracy (95%)", _accuracy),
+        (f"{metric} (95%)", _accuracy),
         ("x FP32", lambda one: words.factor(one.latency_ratio)),
     ]
     if width < _WIDE_FROM:

@@ -18,7 +18,7 @@ from msgspec import Struct, structs
 from converter.candidates import Candidate, Report
 from converter.recipe import RecipeNameError, parse
 from converter.report.scale import Axis, axis
-from converter.report.words import UNKNOWN, milliseconds, number, size
+from converter.report.words import UNKNOWN, lower_is_better, metric_name, milliseconds, number, size
 
 WIDTH, HEIGHT = 480, 360
 """Of a chart's own coordinates; on the page it grows and shrinks with its column."""
@@ -34,6 +34,8 @@ _COLLAPSE = 0.1
 _COLUMN_MIN = 3.0
 """Of the cliff, in places of a dot: room for its name."""
 _LABELS_ROOM = 20
+_COLLAPSE_ERRORS = 2.0
+"""The same for a metric that is an error, as a factor."""
 _CHAR_WIDTH, _LABEL_HEIGHT = 8.0, 13.0
 _Box = tuple[float, float, float, float]
 
@@ -133,7 +135,7 @@ def pareto(report: Report) -> Chart | None:
     bound = accuracy_bound(report)
     return Chart(
         x_title="latency, times FP32 (further left is faster)" if by_latency else "size in KB",
-        y_title="accuracy",
+        y_title=metric_name(report),
         x_ticks=tuple(Tick(at=across.place(v), text=f"{v:g}") for v in across.ticks()),
         y_ticks=tuple(Tick(at=up.place(v), text=f"{v:.4g}") for v in up.ticks()),
         dots=dots,
@@ -160,15 +162,32 @@ def _across(rows: Sequence[Candidate], *, by_latency: bool) -> Axis:
 
 def _up(rows: Sequence[Candidate], report: Report) -> Axis:
     """Rows that collapsed do not count, or the others could not be told apart."""
-    base = report.baseline.accuracy
-    values = [row.accuracy for row in rows if row.accuracy is not None]
-    floor = (max(values) if base is None else base) - _COLLAPSE
-    kept = [row for row in rows if row.accuracy is not None and row.accuracy >= floor] or list(rows)
+    worst = _collapsed_from(report, [row.accuracy for row in rows if row.accuracy is not None])
+    lower = lower_is_better(report)
+
+    def counts(value: float) -> bool:
+        return value <= worst if lower else value >= worst
+
+    kept = [row for row in rows if row.accuracy is not None and counts(row.accuracy)] or list(rows)
     ends = [end for row in kept for end in row.accuracy_ci95 or (row.accuracy or 0.0,)]
     bound = accuracy_bound(report)
-    if bound is not None and bound >= floor:
+    if bound is not None and counts(bound):
         ends.append(bound)
-    return axis(min(ends), max(ends), BOTTOM, TOP)
+    return _upright(report, min(ends), max(ends), TOP)
+
+
+def _collapsed_from(report: Report, values: Sequence[float]) -> float:
+    base = report.baseline.accuracy
+    if lower_is_better(report):
+        return _COLLAPSE_ERRORS * (min(values) if base is None else base)
+    return (max(values) if base is None else base) - _COLLAPSE
+
+
+def _upright(report: Report, low: float, high: float, top: float) -> Axis:
+    """Better lies higher, whichever way the metric points."""
+    if lower_is_better(report):
+        return axis(low, high, top, BOTTOM)
+    return axis(low, high, BOTTOM, top)
 
 
 def _dot(
@@ -179,7 +198,7 @@ def _dot(
     timed = row.latency_ratio_ci95 if by_latency else None
     return Dot(
         label=str(place),
-        title=_title(place, row),
+        title=_title(report, place, row),
         family=precision_of(row),
         x=across.place(x),
         y=up.place(accuracy),
@@ -189,7 +208,7 @@ def _dot(
         label_y=0.0,
         x_bar=None if timed is None else (across.place(timed[0]), across.place(timed[1])),
         y_bar=_bar(row, up),
-        below=accuracy < up.low,
+        below=accuracy > up.high if lower_is_better(report) else accuracy < up.low,
     )
 
 
@@ -198,10 +217,10 @@ def _bar(row: Candidate, up: Axis) -> tuple[float, float] | None:
     return None if interval is None else (up.place(interval[0]), up.place(interval[1]))
 
 
-def _title(place: int, row: Candidate) -> str:
+def _title(report: Report, place: int, row: Candidate) -> str:
     ratio = UNKNOWN if row.latency_ratio is None else f"{row.latency_ratio:.2f} x FP32"
     return (
-        f"{place} {row.recipe}: accuracy {number(row.accuracy, 4)}, latency {ratio}, "
+        f"{place} {row.recipe}: {metric_name(report)} {number(row.accuracy, 4)}, latency {ratio}, "
         f"p50 {milliseconds(row.latency_ms_p50)}, size {size(row.size_bytes)}, {row.status}"
     )
 
@@ -264,7 +283,8 @@ def cliff(report: Report) -> Chart | None:
     columns = _columns([row for _, row in shown])
     ends = [end for _, row in shown for end in row.accuracy_ci95 or (row.accuracy or 0.0,)]
     bound = accuracy_bound(report)
-    up = axis(min([*ends, *([] if bound is None else [bound])]), max(ends), BOTTOM, TOP + _LABELS_ROOM)
+    ends += [] if bound is None else [bound]
+    up = _upright(report, min(ends), max(ends), TOP + _LABELS_ROOM)
     dots, ticks, tops = [], [], []
     for name, left, right in columns:
         mine = [(place, row) for place, row in shown if precision_of(row) == name]
@@ -280,7 +300,7 @@ def cliff(report: Report) -> Chart | None:
             tops.append((best.x, best.y))
     return Chart(
         x_title="precision",
-        y_title="accuracy",
+        y_title=metric_name(report),
         x_ticks=tuple(ticks),
         y_ticks=tuple(Tick(at=up.place(v), text=f"{v:.4g}") for v in up.ticks()),
         dots=tuple(dots),
@@ -304,7 +324,7 @@ def _cliff_dot(place: int, row: Candidate, report: Report, up: Axis, x: float, *
     y, bar = up.place(row.accuracy or 0.0), _bar(row, up)
     top = y - _RADIUS_MIN if bar is None else bar[1]
     return Dot(
-        label=str(place), title=_title(place, row), family=precision_of(row), x=x, y=y,
+        label=str(place), title=_title(report, place, row), family=precision_of(row), x=x, y=y,
         radius=_RADIUS_MIN, chosen=row.id == report.chosen, label_x=x,
         label_y=top - (22 if raised else 9), y_bar=bar,
     )  # fmt: skip

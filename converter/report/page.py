@@ -88,6 +88,8 @@ def _view(report: Report) -> dict[str, object]:
         "chosen": chosen,
         "headline": words.headline(report),
         "facts": words.facts(report),
+        "metric": words.metric_name(report),
+        "lower": words.lower_is_better(report),
         "size_ratio": _size_ratio(report),
         "pareto": plot,
         "cliff": charts.cliff(report),

@@ -101,6 +101,17 @@ def row_of(report: Report, key: str | None) -> Candidate | None:
     return next((row for row in report.candidates if row.id == key), None)
 
 
+def metric_name(report: Report) -> str:
+    """What the task's figure of merit is called, in lower case."""
+    name = None if report.metric is None else report.metric.get("name")
+    return "accuracy" if name in {None, "top1"} else plain(name)
+
+
+def lower_is_better(report: Report) -> bool:
+    """Whether the figure of merit is an error."""
+    return report.metric is not None and report.metric.get("direction") == "lower"
+
+
 def headline(report: Report) -> str:
     """What came of it, in one line."""
     chosen = row_of(report, report.chosen)
@@ -125,8 +136,8 @@ def _difference(report: Report, chosen: Candidate) -> str:
         return ""
     low, high = chosen.accuracy_delta_ci95
     return (
-        f"Compared on the same {samples(chosen)}, the difference in accuracy from FP32 lies between "
-        f"{low:+.4f} and {high:+.4f} (95%)."
+        f"Compared on the same {samples(chosen)}, the difference in {metric_name(report)} from FP32 lies "
+        f"between {low:+.4f} and {high:+.4f} (95%)."
     )
 
 

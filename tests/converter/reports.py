@@ -52,6 +52,7 @@ def random_report(seed: int) -> Report:
         limits=rng.choice([None, Limits(accuracy=limit)]),
         sensitivity=rng.choice([None, (), tuple(_tensor(rng) for _ in range(rng.randint(1, 40)))]),
         calibration=rng.choice([{}, {"outliers": []}, {"findings": [{"name": "few", "n": 3}, "odd", None]}]),
+        metric=rng.choice([None, {"name": "top1"}, {"name": "mae", "direction": "lower"}]),
         sla_text=rng.choice([None, "", "size_bytes_max: 10\n"]),
         command=rng.choice([None, "shallop-convert convert m.onnx"]),
         target_profile=rng.choice([None, {}, {"a": {"value": [], "source": "s"}, "status": "not compiled"}]),

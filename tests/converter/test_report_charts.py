@@ -159,6 +159,25 @@ def test_a_row_that_collapsed_does_not_flatten_the_others() -> None:
     assert min(float(tick.text) for tick in deep.y_ticks) <= 0.2
 
 
+def test_a_smaller_error_lies_higher_and_a_collapse_below() -> None:
+    errors = {"name": "mae", "direction": "lower"}
+    base = candidate("float_wf32_af32", accuracy=3.0, latency_ratio=1.0)
+    better = candidate("static_wi8_au8_pc_minmax", accuracy=2.9, latency_ratio=0.4)
+    worse = candidate("static_wi8_au8_pt_minmax", accuracy=70.0, latency_ratio=0.3)
+    for chart in (
+        pareto(report(base, better, worse, metric=errors)),
+        cliff(report(base, better, metric=errors)),
+    ):
+        assert chart is not None
+        places = {dot.label: dot for dot in chart.dots}
+        assert places["2"].y < places["1"].y
+        assert chart.y_title == "mae"
+    plot = pareto(report(base, better, worse, metric=errors))
+    assert plot is not None
+    assert [dot.label for dot in plot.dots if dot.below] == ["3"]
+    assert all(dot.y == BOTTOM for dot in plot.dots if dot.below)
+
+
 def test_without_latency_the_size_stands_in_its_place() -> None:
     rows = [
         candidate(name, accuracy=0.9, size_bytes=10_000) for name in ("float_wf32_af32", "dynamic_wi8_af32")
