@@ -13,15 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import yaml
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from converter.dataset import Description, Samples, check_labels, read_description, read_samples
 from converter.errors import InputError
-from converter.limits import TEXT_BYTES_MAX
+from converter.limits import LATENCY_RUNS_DEFAULT, LATENCY_RUNS_MIN, QUICK_SAMPLES_MAX, TEXT_BYTES_MAX
 from converter.model import SourceModel, read_bytes, read_model
+from converter.recipe import format_recipe, parse
 from converter.targets.detect import Machine, detect_machine, detect_target, meets
-from converter.targets.loader import Target, find_target
+from converter.targets.loader import Rule, Target, broken_rule, find_target
 from wire.errors import LimitsError
 from wire.sla import Limits, parse_limits
 from wire.types import ModelName, ReleaseName
@@ -40,7 +42,10 @@ class Options(Struct, frozen=True, kw_only=True):
     release: str | None = None
     dataset: Path | None = None
     threads: int = 1
-    latency_samples: int = 200
+    latency_samples: int = LATENCY_RUNS_DEFAULT
+    candidates: tuple[str, ...] = ()
+    quick: bool = False
+    executor: str | None = None
     force: bool = False
     root: Path = Path("/")
 
@@ -106,12 +111,15 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
     limits, sla_text = read_sla(options.sla)
     machine = detect_machine(options.root)
     target = detect_target(machine) if options.target == "host" else find_target(options.target)
+    target = only(target, options.candidates)
     name = _checked_name(options.name or default_name(options.model), ModelName, "--name")
     release = _checked_name(options.release or f"{now:%Y%m%d-%H%M%S}", ReleaseName, "--release")
     source = read_model(options.model)
     description = _description(options)
     calibration = read_samples(options.calibration, description, source.signature, labelled=False)
     validation = read_samples(options.validation, description, source.signature, labelled=True)
+    if options.quick:
+        validation = thinned(validation, QUICK_SAMPLES_MAX)
     if source.signature.classes is not None:
         check_labels(validation, source.signature.classes, description.labels)
     return Inputs(
@@ -119,8 +127,38 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
         calibration=calibration, validation=validation, limits=limits,
         sla_sha256=hashlib.sha256(sla_text).hexdigest(), sla_text=sla_text.decode("utf-8", "replace"),
         target=target, machine=machine, host_of_target_class=meets(machine, target.requires.value),
-        threads=options.threads, latency_samples=options.latency_samples,
+        threads=options.threads,
+        latency_samples=LATENCY_RUNS_MIN if options.quick else options.latency_samples,
     )  # fmt: skip
+
+
+def only(target: Target, names: tuple[str, ...]) -> Target:
+    """The target with these recipes as its candidates, in this order; as it is where none are named.
+
+    Raises:
+        InputError: `candidate_forbidden`: the target's rules forbid one of them, or one stands twice.
+        RecipeNameError: one is no recipe.
+    """
+    if not names:
+        return target
+    recipes = tuple(format_recipe(parse(name)) for name in names)
+    rule = Rule(value=recipes, confidence="V", source="asked for with --candidates")
+    asked = structs.replace(target, rules=structs.replace(target.rules, recipes=rule))
+    fault = "one stands twice" if len(set(recipes)) < len(recipes) else broken_rule(asked)
+    if fault is not None:
+        raise InputError(
+            "candidate_forbidden",
+            f"--candidates does not fit the target {target.id}: {fault}; "
+            f"`shallop-convert targets {target.id}` shows its rules and recipes",
+        )
+    return asked
+
+
+def thinned(samples: Samples, n_max: int) -> Samples:
+    """At most so many samples, evenly spread, so that a set sorted by class keeps all of them."""
+    if samples.n <= n_max:
+        return samples
+    return samples.taken(np.linspace(0, samples.n - 1, n_max).astype(np.int64))
 
 
 def read_sla(path: Path) -> tuple[Limits, bytes]:

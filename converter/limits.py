@@ -36,6 +36,9 @@ LATENCY_RUNS_DEFAULT = 200
 LATENCY_RUNS_MIN = 30
 """Fewer give no useful interval of the median ratio; a time budget never cuts below."""
 
+QUICK_SAMPLES_MAX = 400
+"""Validation samples of a first look."""
+
 LATENCY_BLOCK_RUNS = 10
 """Pairs in a block; the order within a pair turns with each block."""
 

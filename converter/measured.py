@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from converter.dataset import Feeds
 from converter.errors import InputError
@@ -129,15 +129,27 @@ def measure_baseline(bench: Bench) -> Measured:
     )  # fmt: skip
 
 
-def measure_candidate(bench: Bench, recipe: Recipe) -> Measured:
-    """Builds and measures one; what is raised becomes its error."""
+def answer_candidate(bench: Bench, recipe: Recipe) -> Measured:
+    """Builds one and takes its answers, anywhere; what is raised becomes its error."""
     try:
-        return _measure(bench, recipe)
+        return _answered(bench, recipe)
     except Exception as error:  # noqa: BLE001 - a candidate that raises is a row, never the end (trap 3)
         return Measured(id=variant_id(recipe), recipe=recipe, error=reason_of(error))
 
 
-def _measure(bench: Bench, recipe: Recipe) -> Measured:
+def time_candidate(bench: Bench, one: Measured) -> Measured:
+    """Its latency, here and alone, whoever built it; what is raised becomes its error."""
+    if one.error is not None or one.content is None:
+        return one
+    try:
+        pairs, cold_load_ms = _latency(bench, one.content, one.recipe)
+    except Exception as error:  # noqa: BLE001 - as above
+        return Measured(id=one.id, recipe=one.recipe, error=reason_of(error))
+    notes = _latency_notes(bench.inputs, one.recipe, pairs)
+    return structs.replace(one, pairs=pairs, cold_load_ms=cold_load_ms, decisions=(*one.decisions, *notes))
+
+
+def _answered(bench: Bench, recipe: Recipe) -> Measured:
     inputs, baseline = bench.inputs, bench.baseline
     if baseline is None or baseline.outputs is None or inputs.validation.labels is None:
         raise RuntimeError("the baseline is measured first")
@@ -148,12 +160,10 @@ def _measure(bench: Bench, recipe: Recipe) -> Measured:
     outputs = _outputs(bench, content, recipe)
     answer = inputs.source.signature.answer
     unknown, notes = saturation(inputs, recipe, widest_weight(made.model))
-    pairs, cold_load_ms = _latency(bench, content, recipe)
     return Measured(
         id=variant_id(recipe), recipe=recipe, content=content, outputs=outputs,
         quality=quality(outputs[answer], baseline.outputs[answer], inputs.validation.labels),
-        audit=audited, pairs=pairs, cold_load_ms=cold_load_ms, saturation_unknown=unknown,
-        decisions=(*made.decisions, *notes, *_latency_notes(inputs, recipe, pairs)),
+        audit=audited, saturation_unknown=unknown, decisions=(*made.decisions, *notes),
     )  # fmt: skip
 
 

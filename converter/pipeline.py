@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from converter.calibrate import Calibration, calibrate
 from converter.candidates import Candidate, Choice, Report, choose
 from converter.dataset import check_labels
 from converter.evaluate import outputs_of
+from converter.executor import open_executor
 from converter.fusion import multiplications
 from converter.inputs import Inputs, Options, command_of, read_inputs, utc_now
 from converter.limits import LATENCY_RUNS_DEFAULT
@@ -27,10 +29,13 @@ from converter.measured import (
     Bench,
     Measured,
     Progress,
+    answer_candidate,
     baseline_alone,
     measure_baseline,
-    measure_candidate,
     must_run,
+    reason_of,
+    time_candidate,
+    variant_id,
 )
 from converter.output import require_writable, write
 from converter.pack import MANIFEST_NAME, pack
@@ -79,6 +84,9 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
     dataset: str | Path | None = None,
     threads: int = 1,
     latency_samples: int = LATENCY_RUNS_DEFAULT,
+    candidates: Sequence[str] = (),
+    quick: bool = False,
+    executor: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -96,6 +104,9 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
         dataset: `dataset.yaml`; by default the one beside the calibration set, if there is one.
         threads: of latency sessions.
         latency_samples: timed pairs per candidate.
+        candidates: only these recipes, in this order of preference; all of the target's by default.
+        quick: a first look: fewer validation samples and timed pairs, so wider intervals.
+        executor: where candidates are made and answered, `processes:N` or `dask:HOST:PORT`; timed here.
         force: replace an earlier bundle.
         progress: told (stage, done, in all).
 
@@ -106,7 +117,8 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
         model=Path(model), calibration=Path(calibration), validation=Path(validation), target=target,
         sla=Path(sla), output=Path(output), name=name, release=release,
         dataset=None if dataset is None else Path(dataset), threads=threads,
-        latency_samples=latency_samples, force=force,
+        latency_samples=latency_samples, candidates=tuple(candidates), quick=quick, executor=executor,
+        force=force,
     )  # fmt: skip
     return run(options, progress)
 
@@ -127,7 +139,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     baseline = structs.replace(measure_baseline(bench), decisions=changes)
     _require_classes(inputs, baseline)
     bench = structs.replace(bench, work=multiplications(graph), baseline=baseline)
-    found = [measure_candidate(bench, recipe) for recipe in inputs.target.recipes]
+    found = [time_candidate(bench, one) for one in _answered(bench, options.executor)]
     baseline = _timed_baseline(bench, baseline, found)
     timings = {one.id: timing_of(inputs, one) for one in found}
     timings[baseline.id] = timing_of_baseline(inputs, baseline, found)
@@ -175,6 +187,25 @@ def _calibrated(inputs: Inputs, graph: onnx.ModelProto, progress: Progress | Non
     told = None if progress is None else (lambda done, total: progress("calibrate", done, total))
     with must_run("calibration"):
         return calibrate(graph, inputs.calibration, inputs.source.signature, told)
+
+
+def _answered(bench: Bench, executor: str | None) -> list[Measured]:
+    """Every candidate of the target, built and answered; one whose worker died is a row that says so."""
+    recipes = bench.inputs.target.recipes
+    # A bar on this terminal cannot be reached from another process: there, whole candidates are told.
+    shared = bench if executor is None else structs.replace(bench, progress=None)
+    found: list[Measured] = []
+    with open_executor(executor) as workers:
+        try:
+            for one in workers.run(answer_candidate, shared, recipes):
+                found.append(one)
+                if executor is not None and bench.progress is not None:
+                    bench.progress("candidates", len(found), len(recipes))
+        except Exception as error:  # noqa: BLE001 - whatever ends a worker ends no conversion
+            why = f"the executor {executor or 'serial'} gave no answer: {reason_of(error)}"
+            left = recipes[len(found) :]
+            found += [Measured(id=variant_id(recipe), recipe=recipe, error=why) for recipe in left]
+    return found
 
 
 def _require_classes(inputs: Inputs, baseline: Measured) -> None:
@@ -262,7 +293,11 @@ def _provenance(inputs: Inputs) -> Provenance:
             "python": platform.python_version(),
         },
         host={"arch": machine.arch, "cpu": machine.cpu[:200], "cores": str(os.cpu_count() or "unknown")},
-        options={"threads": str(inputs.threads), "latency_samples": str(inputs.latency_samples)},
+        options={
+            "threads": str(inputs.threads),
+            "latency_samples": str(inputs.latency_samples),
+            "validation_samples": str(inputs.validation.n),
+        },
     )
 
 

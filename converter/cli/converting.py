@@ -32,6 +32,12 @@ why), 2 bad input.
 """
 
 _FILE = click.Path(path_type=Path)
+
+
+def _names(_context: click.Context, _option: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 _REQUIRED = ("model", "calibration", "validation", "target", "sla", "output")
 
 
@@ -55,6 +61,15 @@ _REQUIRED = ("model", "calibration", "validation", "target", "sla", "output")
     show_default=True,
     help="Timed pairs of each candidate and FP32.",
 )
+@click.option(
+    "--candidates",
+    callback=_names,
+    metavar="NAME,NAME",
+    default="",
+    help="Only these recipes, best first; default: the target's.",
+)
+@click.option("--quick", is_flag=True, help="A first look: fewer samples and timed pairs, wider intervals.")
+@click.option("--executor", metavar="WHERE", help="Make candidates on processes:N or dask:HOST:PORT.")
 @click.option("--json", "as_json", is_flag=True, help="candidates.json on standard output, nothing else.")
 @click.option("--wide", is_flag=True, help="All columns of the table, whatever the terminal's width.")
 @click.option("--force", is_flag=True, help="Replace an earlier bundle in the output directory.")

@@ -16,28 +16,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
 from rich.progress import Progress as RichProgress
 from rich.progress import TaskID
 
 from converter.candidates import Candidate
-from converter.cli import command, main
 from converter.cli.screen import progress
 from tests.converter.builders import CLASSES, Workshop, conv_net, images
+from tests.converter.commands import invoke, main_code
 
 ROOT = Path(__file__).parents[2]
-
-
-def _main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["shallop-convert", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
-
-
-def _invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(command, list(arguments), prog_name="shallop-convert")
 
 
 def _text(shop: Workshop) -> None:
@@ -107,7 +95,7 @@ def test_bad_input_ends_with_2_a_message_and_nothing_written(
     spoil, words = _BAD[case]
     spoil(workshop)
     before = sorted(workshop.folder.rglob("*"))
-    assert _main(workshop.arguments(), monkeypatch) == 2
+    assert main_code(workshop.arguments(), monkeypatch) == 2
     shown = capsys.readouterr()
     assert words in shown.err
     assert shown.out == ""
@@ -130,13 +118,13 @@ def test_bad_options_end_with_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert _main([*workshop.arguments(), *extra], monkeypatch) == 2
+    assert main_code([*workshop.arguments(), *extra], monkeypatch) == 2
     assert words in capsys.readouterr().err
     assert not workshop.output.exists()
 
 
 def test_missing_options_are_named() -> None:
-    result = _invoke("model.onnx", "--target", "host")
+    result = invoke("model.onnx", "--target", "host")
     assert result.exit_code == 2
     assert "--calibration, --validation, --sla, --output" in result.stderr
 
@@ -145,7 +133,7 @@ def test_none_passes_ends_with_3_and_leaves_only_the_candidates(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workshop.sla.write_text("size_bytes_max: 10\n")
-    assert _main(workshop.arguments(), monkeypatch) == 3
+    assert main_code(workshop.arguments(), monkeypatch) == 3
     left = sorted(path.name for path in workshop.output.iterdir())
     assert left == ["candidates.json", "report.html"]
     found = json.loads((workshop.output / "candidates.json").read_bytes())
@@ -155,7 +143,7 @@ def test_none_passes_ends_with_3_and_leaves_only_the_candidates(
 
 
 def test_json_is_the_file_and_nothing_else(workshop: Workshop) -> None:
-    result = _invoke(*workshop.arguments(), "--json")
+    result = invoke(*workshop.arguments(), "--json")
     assert result.exit_code == 0
     assert result.stdout.encode() == (workshop.output / "candidates.json").read_bytes()
     assert result.stderr == ""
@@ -194,7 +182,7 @@ _KEYS = [
 
 
 def test_candidates_json_has_every_key_and_null_where_unmeasured(workshop: Workshop) -> None:
-    _invoke(*workshop.arguments("rpi4"))
+    invoke(*workshop.arguments("rpi4"))
     found = json.loads((workshop.output / "candidates.json").read_bytes())
     assert {"baseline", "chosen", "candidates", "calibration", "provenance"} <= set(found)
     for row in [found["baseline"], *found["candidates"]]:
@@ -211,7 +199,7 @@ def test_candidates_json_has_every_key_and_null_where_unmeasured(workshop: Works
 
 def test_the_table_shows_what_is_unknown_as_unknown(workshop: Workshop) -> None:
     arguments = [word for word in workshop.arguments("rpi4") if word != "--quiet"]
-    result = _invoke(*arguments)
+    result = invoke(*arguments)
     assert "unknown" in result.stdout
     assert re.search(r"^ *\*\d+ +static_wi8_ai8_pc_minmax", result.stdout, re.MULTILINE)
     assert "first in the target's order of preference" in result.stdout
@@ -220,144 +208,24 @@ def test_the_table_shows_what_is_unknown_as_unknown(workshop: Workshop) -> None:
 def test_force_replaces_a_bundle_and_nothing_else(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _main([*workshop.arguments(), "--release", "one"], monkeypatch) == 0
-    assert _main([*workshop.arguments(), "--release", "two", "--force"], monkeypatch) == 0
+    assert main_code([*workshop.arguments(), "--release", "one"], monkeypatch) == 0
+    assert main_code([*workshop.arguments(), "--release", "two", "--force"], monkeypatch) == 0
     assert json.loads((workshop.output / "manifest.json").read_bytes())["release"] == "two"
     kept = workshop.output / "precious.txt"
     kept.write_text("mine")
-    assert _main([*workshop.arguments(), "--force"], monkeypatch) == 2
+    assert main_code([*workshop.arguments(), "--force"], monkeypatch) == 2
     assert "precious.txt" in capsys.readouterr().err
     assert kept.read_text() == "mine"
     left = {path.name for path in workshop.folder.iterdir() if path.name.startswith("bundle")}
     assert left == {"bundle"}
 
 
-def test_the_old_way_to_list_targets_still_works() -> None:
-    assert "arm64_dotprod" in _invoke("--list-targets").stdout
-    assert _invoke("--list-targets", "--json").stdout == _invoke("targets", "--json").stdout
-    assert _invoke("--json", "--list-targets").stdout == _invoke("targets", "--json").stdout
-    assert "--list-targets" not in _invoke("--help").stdout
-
-
-def test_targets_are_listed_and_one_is_shown_with_every_source() -> None:
-    listed = json.loads(_invoke("targets", "--json").stdout)
-    assert {"x86_vnni", "x86_avx2", "arm64_v8_0", "arm64_dotprod"} <= {target["id"] for target in listed}
-    shown = _invoke("targets", "rpi5").stdout
-    one = json.loads(_invoke("targets", "rpi5", "--json").stdout)
-    assert one["id"] == "arm64_dotprod"
-    for rule in one["rules"].values():
-        assert rule["source"] in " ".join(shown.split())
-
-
-def test_an_unknown_target_ends_with_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _main(["targets", "toaster"], monkeypatch) == 2
-    assert "there is no target" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", [None, "convert", "targets", "candidates", "inspect", "report"])
-def test_every_command_has_help_with_an_example(name: str | None) -> None:
-    result = _invoke(*([] if name is None else [name]), "--help")
-    assert result.exit_code == 0
-    assert re.search(r"Examples?:\n +shallop-convert ", result.stdout)
-    assert max(len(line) for line in result.stdout.splitlines()) <= 80
-
-
-def test_without_words_there_is_help_and_2() -> None:
-    result = _invoke()
-    assert result.exit_code == 2
-    assert "Examples:" in result.stderr
-
-
-def test_the_command_may_be_named_or_left_out_and_options_may_come_first(workshop: Workshop) -> None:
-    named = _invoke("convert", *workshop.arguments())
-    assert (named.exit_code, named.output) == (0, "")
-    model, *rest = workshop.arguments()
-    turned = _invoke(*rest, "--force", model)
-    assert (turned.exit_code, turned.output) == (0, "")
-
-
-def _completed(words: str, shell: str = "bash") -> list[str]:
-    """What the shell is offered for the last of these words."""
-    parts = words.split(" ")
-    environment = {
-        "_SHALLOP_CONVERT_COMPLETE": f"{shell}_complete",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(parts) - 1),
-    }
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in environment.items():
-            patched.setenv(name, value)
-        result = CliRunner().invoke(command, [], prog_name="shallop-convert", env=environment)
-    return result.stdout.split()
-
-
-def test_a_shell_completes_commands_files_and_options() -> None:
-    for shell in ("bash", "zsh", "fish"):
-        assert "_SHALLOP_CONVERT_COMPLETE" in _invoke("--completion", shell).stdout
-    first = _completed("shallop-convert ")
-    assert {"plain,convert", "plain,inspect", "plain,targets", "plain,candidates", "plain,report"} <= set(
-        first
-    )
-    assert first[0] == "file,", "a model file may come first"
-    assert _completed("shallop-convert ins")[1:] == ["plain,inspect"]
-    assert "plain,--calibration" in _completed("shallop-convert --cal")
-    assert "plain,--calibration" in _completed("shallop-convert convert --cal")
-    assert _completed("shallop-convert model.onnx --cal") == ["plain,--calibration"]
-    assert _completed("shallop-convert inspect --js") == ["plain,--json"]
-
-
-def test_candidates_shows_the_table_again_and_its_exit_code(workshop: Workshop) -> None:
-    _invoke(*workshop.arguments())
-    shown = _invoke("candidates", str(workshop.output))
-    assert shown.exit_code == 0
-    assert "chosen: onnxruntime/" in shown.stdout
-    assert "report.html" in shown.stdout
-    asked = _invoke("candidates", str(workshop.output), "--json")
-    assert asked.stdout.encode() == (workshop.output / "candidates.json").read_bytes()
-    workshop.sla.write_text("size_bytes_max: 10\n")
-    _invoke(*workshop.arguments(), "--force")
-    none = _invoke("candidates", str(workshop.output))
-    assert none.exit_code == 3
-    assert "none chosen" in none.stdout
-
-
-@pytest.mark.parametrize(
-    ("content", "words"), [(None, "cannot be read"), ("{", "is no candidates.json"), ("[]", "is no candid")]
-)
-def test_candidates_that_cannot_be_read_end_with_2(
-    tmp_path: Path,
-    content: str | None,
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    if content is not None:
-        (tmp_path / "candidates.json").write_text(content)
-    for name in ("candidates", "report"):
-        assert _main([name, str(tmp_path)], monkeypatch) == 2
-        assert words in capsys.readouterr().err
-    assert not (tmp_path / "report.html").exists()
-
-
-def test_report_makes_the_same_page_again(workshop: Workshop) -> None:
-    _invoke(*workshop.arguments())
-    page = workshop.output / "report.html"
-    first = page.read_bytes()
-    page.unlink()
-    result = _invoke("report", str(workshop.output))
-    assert (result.exit_code, result.stdout.strip()) == (0, str(page))
-    assert page.read_bytes() == first
-    assert not list(workshop.output.glob("*.part"))
-
-
 def test_the_command_in_the_report_makes_it_again(workshop: Workshop) -> None:
-    _invoke(*workshop.arguments(), "--name", "with-name", "--release", "7")
+    invoke(*workshop.arguments(), "--name", "with-name", "--release", "7")
     said = json.loads((workshop.output / "candidates.json").read_bytes())["command"]
     program, *words = shlex.split(said)
     assert program == "shallop-convert"
-    again = _invoke(*words, "--force", "--quiet")
+    again = invoke(*words, "--force", "--quiet")
     assert again.exit_code == 0, again.output
     found = json.loads((workshop.output / "candidates.json").read_bytes())
     assert found["command"] == f"{said} --force"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -53,5 +54,5 @@ def test_every_command_and_option_that_the_page_names_exists() -> None:
 def test_every_recipe_that_the_page_names_is_one_and_the_grammar_is_whole() -> None:
     for name in re.findall(r"\b(?:static|dynamic|weight|float|mixed)_w\w+", TEXT):
         assert parse(name)
-    for word in (*Method.__args__, *(extra for extra in EXTRAS if extra != "islands"), "islands3"):
+    for word in (*get_args(Method), *(extra for extra in EXTRAS if extra != "islands"), "islands3"):
         assert f"`{word}`" in TEXT, word

@@ -6,23 +6,21 @@ import hashlib
 import io
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
-from converter.cli import command, main
 from converter.cli.inspection import show_inspection
 from converter.graph_summary import summarize
 from converter.inspect import Bundle, Model, inspect
 from converter.pipeline import run
 from tests.converter.builders import Workshop, conv_net
+from tests.converter.commands import invoke, main_code
 from wire.errors import ShallopError
 
 
@@ -37,10 +35,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bundle(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "bundle"))
-
-
-def _invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(command, list(arguments), prog_name="shallop-convert")
 
 
 def test_a_bundle_is_told_whole(made: Path) -> None:
@@ -105,11 +99,8 @@ def test_a_damaged_bundle_ends_with_2_and_names_the_file(
 ) -> None:
     spoil, words = _DAMAGE[case]
     spoil(bundle / "validation" / "shard-0000.npz")
-    monkeypatch.setattr(sys, "argv", ["shallop-convert", "inspect", str(bundle)])
-    with pytest.raises(SystemExit) as caught:
-        main()
+    assert main_code(["inspect", str(bundle)], monkeypatch) == 2
     shown = capsys.readouterr()
-    assert caught.value.code == 2
     assert "validation/shard-0000.npz" in shown.err
     assert words in shown.err
     assert "[bundle_damaged]" in shown.err
@@ -159,11 +150,11 @@ def test_the_command_shows_it_within_eighty_columns(made: Path) -> None:
     show_inspection(found, Console(width=80, file=paper, highlight=False))
     assert max(len(line) for line in paper.getvalue().splitlines()) <= 80
     assert "…/" not in paper.getvalue()
-    shown = _invoke("inspect", str(made))
+    shown = invoke("inspect", str(made))
     assert shown.exit_code == 0
     for expected in ("(chosen)", "accuracy min_fraction_of_baseline 0.9", "every one whole", "3 int8"):
         assert expected in shown.stdout, expected
-    asked = json.loads(_invoke("inspect", str(made), "--json").stdout)
+    asked = json.loads(invoke("inspect", str(made), "--json").stdout)
     assert asked["manifest"]["target"] == "arm64_v8_0"
     assert asked["variants"][0]["model"]["graph"]["operators"]
 
@@ -175,7 +166,7 @@ def test_an_onnx_file_alone_is_looked_into(tmp_path: Path) -> None:
     assert isinstance(found, Model)
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (found.graph.opset, found.graph.nodes, found.graph.quantized) == (17, 7, False)
-    shown = _invoke("inspect", str(path)).stdout
+    shown = invoke("inspect", str(path)).stdout
     assert "not quantized" in shown
     assert found.sha256 in shown
 
@@ -197,7 +188,7 @@ def test_a_graph_that_does_not_run_here_is_described_all_the_same(tmp_path: Path
     assert isinstance(found, Model)
     assert found.fusion is None
     assert "Teleport" in found.fusion_note
-    assert "this host's runtime cannot run it" in _invoke("inspect", str(path)).stdout
+    assert "this host's runtime cannot run it" in invoke("inspect", str(path)).stdout
 
 
 def _graph(nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> onnx.ModelProto:

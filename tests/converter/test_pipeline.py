@@ -45,7 +45,7 @@ def test_the_bundle_is_whole(workshop: Workshop) -> None:
     manifest = check(decode(content, Manifest, MANIFEST_BYTES_MAX))
     assert manifest == conversion.manifest
     assert manifest.model == "tiny-net"
-    listed = {"manifest.json", "candidates.json"}
+    listed = {"manifest.json", "candidates.json", "report.html"}
     for file in manifest.all_files():
         whole = (workshop.output / file.path).read_bytes()
         listed.add(file.path)
