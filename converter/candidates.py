@@ -88,6 +88,7 @@ class Report(Struct, frozen=True, kw_only=True):
         limits: the same as it was read.
         target_profile: the target's rules, each with source and confidence, as they were that day.
         sensitivity: tensor, kind, effect in dB and cost, worst first; None where it was not measured.
+        sparsity: FP32 weights of which some share is zero (`converter.lossless.Sparsity`), most first.
         metric: name and direction of what stands in every field called accuracy; None is top-1.
     """
 
@@ -107,6 +108,7 @@ class Report(Struct, frozen=True, kw_only=True):
     target_profile: dict[str, object] | None = None
     sensitivity: tuple[dict[str, object], ...] | None = None
     metric: dict[str, object] | None = None
+    sparsity: tuple[dict[str, object], ...] | None = None
     version: int = 1
 
 

@@ -22,6 +22,7 @@ from converter.fusion import Audit, audit, multiplications, widest_weight
 from converter.inputs import Inputs
 from converter.latency import Pairs, measure_pairs
 from converter.limits import REASON_CHARS_MAX
+from converter.lossless import entropy_bytes
 from converter.quantize import Material, quantize
 from converter.recipe import FLOAT32, Recipe, format_recipe
 from converter.runtime import NAME, open_session
@@ -45,6 +46,7 @@ class Measured(Struct, frozen=True, kw_only=True):
         audit: of the optimized graph.
         pairs: latency, interleaved with the baseline.
         cold_load_ms: opening the session.
+        entropy_bytes: the graph's size under an ideal entropy coder.
         saturation_unknown: the accuracy is this host's, and the target's arithmetic may saturate.
         error: why it could not be made or run; None if it could.
         decisions: notes for people.
@@ -58,6 +60,7 @@ class Measured(Struct, frozen=True, kw_only=True):
     audit: Audit | None = None
     pairs: Pairs | None = None
     cold_load_ms: float | None = None
+    entropy_bytes: int | None = None
     saturation_unknown: bool = False
     error: str | None = None
     decisions: tuple[str, ...] = ()
@@ -126,6 +129,7 @@ def measure_baseline(bench: Bench) -> Measured:
     return Measured(
         id=variant_id(FLOAT32), recipe=FLOAT32, content=content, outputs=outputs,
         quality=quality(answers, answers, labels), audit=audited,
+        entropy_bytes=entropy_bytes(bench.material.model),
     )  # fmt: skip
 
 
@@ -163,7 +167,8 @@ def _answered(bench: Bench, recipe: Recipe) -> Measured:
     return Measured(
         id=variant_id(recipe), recipe=recipe, content=content, outputs=outputs,
         quality=quality(outputs[answer], baseline.outputs[answer], inputs.validation.labels),
-        audit=audited, saturation_unknown=unknown, decisions=(*made.decisions, *notes),
+        audit=audited, entropy_bytes=entropy_bytes(made.model), saturation_unknown=unknown,
+        decisions=(*made.decisions, *notes),
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from converter.executor import open_executor
 from converter.fusion import multiplications
 from converter.inputs import Inputs, Options, command_of, read_inputs, utc_now
 from converter.limits import LATENCY_RUNS_DEFAULT
+from converter.lossless import sparsity
 from converter.measured import (
     Bench,
     Measured,
@@ -50,6 +51,8 @@ from wire.bundle import Manifest, Provenance
 _CLEAN_TOLERANCE = 1e-4
 """Of the largest output: what re-ordered float arithmetic may change, and no more."""
 _CLEAN_SAMPLES = 8
+_ZEROS_MIN = 0.01
+"""Share of zeros from which a weight is reported; trained weights hit zero by chance."""
 
 
 class Conversion(Struct, frozen=True, kw_only=True):
@@ -150,7 +153,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
         inputs.limits,
         host_of_target_class=inputs.host_of_target_class,
     )
-    report = _report(inputs, list(rows.values()), choice, ranges, command)
+    report = _report(inputs, list(rows.values()), choice, material, command)
     return _written(options, inputs, report, choice, {one.id: one for one in (baseline, *found)}, timings)
 
 
@@ -224,8 +227,9 @@ def _timed_baseline(bench: Bench, baseline: Measured, found: list[Measured]) -> 
 
 
 def _report(
-    inputs: Inputs, rows: list[Candidate], choice: Choice, ranges: Calibration, command: str
+    inputs: Inputs, rows: list[Candidate], choice: Choice, material: Material, command: str
 ) -> Report:
+    ranges = material.calibration
     return Report(
         model=inputs.name,
         release=inputs.release,
@@ -245,6 +249,11 @@ def _report(
         command=command,
         sla_text=inputs.sla_text,
         limits=inputs.limits,
+        sparsity=tuple(
+            msgspec.to_builtins(one)
+            for one in sorted(sparsity(material.model), key=lambda one: -one.zeros)
+            if one.zeros >= _ZEROS_MIN
+        ),
         target_profile=msgspec.to_builtins(inputs.target),
     )
 

@@ -110,6 +110,7 @@ def _view(report: Report) -> dict[str, object]:
         ],
         "bars": bars[:_BARS_MAX],
         "bars_left": max(0, len(bars) - _BARS_MAX),
+        "zeros": [words.zeros(one) for one in (report.sparsity or ())[:_BARS_MAX]],
         "findings": words.findings(report.calibration),
         "inspected": bool({"findings", "outliers"} & set(report.calibration)),
         "calibration_facts": _calibration_facts(report.calibration),

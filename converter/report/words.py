@@ -226,6 +226,18 @@ def findings(calibration: Mapping[str, object]) -> tuple[Note, ...]:
     return tuple(notes)
 
 
+def zeros(one: Mapping[str, object]) -> str:
+    """What one weight's zeros could be good for."""
+    share = one.get("zeros")
+    said = [f"{share:.0%} zeros" if isinstance(share, float | int) else "zeros, share unknown"]
+    if one.get("channels_zero"):
+        whole, filters = plain(one["channels_zero"]), plain(one.get("channels", UNKNOWN))
+        said.append(f"{whole} of {filters} filters hold nothing else")
+    if one.get("two_of_four"):
+        said.append("two of every four neighbours, as sparse tensor cores take them")
+    return f"{plain(one.get('tensor', UNKNOWN))}: {', '.join(said)}"
+
+
 def _mappings(value: object) -> list[Mapping[str, object]]:
     return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list | tuple) else []
 

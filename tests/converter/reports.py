@@ -51,6 +51,7 @@ def random_report(seed: int) -> Report:
         chosen=rng.choice([None, *range(len(rows))]),
         limits=rng.choice([None, Limits(accuracy=limit)]),
         sensitivity=rng.choice([None, (), tuple(_tensor(rng) for _ in range(rng.randint(1, 40)))]),
+        sparsity=rng.choice([None, (), ({"tensor": "w", "zeros": rng.choice([0.5, None, "odd"])},)]),
         calibration=rng.choice([{}, {"outliers": []}, {"findings": [{"name": "few", "n": 3}, "odd", None]}]),
         metric=rng.choice([None, {"name": "top1"}, {"name": "mae", "direction": "lower"}]),
         sla_text=rng.choice([None, "", "size_bytes_max: 10\n"]),

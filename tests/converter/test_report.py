@@ -68,7 +68,7 @@ def page_of(one: Report) -> Page:
     return Page(render(one))
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(st.integers(0, 2**32))
 def test_any_report_renders_and_says_unknown_never_none(seed: int) -> None:
     one = random_report(seed)
@@ -86,6 +86,7 @@ def test_the_page_has_every_section_of_a_full_report() -> None:
         sla_text="# why\naccuracy: {min: 0.9}\n", command="shallop-convert convert net.onnx --target 'a b'",
         target_profile=msgspec.to_builtins(find_target("rpi5")), created_at="2026-11-21T08:00:00Z",
         sensitivity=({"tensor": "conv_7", "kind": "conv", "effect_db": 9.25, "cost": "0.03 x"},),
+        sparsity=({"tensor": "w_9", "zeros": 0.5, "channels": 8, "channels_zero": 3, "two_of_four": True},),
         calibration={
             "n_samples": 40, "n_tensors": 24, "method": "minmax",
             "outliers": [{"input": "image", "sample": 17, "largest": 40.0, "times_median": 15.25}],
@@ -101,6 +102,7 @@ def test_the_page_has_every_section_of_a_full_report() -> None:
         "falls back to float", "93%", "size (bytes) 9 is above 3", "RecipeError: nothing to pack",
         "head kept in float: 3.2 dB",
         "device decides peak memory", "conv_7", "9.25 dB, in float costs 0.03 x",
+        "w_9: 50% zeros, 3 of 8 filters hold nothing else, two of every four neighbours",
         "outlier: sample 17 of image", "15.25 times", "too_few_samples : ranges still grow",
         "Cost: 0.4 points", "Samples: 40.", "MlasGemmX8S8 kernels on ARM64", "read or measured",
         "shallop-convert convert net.onnx --target 'a b'", "ab" * 32, "tools: onnxruntime 1.31.1",
@@ -135,6 +137,7 @@ def test_hostile_names_stay_text_wherever_they_stand() -> None:
     one = report(
         FLOAT, row, candidate(HOSTILE + "2", precision=HOSTILE), chosen=1, model=HOSTILE, release=HOSTILE,
         target=HOSTILE, chosen_reason=HOSTILE, sla_text=HOSTILE, command=HOSTILE, created_at=HOSTILE,
+        sparsity=({"tensor": HOSTILE, "zeros": HOSTILE, "channels": HOSTILE, "channels_zero": HOSTILE},),
         sensitivity=({"tensor": HOSTILE, "kind": HOSTILE, "effect_db": 1.0, "cost": HOSTILE},),
         calibration={
             "method": HOSTILE, "findings": [{"name": HOSTILE, "text": HOSTILE, "cost": HOSTILE, HOSTILE: 1}],
