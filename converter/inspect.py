@@ -21,7 +21,7 @@ from converter.graph_summary import GraphSummary, summarize
 from converter.limits import MODEL_BYTES_MAX
 from converter.measured import reason_of
 from converter.model import read_bytes
-from converter.targets.detect import detect_machine, meets
+from converter.targets.detect import Machine, detect_machine, meets
 from converter.targets.loader import all_targets
 from wire.bundle import MANIFEST_BYTES_MAX, File, Manifest, Variant, check
 from wire.codec import decode
@@ -170,22 +170,22 @@ def _variants(directory: Path, manifest: Manifest, progress: Progress | None) ->
         model = None
         if variant.model_path.endswith(".onnx"):
             content = read_bytes(directory / variant.model_path, MODEL_BYTES_MAX, "model")
-            model = model_of(content, variant.model_path, session_config(manifest, variant))
+            model = model_of(content, variant.model_path, session_config(manifest, variant, detect_machine()))
         found.append(InspectedVariant(variant=variant, model=model))
         if progress is not None:
             progress("look into variants", i, len(manifest.variants))
     return found
 
 
-def session_config(manifest: Manifest, variant: Variant) -> dict[str, str]:
-    """Session entries with which this host runs the variant as its target would, as far as it can.
+def session_config(manifest: Manifest, variant: Variant, machine: Machine) -> dict[str, str]:
+    """Session entries with which `machine` runs the variant as its target would, as far as it can.
 
-    On a host of another class those that emulate the target's arithmetic are added, as the conversion
+    On a machine of another class those that emulate the target's arithmetic are added, as the conversion
     did; a target that is not known here adds nothing.
     """
     config = dict(variant.session_config)
     target = next((one for one in all_targets() if one.id == manifest.target), None)
-    if target is None or variant.precision.startswith("fp") or meets(detect_machine(), variant.requires):
+    if target is None or variant.precision.startswith("fp") or meets(machine, variant.requires):
         return config
     return config | target.rules.emulation_config.value
 

@@ -64,6 +64,8 @@ def test_thinning_spreads_evenly(n: int, n_max: int) -> None:
     assert few.n == min(n, n_max) == len(few.arrays["x"])
     assert few.labels is not None
     assert few.arrays["x"].tolist() == few.labels.tolist()
+    assert few.arrays["x"][0] == 0
+    assert n_max == 1 or few.arrays["x"][-1] == n - 1
     steps = np.diff(few.arrays["x"])
     assert steps.size == 0 or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
 

@@ -12,15 +12,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from msgspec import structs
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 
 from converter.cli.inspection import show_inspection
 from converter.graph_summary import summarize
-from converter.inspect import Bundle, Model, inspect
+from converter.inspect import Bundle, Model, inspect, session_config
 from converter.pipeline import run
+from converter.targets.detect import Machine
 from tests.converter.builders import Workshop, conv_net
 from tests.converter.commands import invoke, main_code
+from wire.bundle import MANIFEST_BYTES_MAX, Manifest
+from wire.codec import decode
 from wire.errors import ShallopError
 
 
@@ -69,6 +73,19 @@ def test_the_fusion_told_is_the_one_that_the_conversion_found(made: Path) -> Non
             "integer": one.model.fusion.integer, "float": one.model.fusion.float,
             "qdq_left": one.model.fusion.qdq_left,
         }  # fmt: skip
+
+
+def test_a_variant_for_another_class_is_run_as_its_target_would(made: Path) -> None:
+    manifest = decode((made / "manifest.json").read_bytes(), Manifest, MANIFEST_BYTES_MAX)
+    quantized, plain = manifest.variants[0], manifest.variants[-1]
+    board = Machine(arch="aarch64", features=frozenset({"asimd"}), cpu="Cortex-A72")
+    host = Machine(arch="x86_64", features=frozenset({"avx2", "avx512_vnni"}), cpu="EPYC")
+    emulated = {"session.qdqisint8allowed": "1"}
+    assert session_config(manifest, quantized, host) == quantized.session_config | emulated
+    assert session_config(manifest, quantized, board) == quantized.session_config
+    assert session_config(manifest, plain, host) == plain.session_config
+    unknown = structs.replace(manifest, target="toaster")
+    assert session_config(unknown, quantized, host) == quantized.session_config
 
 
 def _flip(path: Path) -> None:

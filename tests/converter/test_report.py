@@ -194,6 +194,10 @@ def test_what_the_device_decides_of_every_row_is_said_once() -> None:
     assert words.reason(rows[1], words.deferred_by_all(one)) == ""
     assert words.reason(rows[1]) == "device decides peak memory"
     assert page_of(one).text.count("peak memory") == 1
+    uneven = candidate("static_wi8_au8_pc_minmax", deferred=("memory_bytes", "energy_mj"))
+    assert words.deferred_by_all(report(*rows, uneven)) == ("memory_bytes",)
+    assert words.deferred_by_all(report(uneven, *rows)) == ("memory_bytes",)
+    assert words.reason(uneven, ("memory_bytes",)) == "device decides energy per inference"
 
 
 @pytest.mark.parametrize("target", all_targets(), ids=lambda target: target.id)
