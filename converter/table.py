@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -48,15 +47,13 @@ def render(report: Report, width: int) -> RenderableType:
         table.add_row(f"{mark}{i}", one.recipe, *cells, Text(one.status, style=_STYLES[one.status]))
     common = words.deferred_by_all(report)
     said = [
-        Padding(Text(f"{i}  {why}"), (0, 0, 0, 1))
+        Text(f" {i}  {why}")
         for i, one in enumerate(report.candidates, start=1)
         if (why := words.reason(one, common))
     ]
     if common:
-        said.append(
-            Padding(Text(f"The device itself decides {words.limit_names(common)} of every row."), (0, 1))
-        )
-    said.append(Padding(Text(f"Latency: {words.latency_label(report)}."), (0, 1)))
+        said.append(Text(f" The device itself decides {words.limit_names(common)} of every row."))
+    said.append(Text(f" Latency: {words.latency_label(report)}."))
     return Group(table, *said)
 
 

@@ -249,7 +249,7 @@ def _labelled(dots: Sequence[Dot]) -> tuple[Dot, ...]:
 
 def _overlaps(box: _Box, taken: Sequence[_Box]) -> int:
     """How many boxes it lies on; beyond the chart's edge counts as many."""
-    outside = box[0] < LEFT or box[2] > WIDTH or box[1] < 0 or box[3] > BOTTOM
+    outside = box[0] < LEFT or box[2] > WIDTH or box[1] < 0 or box[3] > BOTTOM + _LABEL_HEIGHT
     return 100 * outside + sum(
         box[0] < one[2] and one[0] < box[2] and box[1] < one[3] and one[1] < box[3] for one in taken
     )

@@ -94,7 +94,7 @@ def _view(report: Report) -> dict[str, object]:
         "pareto": plot,
         "cliff": charts.cliff(report),
         "timed": any(row.latency_ratio is not None for row in report.candidates),
-        "fallen": [] if plot is None else [dot.title for dot in plot.dots if dot.below],
+        "fallen": [] if plot is None else _fallen(report, plot),
         "families": sorted({charts.precision_of(row) for row in report.candidates}, key=_family_order),
         "box": {
             "width": charts.WIDTH, "height": charts.HEIGHT, "left": charts.LEFT, "right": charts.RIGHT,
@@ -114,11 +114,18 @@ def _view(report: Report) -> dict[str, object]:
         "findings": words.findings(report.calibration),
         "inspected": bool({"findings", "outliers"} & set(report.calibration)),
         "calibration_facts": _calibration_facts(report.calibration),
-        "decided": [row for row in report.candidates if row.decisions],
+        "decided": words.decisions(report),
         "rules": rules_of(report.target_profile or {}),
         "target_facts": _target_facts(report.target_profile or {}),
         "provenance": list(_provenance(report.provenance)),
     }  # fmt: skip
+
+
+def _fallen(report: Report, plot: charts.Chart) -> list[str]:
+    """Rows below the Pareto plot, by number, with their figure."""
+    rows = dict(enumerate(report.candidates, start=1))
+    below = sorted((int(dot.label) for dot in plot.dots if dot.below))
+    return [f"{i} at {words.number(rows[i].accuracy, 4)}" for i in below]
 
 
 def _family_order(name: str) -> tuple[int, str]:

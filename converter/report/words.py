@@ -123,12 +123,33 @@ def headline(report: Report) -> str:
 
 
 def facts(report: Report) -> tuple[str, ...]:
-    """What is known of the chosen candidate, a sentence each; none where nothing was chosen."""
+    """What is known of the choice, or of what came nearest, a sentence each."""
     chosen = row_of(report, report.chosen)
+    said: tuple[str, ...]
     if chosen is None:
-        return ("No bundle was made; every candidate's reason stands in the table.",)
-    said = (_difference(report, chosen), _evidence(chosen), _timed(chosen), _left_to_device(chosen))
-    return tuple(text for text in said if text)
+        said = ("No bundle was made; every candidate's reason stands in the table.", _nearest(report))
+    else:
+        said = (
+            _difference(report, chosen), _evidence(chosen), _timed(chosen), _left_to_device(chosen)
+        )  # fmt: skip
+    found = findings(report.calibration)
+    more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+    noted = f"The calibration set has findings: {found[0].title}{more}." if found else ""
+    return tuple(text for text in (*said, noted) if text)
+
+
+def _nearest(report: Report) -> str:
+    """The best that there was, so that a reader sees how far the limits are away."""
+    known = [row for row in report.candidates if row.accuracy is not None and row.id != report.baseline.id]
+    if not known:
+        return ""
+    turn = -1.0 if lower_is_better(report) else 1.0
+    best = max(known, key=lambda row: turn * (row.accuracy or 0.0))
+    name, base = metric_name(report), report.baseline.accuracy
+    return (
+        f"Of the other candidates {best.recipe} has the best {name}: {number(best.accuracy, 4)} against "
+        f"FP32's {number(base, 4)}."
+    )
 
 
 def _difference(report: Report, chosen: Candidate) -> str:
@@ -199,6 +220,19 @@ def reason(row: Candidate, common: Iterable[str] = ()) -> str:
     return "; ".join(parts)
 
 
+def decisions(report: Report) -> list[tuple[str, tuple[str, ...]]]:
+    """By candidate what was decided on the way; what holds for all quantized ones is said once, first."""
+    base = report.baseline.id
+    made = [row.decisions for row in report.candidates if row.status != "error" and row.id != base]
+    common = tuple(text for text in made[0] if all(text in one for one in made)) if len(made) > 1 else ()
+    said = [("every quantized candidate", common)] if common else []
+    for row in report.candidates:
+        own = tuple(text for text in row.decisions if text not in common)
+        if own:
+            said.append((row.recipe, own))
+    return said
+
+
 def passed_over(report: Report, row: Candidate) -> str:
     """Where a row that passes stands beside the chosen one; empty for every other row."""
     chosen = row_of(report, report.chosen)
@@ -252,6 +286,8 @@ def _taken(left: dict[str, object], *keys: str) -> str:
 
 def plain(value: object) -> str:
     """Any JSON value in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, list | tuple):

@@ -182,9 +182,33 @@ def test_none_chosen_and_fp32_chosen_are_said_first() -> None:
     none = page_of(report(FLOAT, FAILED, chosen_reason="no candidate passes the SLA"))
     assert "No candidate passes the SLA" in none.text
     assert "No bundle was made" in none.text
+    assert none.text.lower().count("no candidate passes the sla") == 2, (
+        "title and headline, not again as reason"
+    )
     stays = page_of(report(FLOAT, FAILED, chosen=0))
     assert "FP32 stays" in stays.text
     assert "the difference in accuracy from FP32" not in stays.text
+
+
+def test_where_none_passes_the_nearest_and_the_findings_are_named() -> None:
+    bad = [candidate(f"static_wi{i}_au8_pc_minmax", status="fail", accuracy=i / 20) for i in (8, 4)]
+    findings = {"outliers": [{"input": "image", "sample": 17}, {"input": "image", "sample": 3}]}
+    said = words.facts(report(FLOAT, *bad, BROKEN, calibration=findings))
+    assert "static_wi8_au8_pc_minmax has the best accuracy: 0.4000 against FP32's 0.9200" in said[1]
+    assert said[2] == "The calibration set has findings: outlier: sample 17 of image, and 1 more."
+    errors = words.facts(report(FLOAT, *bad, metric={"name": "mae", "direction": "lower"}))
+    assert "static_wi4_au8_pc_minmax has the best mae: 0.2000" in errors[1]
+    assert words.facts(report(FLOAT, BROKEN)) == words.facts(report(FLOAT))
+
+
+def test_what_was_decided_for_all_is_said_once() -> None:
+    rows = [candidate(f"static_wi{i}_au8_pc_minmax", decisions=("emulated", f"own {i}")) for i in (8, 4)]
+    cleaned = candidate("float_wf32_af32", decisions=("folded",))
+    assert words.decisions(report(cleaned, *rows, BROKEN)) == [
+        ("every quantized candidate", ("emulated",)), ("float_wf32_af32", ("folded",)),
+        ("static_wi8_au8_pc_minmax", ("own 8",)), ("static_wi4_au8_pc_minmax", ("own 4",)),
+    ]  # fmt: skip
+    assert words.decisions(report(cleaned, rows[0]))[1] == (rows[0].recipe, ("emulated", "own 8"))
 
 
 def test_what_the_device_decides_of_every_row_is_said_once() -> None:
