@@ -124,7 +124,7 @@ def _view(report: Report) -> dict[str, object]:
 def _fallen(report: Report, plot: charts.Chart) -> list[str]:
     """Rows below the Pareto plot, by number, with their figure."""
     rows = dict(enumerate(report.candidates, start=1))
-    below = sorted((int(dot.label) for dot in plot.dots if dot.below))
+    below = sorted(int(dot.label) for dot in plot.dots if dot.below)
     return [f"{i} at {words.number(rows[i].accuracy, 4)}" for i in below]
 
 
