@@ -177,33 +177,32 @@ def rules_of(profile: Mapping[str, object], prefix: str = "") -> list[Rule]:
     """Every rule of a profile: each mapping that has a value and a source, wherever it stands."""
     found = []
     for key, value in profile.items():
-        if not isinstance(value, Mapping):
-            continue
         name = f"{prefix}{key}".removeprefix("rules.")
-        if "value" in value and "source" in value:
-            confidence = str(value.get("confidence", ""))
-            found.append(
-                Rule(
-                    name=name.replace("_", " "),
-                    value=words.plain(value["value"])[:_VALUE_CHARS_MAX] or "none",
-                    confidence=_CONFIDENCE.get(confidence, confidence or words.UNKNOWN),
-                    source=words.plain(value["source"]),
-                )
-            )
-        else:
-            found += rules_of(value, f"{name}.")
+        listed = value if isinstance(value, list | tuple) else [value]
+        for one in listed:
+            if not isinstance(one, Mapping):
+                continue
+            if "value" in one and "source" in one:
+                found.append(_rule(name, one))
+            else:
+                found += rules_of(one, f"{name}.")
     return found
 
 
+def _rule(name: str, one: Mapping[str, object]) -> Rule:
+    confidence = str(one.get("confidence", ""))
+    return Rule(
+        name=name.replace("_", " "),
+        value=words.plain(one["value"])[:_VALUE_CHARS_MAX] or "none",
+        confidence=_CONFIDENCE.get(confidence, confidence or words.UNKNOWN),
+        source=words.plain(one["source"]),
+    )
+
+
 def _target_facts(profile: Mapping[str, object]) -> list[str]:
-    """What the profile says of itself outside its rules, such as that nothing was compiled or run."""
-    title = profile.get("title")
-    said = [] if title is None else [words.plain(title)]
-    for key in ("status", "state", "note", "notes", "honesty", "not_run"):
-        value = profile.get(key)
-        if value and not isinstance(value, Mapping):
-            said.append(words.plain(value))
-    return said
+    """What the target is, and what stands between the bundle and the device."""
+    title, between = profile.get("title"), words.not_run(profile)
+    return [text for text in ("" if title is None else words.plain(title), between) if text]
 
 
 def _provenance(provenance: Mapping[str, object]) -> Iterable[tuple[str, str]]:

@@ -132,10 +132,20 @@ def facts(report: Report) -> tuple[str, ...]:
         said = (
             _difference(report, chosen), _evidence(chosen), _timed(chosen), _left_to_device(chosen)
         )  # fmt: skip
+    said = (*said, not_run(report.target_profile or {}))
     found = findings(report.calibration)
     more = f", and {len(found) - 1} more" if len(found) > 1 else ""
     noted = f"The calibration set has findings: {found[0].title}{more}." if found else ""
     return tuple(text for text in (*said, noted) if text)
+
+
+def not_run(profile: Mapping[str, object]) -> str:
+    """That nothing was compiled or run for the target, where a compiler stands in between; else empty."""
+    rule = profile.get("compiler")
+    compiler = rule.get("value") if isinstance(rule, Mapping) else None
+    if not isinstance(compiler, Mapping):
+        return ""
+    return f"Not compiled, not run: {plain(compiler.get('words') or compiler.get('name') or UNKNOWN)}."
 
 
 def _nearest(report: Report) -> str:
@@ -293,7 +303,7 @@ def plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(plain(one) for one in value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {plain(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {plain(one)}" for key, one in value.items() if one not in (None, [], ()))
     return str(value)
 
 

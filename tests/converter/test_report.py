@@ -231,6 +231,24 @@ def test_every_rule_of_every_target_stands_in_its_report(target: object) -> None
     assert {rule.source for rule in rules_of(profile)} == {json.loads(f'"{text}"') for text in sources}
 
 
+def test_what_was_not_compiled_and_not_run_is_said_on_top_and_hazards_have_their_sources() -> None:
+    profile: dict[str, object] = {
+        "title": "Some NPU",
+        "compiler": {"value": {"name": "npuc", "here": False, "words": "npuc makes a plan of it"},
+                     "confidence": "S", "source": "its manual"},
+        "hazards": [{"value": "Resize is wrong", "confidence": "M", "source": "a talk"},
+                    {"value": {"arch": ["aarch64"], "none": []}, "confidence": "V", "source": "tried"}],
+        "detect": None,
+    }  # fmt: skip
+    one = report(FLOAT, INT8, chosen=1, target_profile=profile)
+    assert "Not compiled, not run: npuc makes a plan of it." in words.facts(one)
+    assert page_of(one).text.count("Not compiled, not run") == 2
+    assert [(rule.value, rule.source) for rule in rules_of(profile)] == [
+        ("name npuc, here no, words npuc makes a plan of it", "its manual"),
+        ("Resize is wrong", "a talk"), ("arch aarch64", "tried"),
+    ]  # fmt: skip
+
+
 def test_tensors_stand_worst_first_and_the_unknown_last() -> None:
     bars = sensitivity_bars(
         [{"tensor": "a", "effect_db": 1.0}, {"tensor": "b"}, {"tensor": "c", "effect_db": 4.0},
