@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from converter.calibrate import Calibration, calibrate
 from converter.candidates import Candidate, Choice, Report, choose
 from converter.dataset import check_labels
 from converter.evaluate import outputs_of
-from converter.executor import open_executor
+from converter.executor import Executor, open_executor
 from converter.fusion import multiplications
 from converter.inputs import Inputs, Options, command_of, read_inputs, utc_now
 from converter.limits import LATENCY_RUNS_DEFAULT
@@ -131,6 +132,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     command = command_of(options)
     options = structs.replace(options, output=options.output.resolve())
     require_writable(options.output, force=options.force)
+    executor = open_executor(options.executor)
     inputs = read_inputs(options, utc_now())
     graph, changes = cleaned(inputs)
     ranges = _calibrated(inputs, graph, progress)
@@ -142,7 +144,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     baseline = structs.replace(measure_baseline(bench), decisions=changes)
     _require_classes(inputs, baseline)
     bench = structs.replace(bench, work=multiplications(graph), baseline=baseline)
-    found = [time_candidate(bench, one) for one in _answered(bench, options.executor)]
+    found = [time_candidate(bench, one) for one in _answered(bench, executor, options.executor)]
     baseline = _timed_baseline(bench, baseline, found)
     timings = {one.id: timing_of(inputs, one) for one in found}
     timings[baseline.id] = timing_of_baseline(inputs, baseline, found)
@@ -192,20 +194,20 @@ def _calibrated(inputs: Inputs, graph: onnx.ModelProto, progress: Progress | Non
         return calibrate(graph, inputs.calibration, inputs.source.signature, told)
 
 
-def _answered(bench: Bench, executor: str | None) -> list[Measured]:
+def _answered(bench: Bench, executor: AbstractContextManager[Executor], name: str | None) -> list[Measured]:
     """Every candidate of the target, built and answered; one whose worker died is a row that says so."""
     recipes = bench.inputs.target.recipes
     # A bar on this terminal cannot be reached from another process: there, whole candidates are told.
-    shared = bench if executor is None else structs.replace(bench, progress=None)
+    shared = bench if name is None else structs.replace(bench, progress=None)
     found: list[Measured] = []
-    with open_executor(executor) as workers:
+    with executor as workers:
         try:
             for one in workers.run(answer_candidate, shared, recipes):
                 found.append(one)
-                if executor is not None and bench.progress is not None:
+                if name is not None and bench.progress is not None:
                     bench.progress("candidates", len(found), len(recipes))
         except Exception as error:  # noqa: BLE001 - whatever ends a worker ends no conversion
-            why = f"the executor {executor or 'serial'} gave no answer: {reason_of(error)}"
+            why = f"the executor {name or 'serial'} gave no answer: {reason_of(error)}"
             left = recipes[len(found) :]
             found += [Measured(id=variant_id(recipe), recipe=recipe, error=why) for recipe in left]
     return found
