@@ -37,14 +37,17 @@ def progress(*, shown: bool) -> Iterator[Progress]:
     columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with RichProgress(*columns, console=Console(stderr=True), transient=True, disable=not shown) as bars:
         tasks: dict[str, TaskID] = {}
+        furthest: dict[str, int] = {}
         lock = threading.Lock()
 
         def told(stage: str, done: int, total: int) -> None:
-            # Samples are evaluated side by side: two threads may be the first to tell of a stage.
+            # Samples are evaluated side by side: two threads may be the first to tell of a stage, and
+            # one that waited here tells less than what another told before it.
             with lock:
                 if stage not in tasks:
                     tasks[stage] = bars.add_task(stage, total=total)
                 # What is done leaves the screen; a table of thirty candidates would push the rest out.
-                bars.update(tasks[stage], completed=done, visible=done < total)
+                furthest[stage] = max(done, furthest.get(stage, 0))
+                bars.update(tasks[stage], completed=furthest[stage], visible=furthest[stage] < total)
 
         yield told

@@ -249,6 +249,19 @@ def test_progress_told_by_many_threads_is_one_bar_a_stage(monkeypatch: pytest.Mo
     assert added == ["evaluate"]
 
 
+def test_a_late_word_does_not_bring_a_finished_bar_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def noted(_self: RichProgress, _task: TaskID, *, completed: int, visible: bool) -> None:
+        seen.append((completed, visible))
+
+    monkeypatch.setattr(RichProgress, "update", noted)
+    with progress(shown=False) as told:
+        for done in (1, 8, 3):
+            told("evaluate", done, 8)
+    assert seen == [(1, True), (8, False), (8, False)]
+
+
 def _python(code: str, home: Path) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     return subprocess.run(
