@@ -44,14 +44,18 @@ format: setup-dev ## Let ruff put the files in order
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-# Mosquitto is the only Debian package that a test needs. As root it is installed, saying so;
-# otherwise its tests are skipped by name with the command that brings it.
+# Two Debian packages that tests need: the broker, and the browser that the report is looked at with.
+# As root they are installed, saying so; otherwise their tests are skipped by name with the command
+# that brings them.
 system-packages:
-	@command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || { \
-	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo "Installing the Debian package mosquitto for the broker tests (apt-get install mosquitto) ..."; \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends mosquitto >/dev/null; \
-	  else echo "mosquitto is not installed, its tests will be skipped: sudo apt-get install mosquitto"; fi; }
+	@missing=""; \
+	command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || missing="$$missing mosquitto"; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing for the tests of broker and report (apt-get install$$missing) ..."; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "not installed, their tests will be skipped: sudo apt-get install$$missing"; fi
 
 test: setup-dev system-packages ## Run every kind of test, the big matrices as a seeded sample
 	@$(BIN)/python -m pytest -q -n 2

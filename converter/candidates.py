@@ -73,11 +73,24 @@ class Candidate(Struct, frozen=True, kw_only=True):
     deferred: tuple[str, ...] = ()
     runtime_version: str | None = None
     twin_of: str | None = None
+    top5: float | None = None
+    entropy_bytes: int | None = None
     decisions: tuple[str, ...] = ()
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """`candidates.json`. `candidates` holds the baseline too, first."""
+    """`candidates.json`. `candidates` holds the baseline too, first.
+
+    Attributes:
+        created_at: when, RFC 3339; information.
+        command: the command line that makes it again, from the folder in which it was given.
+        sla_text: the SLA's file as it was written, comments included.
+        limits: the same as it was read.
+        target_profile: the target's rules, each with source and confidence, as they were that day.
+        sensitivity: tensor, kind, effect in dB and cost, worst first; None where it was not measured.
+        sparsity: FP32 weights of which some share is zero (`converter.lossless.Sparsity`), most first.
+        metric: name and direction of what stands in every field called accuracy; None is top-1.
+    """
 
     model: str
     release: str
@@ -88,6 +101,14 @@ class Report(Struct, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     calibration: dict[str, object]
     provenance: dict[str, object]
+    created_at: str | None = None
+    command: str | None = None
+    sla_text: str | None = None
+    limits: Limits | None = None
+    target_profile: dict[str, object] | None = None
+    sensitivity: tuple[dict[str, object], ...] | None = None
+    metric: dict[str, object] | None = None
+    sparsity: tuple[dict[str, object], ...] | None = None
     version: int = 1
 
 

@@ -17,7 +17,7 @@ from typing import IO, Any
 import msgspec
 import numpy as np
 import yaml
-from msgspec import Struct
+from msgspec import Struct, structs
 from numpy.typing import NDArray
 
 from converter.errors import InputError
@@ -103,6 +103,15 @@ class Samples(Struct, frozen=True, kw_only=True):
             feeds = self.feeds(block, min(block + PREPROCESS_BATCH, stop))
             for i in range(min(PREPROCESS_BATCH, stop - block)):
                 yield {name: tensor[i : i + 1] for name, tensor in feeds.items()}
+
+    def taken(self, indices: NDArray[np.int64]) -> Samples:
+        """Some of the samples, in the given order."""
+        return structs.replace(
+            self,
+            arrays={name: array[indices] for name, array in self.arrays.items()},
+            labels=None if self.labels is None else self.labels[indices],
+            n=len(indices),
+        )
 
 
 def read_description(path: Path) -> Description:

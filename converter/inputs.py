@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import yaml
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from converter.dataset import Description, Samples, check_labels, read_description, read_samples
 from converter.errors import InputError
-from converter.limits import TEXT_BYTES_MAX
+from converter.limits import LATENCY_RUNS_DEFAULT, LATENCY_RUNS_MIN, QUICK_SAMPLES_MAX, TEXT_BYTES_MAX
 from converter.model import SourceModel, read_bytes, read_model
+from converter.recipe import format_recipe, parse
 from converter.targets.detect import Machine, detect_machine, detect_target, meets
-from converter.targets.loader import Target, usable_target
+from converter.targets.loader import Rule, Target, broken_rule, usable_target
 from wire.errors import LimitsError
 from wire.sla import Limits, parse_limits
 from wire.types import ModelName, ReleaseName
@@ -39,9 +42,26 @@ class Options(Struct, frozen=True, kw_only=True):
     release: str | None = None
     dataset: Path | None = None
     threads: int = 1
-    latency_samples: int = 200
+    latency_samples: int = LATENCY_RUNS_DEFAULT
+    candidates: tuple[str, ...] = ()
+    quick: bool = False
+    executor: str | None = None
     force: bool = False
     root: Path = Path("/")
+
+
+def command_of(options: Options) -> str:
+    """The command line that asks for the same, whatever asked first; what is left out is the default."""
+    words = ["shallop-convert", "convert", str(options.model)]
+    for field in msgspec.structs.fields(Options):
+        value = getattr(options, field.name)
+        if field.name in {"model", "root"} or value == field.default or value is None:
+            continue
+        words.append(f"--{field.name.replace('_', '-')}")
+        if value is True:
+            continue
+        words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+    return shlex.join(words)
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -57,6 +77,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
         validation: samples with labels.
         limits: the SLA.
         sla_sha256: of the SLA's file.
+        sla_text: the file as it was written.
         target: that the bundle is for.
         machine: this host.
         host_of_target_class: whether this host is of the target's class.
@@ -73,6 +94,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
     validation: Samples
     limits: Limits
     sla_sha256: str
+    sla_text: str
     target: Target
     machine: Machine
     host_of_target_class: bool
@@ -86,27 +108,61 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
     Raises:
         InputError: the code says what cannot be used, the message why and what to do.
     """
-    limits, sla_sha256 = read_sla(options.sla)
+    limits, sla_text = read_sla(options.sla)
     machine = detect_machine(options.root)
     target = detect_target(machine) if options.target == "host" else usable_target(options.target)
+    target = only(target, options.candidates)
     name = _checked_name(options.name or default_name(options.model), ModelName, "--name")
     release = _checked_name(options.release or f"{now:%Y%m%d-%H%M%S}", ReleaseName, "--release")
     source = read_model(options.model)
     description = _description(options)
     calibration = read_samples(options.calibration, description, source.signature, labelled=False)
     validation = read_samples(options.validation, description, source.signature, labelled=True)
+    if options.quick:
+        validation = thinned(validation, QUICK_SAMPLES_MAX)
     if source.signature.classes is not None:
         check_labels(validation, source.signature.classes, description.labels)
     return Inputs(
         name=name, release=release, created_at=now, source=source, description=description,
-        calibration=calibration, validation=validation, limits=limits, sla_sha256=sla_sha256,
+        calibration=calibration, validation=validation, limits=limits,
+        sla_sha256=hashlib.sha256(sla_text).hexdigest(), sla_text=sla_text.decode("utf-8", "replace"),
         target=target, machine=machine, host_of_target_class=meets(machine, target.requires.value),
-        threads=options.threads, latency_samples=options.latency_samples,
+        threads=options.threads,
+        latency_samples=LATENCY_RUNS_MIN if options.quick else options.latency_samples,
     )  # fmt: skip
 
 
-def read_sla(path: Path) -> tuple[Limits, str]:
-    """The SLA and the SHA-256 of its file.
+def only(target: Target, names: tuple[str, ...]) -> Target:
+    """The target with these recipes as its candidates, in this order; as it is where none are named.
+
+    Raises:
+        InputError: `candidate_forbidden`: the target's rules forbid one of them, or one stands twice.
+        RecipeNameError: one is no recipe.
+    """
+    if not names:
+        return target
+    recipes = tuple(format_recipe(parse(name)) for name in names)
+    rule = Rule(value=recipes, confidence="V", source="asked for with --candidates")
+    asked = structs.replace(target, rules=structs.replace(target.rules, recipes=rule))
+    fault = "one stands twice" if len(set(recipes)) < len(recipes) else broken_rule(asked)
+    if fault is not None:
+        raise InputError(
+            "candidate_forbidden",
+            f"--candidates does not fit the target {target.id}: {fault}; "
+            f"`shallop-convert targets {target.id}` shows its rules and recipes",
+        )
+    return asked
+
+
+def thinned(samples: Samples, n_max: int) -> Samples:
+    """At most so many samples, evenly spread, so that a set sorted by class keeps all of them."""
+    if samples.n <= n_max:
+        return samples
+    return samples.taken(np.linspace(0, samples.n - 1, n_max).astype(np.int64))
+
+
+def read_sla(path: Path) -> tuple[Limits, bytes]:
+    """The SLA, and its file as it was written.
 
     Raises:
         InputError: `sla_missing`, `sla_too_large`, `sla_malformed`.
@@ -119,7 +175,7 @@ def read_sla(path: Path) -> tuple[Limits, str]:
     except LimitsError as error:
         known = ", ".join(field.name for field in msgspec.structs.fields(Limits))
         raise InputError("sla_malformed", f"{path}: {error.args[0]}; the keys are {known}") from error
-    return limits, hashlib.sha256(text).hexdigest()
+    return limits, text
 
 
 def default_name(model: Path) -> str:

@@ -36,6 +36,9 @@ LATENCY_RUNS_DEFAULT = 200
 LATENCY_RUNS_MIN = 30
 """Fewer give no useful interval of the median ratio; a time budget never cuts below."""
 
+QUICK_SAMPLES_MAX = 400
+"""Validation samples of a first look."""
+
 LATENCY_BLOCK_RUNS = 10
 """Pairs in a block; the order within a pair turns with each block."""
 
@@ -121,3 +124,6 @@ ISLANDS_MAX = 99
 
 PROFILE_RUNS = 15
 """Of each graph under the profiler, to cost islands; the median counts."""
+
+CANDIDATES_BYTES_MAX = 64 * 1024**2
+"""Of a `candidates.json` that is read back."""

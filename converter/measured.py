@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from converter.dataset import Feeds
 from converter.errors import InputError
@@ -22,6 +22,7 @@ from converter.fusion import Audit, audit, multiplications, widest_weight
 from converter.inputs import Inputs
 from converter.latency import Pairs, measure_pairs
 from converter.limits import REASON_CHARS_MAX
+from converter.lossless import entropy_bytes
 from converter.quantize import Material, quantize
 from converter.recipe import FLOAT32, Recipe, format_recipe
 from converter.runtime import NAME, open_session
@@ -46,6 +47,7 @@ class Measured(Struct, frozen=True, kw_only=True):
         audit: of the optimized graph.
         pairs: latency, interleaved with the baseline.
         cold_load_ms: opening the session.
+        entropy_bytes: the graph's size under an ideal entropy coder.
         saturation_unknown: the accuracy is this host's, and the target's arithmetic may saturate.
         error: why it could not be made or run; None if it could.
         decisions: notes for people.
@@ -59,6 +61,7 @@ class Measured(Struct, frozen=True, kw_only=True):
     audit: Audit | None = None
     pairs: Pairs | None = None
     cold_load_ms: float | None = None
+    entropy_bytes: int | None = None
     saturation_unknown: bool = False
     error: str | None = None
     decisions: tuple[str, ...] = ()
@@ -127,18 +130,31 @@ def measure_baseline(bench: Bench) -> Measured:
     return Measured(
         id=variant_id(FLOAT32), recipe=FLOAT32, content=content, outputs=outputs,
         quality=quality(answers, answers, labels), audit=audited,
+        entropy_bytes=entropy_bytes(bench.material.model),
     )  # fmt: skip
 
 
-def measure_candidate(bench: Bench, recipe: Recipe) -> Measured:
-    """Builds and measures one; what is raised becomes its error."""
+def answer_candidate(bench: Bench, recipe: Recipe) -> Measured:
+    """Builds one and takes its answers, anywhere; what is raised becomes its error."""
     try:
-        return _measure(bench, recipe)
+        return _answered(bench, recipe)
     except Exception as error:  # noqa: BLE001 - a candidate that raises is a row, never the end (trap 3)
         return Measured(id=variant_id(recipe), recipe=recipe, error=reason_of(error))
 
 
-def _measure(bench: Bench, recipe: Recipe) -> Measured:
+def time_candidate(bench: Bench, one: Measured) -> Measured:
+    """Its latency, here and alone, whoever built it; what is raised becomes its error."""
+    if one.error is not None or one.content is None:
+        return one
+    try:
+        pairs, cold_load_ms = _latency(bench, one.content, one.recipe)
+    except Exception as error:  # noqa: BLE001 - as above
+        return Measured(id=one.id, recipe=one.recipe, error=reason_of(error))
+    notes = _latency_notes(bench.inputs, one.recipe, pairs)
+    return structs.replace(one, pairs=pairs, cold_load_ms=cold_load_ms, decisions=(*one.decisions, *notes))
+
+
+def _answered(bench: Bench, recipe: Recipe) -> Measured:
     inputs, baseline = bench.inputs, bench.baseline
     if baseline is None or baseline.outputs is None or inputs.validation.labels is None:
         raise RuntimeError("the baseline is measured first")
@@ -149,12 +165,12 @@ def _measure(bench: Bench, recipe: Recipe) -> Measured:
     outputs = _outputs(bench, content, recipe)
     answer = inputs.source.signature.answer
     unknown, notes = saturation(inputs, recipe, widest_weight(made.model), made.saturating)
-    pairs, cold_load_ms = _latency(bench, content, recipe)
+    recipe = made.recipe or recipe
     return Measured(
         id=variant_id(recipe), recipe=recipe, content=content, outputs=outputs,
         quality=quality(outputs[answer], baseline.outputs[answer], inputs.validation.labels),
-        audit=audited, pairs=pairs, cold_load_ms=cold_load_ms, saturation_unknown=unknown,
-        decisions=(*made.decisions, *audit_notes(audited), *notes, *_latency_notes(inputs, recipe, pairs)),
+        audit=audited, entropy_bytes=entropy_bytes(made.model), saturation_unknown=unknown,
+        decisions=(*made.decisions, *audit_notes(audited), *notes),
     )  # fmt: skip
 
 

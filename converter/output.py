@@ -13,7 +13,7 @@ from pathlib import Path
 
 from converter.errors import InputError
 
-_OURS = frozenset({"manifest.json", "candidates.json", "variants", "validation"})
+_OURS = frozenset({"manifest.json", "candidates.json", "report.html", "variants", "validation"})
 
 
 def require_writable(directory: Path, *, force: bool) -> None:
@@ -73,6 +73,24 @@ def write(directory: Path, files: Mapping[str, bytes]) -> None:
         raise InputError(
             "output_unwritable",
             f"{directory} cannot be written: {error.strerror or error}; check the place and its free space",
+        ) from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Puts one file there, whole or not at all.
+
+    Raises:
+        InputError: `output_unwritable`.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(
+            "output_unwritable",
+            f"{path} cannot be written: {error.strerror or error}; check the place and its free space",
         ) from error
 
 

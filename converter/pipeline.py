@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 
@@ -20,32 +22,38 @@ from converter.calibrate import Calibration, calibrate, compare_sets
 from converter.candidates import Candidate, Choice, Report, choose
 from converter.dataset import Array, check_labels
 from converter.evaluate import outputs_of
+from converter.executor import Executor, open_executor
 from converter.fusion import multiplications
-from converter.inputs import Inputs, Options, read_inputs, utc_now
+from converter.inputs import Inputs, Options, command_of, read_inputs, utc_now
 from converter.limits import LATENCY_RUNS_DEFAULT
+from converter.lossless import sparsity
 from converter.measured import (
     Bench,
     Measured,
     Progress,
+    answer_candidate,
     baseline_alone,
     measure_baseline,
-    measure_candidate,
     must_run,
+    reason_of,
+    time_candidate,
+    variant_id,
 )
 from converter.output import require_writable, write
 from converter.pack import MANIFEST_NAME, pack
 from converter.passes import SameAnswers, clean_checked
 from converter.passes.opset import convert_opset
 from converter.quantize import Material
+from converter.report import CANDIDATES_NAME, PAGE_NAME, render
 from converter.rows import Timing, row, timing_of, timing_of_baseline
 from converter.runtime import VERSION
 from wire.bundle import Manifest, Provenance
 
-CANDIDATES_NAME = "candidates.json"
-
 _CLEAN_TOLERANCE = 1e-4
 """Of the largest output: what re-ordered float arithmetic may change, and no more."""
 _CLEAN_SAMPLES = 8
+_ZEROS_MIN = 0.01
+"""Share of zeros from which a weight is reported; trained weights hit zero by chance."""
 
 
 class Conversion(Struct, frozen=True, kw_only=True):
@@ -80,6 +88,9 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
     dataset: str | Path | None = None,
     threads: int = 1,
     latency_samples: int = LATENCY_RUNS_DEFAULT,
+    candidates: Sequence[str] = (),
+    quick: bool = False,
+    executor: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -97,6 +108,9 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
         dataset: `dataset.yaml`; by default the one beside the calibration set, if there is one.
         threads: of latency sessions.
         latency_samples: timed pairs per candidate.
+        candidates: only these recipes, in this order of preference; all of the target's by default.
+        quick: a first look: fewer validation samples and timed pairs, so wider intervals.
+        executor: where candidates are made and answered, `processes:N` or `dask:HOST:PORT`; timed here.
         force: replace an earlier bundle.
         progress: told (stage, done, in all).
 
@@ -107,15 +121,18 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
         model=Path(model), calibration=Path(calibration), validation=Path(validation), target=target,
         sla=Path(sla), output=Path(output), name=name, release=release,
         dataset=None if dataset is None else Path(dataset), threads=threads,
-        latency_samples=latency_samples, force=force,
+        latency_samples=latency_samples, candidates=tuple(candidates), quick=quick, executor=executor,
+        force=force,
     )  # fmt: skip
     return run(options, progress)
 
 
 def run(options: Options, progress: Progress | None = None) -> Conversion:
     """The stages; see `convert()`."""
+    command = command_of(options)
     options = structs.replace(options, output=options.output.resolve())
     require_writable(options.output, force=options.force)
+    executor = open_executor(options.executor)
     inputs = read_inputs(options, utc_now())
     graph, changes = cleaned(inputs)
     ranges = _calibrated(inputs, graph, progress)
@@ -127,7 +144,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     baseline = structs.replace(measure_baseline(bench), decisions=changes)
     _require_classes(inputs, baseline)
     bench = structs.replace(bench, work=multiplications(graph), baseline=baseline)
-    found = [measure_candidate(bench, recipe) for recipe in inputs.target.recipes]
+    found = [time_candidate(bench, one) for one in _answered(bench, executor, options.executor)]
     baseline = _timed_baseline(bench, baseline, found)
     timings = {one.id: timing_of(inputs, one) for one in found}
     timings[baseline.id] = timing_of_baseline(inputs, baseline, found)
@@ -138,7 +155,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
         inputs.limits,
         host_of_target_class=inputs.host_of_target_class,
     )
-    report = _report(inputs, list(rows.values()), choice, ranges)
+    report = _report(inputs, list(rows.values()), choice, material, command)
     return _written(options, inputs, report, choice, {one.id: one for one in (baseline, *found)}, timings)
 
 
@@ -199,6 +216,25 @@ def _calibrated(inputs: Inputs, graph: onnx.ModelProto, progress: Progress | Non
     return structs.replace(found, findings=(*compared, *found.findings))
 
 
+def _answered(bench: Bench, executor: AbstractContextManager[Executor], name: str | None) -> list[Measured]:
+    """Every candidate of the target, built and answered; one whose worker died is a row that says so."""
+    recipes = bench.inputs.target.recipes
+    # A bar on this terminal cannot be reached from another process: there, whole candidates are told.
+    shared = bench if name is None else structs.replace(bench, progress=None)
+    found: list[Measured] = []
+    with executor as workers:
+        try:
+            for one in workers.run(answer_candidate, shared, recipes):
+                found.append(one)
+                if name is not None and bench.progress is not None:
+                    bench.progress("candidates", len(found), len(recipes))
+        except Exception as error:  # noqa: BLE001 - whatever ends a worker ends no conversion
+            why = f"the executor {name or 'serial'} gave no answer: {reason_of(error)}"
+            left = recipes[len(found) :]
+            found += [Measured(id=variant_id(recipe), recipe=recipe, error=why) for recipe in left]
+    return found
+
+
 def _require_classes(inputs: Inputs, baseline: Measured) -> None:
     """Where the graph leaves the number of classes open, the first answers tell it."""
     if inputs.source.signature.classes is None and baseline.outputs is not None:
@@ -214,7 +250,10 @@ def _timed_baseline(bench: Bench, baseline: Measured, found: list[Measured]) -> 
     return structs.replace(baseline, pairs=pairs, cold_load_ms=cold_load_ms)
 
 
-def _report(inputs: Inputs, rows: list[Candidate], choice: Choice, ranges: Calibration) -> Report:
+def _report(
+    inputs: Inputs, rows: list[Candidate], choice: Choice, material: Material, command: str
+) -> Report:
+    ranges = material.calibration
     return Report(
         model=inputs.name,
         release=inputs.release,
@@ -232,6 +271,16 @@ def _report(inputs: Inputs, rows: list[Candidate], choice: Choice, ranges: Calib
             "left_out": list(ranges.left_out),
         },
         provenance=msgspec.to_builtins(_provenance(inputs)),
+        created_at=inputs.created_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        command=command,
+        sla_text=inputs.sla_text,
+        limits=inputs.limits,
+        sparsity=tuple(
+            msgspec.to_builtins(one)
+            for one in sorted(sparsity(material.model), key=lambda one: -one.zeros)
+            if one.zeros >= _ZEROS_MIN
+        ),
+        target_profile=msgspec.to_builtins(inputs.target),
     )
 
 
@@ -243,7 +292,7 @@ def _written(
     measured: dict[str, Measured],
     timings: dict[str, Timing],
 ) -> Conversion:
-    files = {CANDIDATES_NAME: report_bytes(report)}
+    files = {CANDIDATES_NAME: report_bytes(report), PAGE_NAME: render(report)}
     manifest = None
     if choice.chosen is not None:
         base = report.baseline.id
@@ -279,7 +328,11 @@ def _provenance(inputs: Inputs) -> Provenance:
             "python": platform.python_version(),
         },
         host={"arch": machine.arch, "cpu": machine.cpu[:200], "cores": str(os.cpu_count() or "unknown")},
-        options={"threads": str(inputs.threads), "latency_samples": str(inputs.latency_samples)},
+        options={
+            "threads": str(inputs.threads),
+            "latency_samples": str(inputs.latency_samples),
+            "validation_samples": str(inputs.validation.n),
+        },
     )
 
 

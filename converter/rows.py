@@ -84,6 +84,7 @@ def _with_quality(blank: Candidate, one: Measured, found: Quality, limits: Limit
     return structs.replace(
         blank,
         size_bytes=len(one.content or b""),
+        entropy_bytes=one.entropy_bytes,
         sha256=one.sha256,
         n_samples=counts.n,
         accuracy=found.accuracy.value,

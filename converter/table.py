@@ -1,70 +1,89 @@
 """The candidate table for people.
 
-For: one row per candidate, "unknown" where a figure was not measured.
+For: one row per candidate, "unknown" where a figure was not measured, as wide as the terminal allows, and
+below it each row's reason under its number.
 Not for: machines; those read `candidates.json`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from converter.candidates import Candidate, Report
+from converter.report import words
 
-UNKNOWN = "unknown"
 _STYLES = {"pass": "green", "fail": "red", "error": "yellow"}
 
+_Cell = Callable[[Candidate], str]
+_WIDE_FROM, _FULL_FROM = 112, 140
+"""Columns of a terminal from which the further figures fit, measured with the longest recipe names."""
 
-def render(report: Report) -> Table:
-    """The table; the chosen row is marked with an asterisk."""
-    table = Table(title=f"{report.model}@{report.release} for {report.target}", title_justify="left")
+
+def render(report: Report, width: int) -> RenderableType:
+    """The table and the reasons; the chosen row is marked with an asterisk.
+
+    Args:
+        report: what to show.
+        width: columns of the terminal; fewer of them show fewer figures, none of them cut.
+    """
+    table = Table(
+        title=f"{report.model}@{report.release} for {report.target}",
+        title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    columns = _columns(width, words.metric_name(report))
+    table.add_column("#", justify="right")
     table.add_column("candidate", overflow="fold")
-    for heading in ("size KB", "accuracy (95%)", "agreement", "p50 ms", "p95 ms", "to FP32", "int/float"):
+    for heading, _ in columns:
         table.add_column(heading, justify="right")
     table.add_column("status")
-    table.add_column("reason", overflow="fold")
-    for one in report.candidates:
-        mark = "* " if one.id == report.chosen else "  "
-        status = Text(one.status, style=_STYLES[one.status])
-        table.add_row(f"{mark}{one.recipe}", *_figures(one), status, _reason(one))
-    return table
+    for i, one in enumerate(report.candidates, start=1):
+        mark = "*" if one.id == report.chosen else " "
+        cells = [cell(one) for _, cell in columns]
+        table.add_row(f"{mark}{i}", one.recipe, *cells, Text(one.status, style=_STYLES[one.status]))
+    common = words.deferred_by_all(report)
+    said = [
+        Text(f" {i}  {why}")
+        for i, one in enumerate(report.candidates, start=1)
+        if (why := words.reason(one, common))
+    ]
+    if common:
+        said.append(Text(f" The device itself decides {words.limit_names(common)} of every row."))
+    said.append(Text(f" Latency: {words.latency_label(report)}."))
+    return Group(table, *said)
 
 
-def _figures(one: Candidate) -> tuple[str, ...]:
-    kernels = UNKNOWN if one.fusion is None else f"{one.fusion.integer}/{one.fusion.float}"
-    return (
-        UNKNOWN if one.size_bytes is None else f"{one.size_bytes / 1000:.1f}",
-        _accuracy(one),
-        _number(one.agreement, 4),
-        _number(one.latency_ms_p50, 3),
-        _number(one.latency_ms_p95, 3),
-        _ratio(one),
-        kernels,
-    )
+def _columns(width: int, metric: str) -> list[tuple[str, _Cell]]:
+    """Headings and their cells, those that decide most first."""
+    narrow: list[tuple[str, _Cell]] = [
+        ("size", lambda one: words.size(one.size_bytes)),
+        (f"{metric} (95%)", _accuracy),
+        ("x FP32", lambda one: words.factor(one.latency_ratio)),
+    ]
+    if width < _WIDE_FROM:
+        return narrow
+    wide = [
+        *narrow[:2],
+        ("agreement", lambda one: words.number(one.agreement, 4)),
+        ("p50 ms", lambda one: words.number(one.latency_ms_p50, 3)),
+        ("p95 ms", lambda one: words.number(one.latency_ms_p95, 3)),
+        narrow[2],
+    ]
+    if width < _FULL_FROM:
+        return wide
+    return [*wide, ("(95%)", lambda one: words.span(one.latency_ratio_ci95, 2)), ("int/float", _kernels)]
+
+
+def _kernels(one: Candidate) -> str:
+    return words.UNKNOWN if one.fusion is None else f"{one.fusion.integer}/{one.fusion.float}"
 
 
 def _accuracy(one: Candidate) -> str:
     if one.accuracy is None or one.accuracy_ci95 is None:
-        return UNKNOWN
+        return words.number(one.accuracy, 4)
     low, high = one.accuracy_ci95
-    return f"{one.accuracy:.4f} ({low:.3f}-{high:.3f})"
-
-
-def _ratio(one: Candidate) -> str:
-    ratio = _number(one.latency_ratio, 2)
-    return f"{ratio} (host)" if one.latency_scope == "host" else ratio
-
-
-def _number(value: float | None, digits: int) -> str:
-    return UNKNOWN if value is None else f"{value:.{digits}f}"
-
-
-def _reason(one: Candidate) -> str:
-    """Why it failed; else what is left to the device, and how sure its accuracy is."""
-    parts = [one.reason] if one.reason else []
-    if one.deferred:
-        parts.append(f"device decides {', '.join(one.deferred)}")
-    if one.status == "pass" and one.accuracy_evidence == "unproven":
-        needed = f"; about {one.samples_needed} samples would prove it" if one.samples_needed else ""
-        parts.append(f"accuracy limit met, not proven{needed}")
-    return "; ".join(parts)
+    return f"{one.accuracy:.4f} {low:.3f}-{high:.3f}"

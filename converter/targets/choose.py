@@ -1,19 +1,15 @@
 """Which of a target's recipes suit a model.
 
-For: `recipes_for()`: leaving out what cannot help (4-bit weights where there are no large matrices), and
-refusing what was asked for by name and breaks the target's rules.
-Not for: running them.
+For: `recipes_for()`: leaving out what cannot help (4-bit weights where there are no large matrices).
+Not for: running them, or what was asked for by name (`converter.inputs.only`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from msgspec import Struct
 
-from converter.errors import InputError
-from converter.recipe import Recipe, format_recipe, parse
-from converter.targets.loader import Target, forbidden
+from converter.recipe import Recipe
+from converter.targets.loader import Target
 
 _MATRIX_BYTES_MIN = 1_000_000
 _MATRIX_SHARE_MIN = 0.5
@@ -43,23 +39,3 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
 def recipes_for(target: Target, facts: ModelFacts) -> tuple[Recipe, ...]:
     """The target's recipes for such a model, in the target's order of preference."""
     return tuple(one for one in target.recipes if one.kind != "weight" or facts.matrix_heavy)
-
-
-def named_recipes(target: Target, names: Sequence[str]) -> tuple[Recipe, ...]:
-    """The recipes of these names.
-
-    Raises:
-        RecipeNameError: `recipe_malformed`.
-        InputError: `recipe_forbidden`: the target's rules do not allow one.
-    """
-    found = []
-    for name in names:
-        recipe = parse(name)
-        fault = forbidden(target, recipe)
-        if fault is not None:
-            raise InputError(
-                "recipe_forbidden",
-                f"{format_recipe(recipe)} has {fault}; see `shallop-convert targets {target.id}`",
-            )
-        found.append(recipe)
-    return tuple(found)

@@ -58,7 +58,7 @@ def detect_machine(root: Path = Path("/"), arch: str | None = None) -> Machine:
         raise InputError(
             "host_unreadable",
             f"{path} cannot be read ({error.strerror}), so this machine's class is unknown; "
-            "name a target with --target (see --list-targets)",
+            "name a target with --target (see `shallop-convert targets`)",
         ) from error
     machine = platform.machine() if arch is None else arch
     values = _first_values(text)
@@ -100,7 +100,7 @@ def detect_target(machine: Machine) -> Target:
         raise InputError(
             "host_unknown",
             f"this machine ({machine.arch}, {machine.cpu}) matches {found} of the known targets; "
-            "name one with --target (see --list-targets)",
+            "name one with --target (see `shallop-convert targets`)",
         )
     return matching[0]
 

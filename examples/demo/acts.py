@@ -68,7 +68,7 @@ class Acts:
 
     def _convert(self, file: str, release: str) -> None:
         (self.house.folder / "bundles").mkdir(exist_ok=True)
-        command = [sys.executable, "-m", "converter.cli", str(EXAMPLE / file)]
+        command = [sys.executable, "-m", "converter.cli", "convert", str(EXAMPLE / file)]
         command += ["--calibration", str(EXAMPLE / "calibration.npz")]
         command += ["--validation", str(EXAMPLE / "validation.npz"), "--sla", str(EXAMPLE / "sla.yaml")]
         command += ["--target", "host", "--name", MODEL, "--release", release]

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 from onnx import TensorProto, helper
+from rich.progress import Progress as RichProgress
+from rich.progress import TaskID
 
 from converter.candidates import Candidate
-from converter.cli import command, main
+from converter.cli.screen import progress
 from tests.converter.builders import CLASSES, Workshop, conv_net, images
+from tests.converter.commands import invoke, main_code
 
 ROOT = Path(__file__).parents[2]
-
-
-def _main(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["shallop-convert", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    return int(caught.value.code or 0)
-
-
-def _invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(command, list(arguments), prog_name="shallop-convert")
 
 
 def _text(shop: Workshop) -> None:
@@ -100,7 +95,7 @@ def test_bad_input_ends_with_2_a_message_and_nothing_written(
     spoil, words = _BAD[case]
     spoil(workshop)
     before = sorted(workshop.folder.rglob("*"))
-    assert _main(workshop.arguments(), monkeypatch) == 2
+    assert main_code(workshop.arguments(), monkeypatch) == 2
     shown = capsys.readouterr()
     assert words in shown.err
     assert shown.out == ""
@@ -123,13 +118,13 @@ def test_bad_options_end_with_2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert _main([*workshop.arguments(), *extra], monkeypatch) == 2
+    assert main_code([*workshop.arguments(), *extra], monkeypatch) == 2
     assert words in capsys.readouterr().err
     assert not workshop.output.exists()
 
 
 def test_missing_options_are_named() -> None:
-    result = _invoke("model.onnx", "--target", "host")
+    result = invoke("model.onnx", "--target", "host")
     assert result.exit_code == 2
     assert "--calibration, --validation, --sla, --output" in result.stderr
 
@@ -138,8 +133,9 @@ def test_none_passes_ends_with_3_and_leaves_only_the_candidates(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workshop.sla.write_text("size_bytes_max: 10\n")
-    assert _main(workshop.arguments(), monkeypatch) == 3
-    assert [path.name for path in workshop.output.iterdir()] == ["candidates.json"]
+    assert main_code(workshop.arguments(), monkeypatch) == 3
+    left = sorted(path.name for path in workshop.output.iterdir())
+    assert left == ["candidates.json", "report.html"]
     found = json.loads((workshop.output / "candidates.json").read_bytes())
     assert found["chosen"] is None
     assert {row["status"] for row in found["candidates"]} == {"fail"}
@@ -147,7 +143,7 @@ def test_none_passes_ends_with_3_and_leaves_only_the_candidates(
 
 
 def test_json_is_the_file_and_nothing_else(workshop: Workshop) -> None:
-    result = _invoke(*workshop.arguments(), "--json")
+    result = invoke(*workshop.arguments(), "--json")
     assert result.exit_code == 0
     assert result.stdout.encode() == (workshop.output / "candidates.json").read_bytes()
     assert result.stderr == ""
@@ -186,7 +182,7 @@ _KEYS = [
 
 
 def test_candidates_json_has_every_key_and_null_where_unmeasured(workshop: Workshop) -> None:
-    _invoke(*workshop.arguments("rpi4"))
+    invoke(*workshop.arguments("rpi4"))
     found = json.loads((workshop.output / "candidates.json").read_bytes())
     assert {"baseline", "chosen", "candidates", "calibration", "provenance"} <= set(found)
     for row in [found["baseline"], *found["candidates"]]:
@@ -203,35 +199,67 @@ def test_candidates_json_has_every_key_and_null_where_unmeasured(workshop: Works
 
 def test_the_table_shows_what_is_unknown_as_unknown(workshop: Workshop) -> None:
     arguments = [word for word in workshop.arguments("rpi4") if word != "--quiet"]
-    result = _invoke(*arguments)
+    result = invoke(*arguments)
     assert "unknown" in result.stdout
-    assert "* static_wi8_ai8_pc_minmax" in result.stdout
+    assert re.search(r"^ *\*\d+ +static_wi8_ai8_pc_minmax", result.stdout, re.MULTILINE)
     assert "first in the target's order of preference" in result.stdout
 
 
 def test_force_replaces_a_bundle_and_nothing_else(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _main([*workshop.arguments(), "--release", "one"], monkeypatch) == 0
-    assert _main([*workshop.arguments(), "--release", "two", "--force"], monkeypatch) == 0
+    assert main_code([*workshop.arguments(), "--release", "one"], monkeypatch) == 0
+    assert main_code([*workshop.arguments(), "--release", "two", "--force"], monkeypatch) == 0
     assert json.loads((workshop.output / "manifest.json").read_bytes())["release"] == "two"
     kept = workshop.output / "precious.txt"
     kept.write_text("mine")
-    assert _main([*workshop.arguments(), "--force"], monkeypatch) == 2
+    assert main_code([*workshop.arguments(), "--force"], monkeypatch) == 2
     assert "precious.txt" in capsys.readouterr().err
     assert kept.read_text() == "mine"
     left = {path.name for path in workshop.folder.iterdir() if path.name.startswith("bundle")}
     assert left == {"bundle"}
 
 
-def test_help_and_targets_and_completion() -> None:
-    assert "Examples:" in _invoke("--help").stdout
-    assert "arm64_dotprod" in _invoke("--list-targets").stdout
-    listed = json.loads(_invoke("--list-targets", "--json").stdout)
-    assert {"x86_vnni", "x86_avx2", "arm64_v8_0", "arm64_dotprod"} == {target["id"] for target in listed}
-    assert all(rule["source"] for target in listed for rule in target["rules"].values())
-    for shell in ("bash", "zsh", "fish"):
-        assert "_SHALLOP_CONVERT_COMPLETE" in _invoke("--completion", shell).stdout
+def test_the_command_in_the_report_makes_it_again(workshop: Workshop) -> None:
+    invoke(*workshop.arguments(), "--name", "with-name", "--release", "7")
+    said = json.loads((workshop.output / "candidates.json").read_bytes())["command"]
+    program, *words = shlex.split(said)
+    assert program == "shallop-convert"
+    again = invoke(*words, "--force", "--quiet")
+    assert again.exit_code == 0, again.output
+    found = json.loads((workshop.output / "candidates.json").read_bytes())
+    assert found["command"] == f"{said} --force"
+    assert (found["model"], found["release"]) == ("with-name", "7")
+    assert found["sla_text"] == workshop.sla.read_text()
+    assert found["target_profile"]["id"] == "x86_vnni"
+
+
+def test_progress_told_by_many_threads_is_one_bar_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[str] = []
+    real = RichProgress.add_task
+
+    def counted(self: RichProgress, stage: str, *, total: float) -> TaskID:
+        added.append(stage)
+        time.sleep(0.01)
+        return real(self, stage, total=total)
+
+    monkeypatch.setattr(RichProgress, "add_task", counted)
+    with progress(shown=False) as told, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: told("evaluate", i, 8), range(8)))
+    assert added == ["evaluate"]
+
+
+def test_a_late_word_does_not_bring_a_finished_bar_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def noted(_self: RichProgress, _task: TaskID, *, completed: int, visible: bool) -> None:
+        seen.append((completed, visible))
+
+    monkeypatch.setattr(RichProgress, "update", noted)
+    with progress(shown=False) as told:
+        for done in (1, 8, 3):
+            told("evaluate", done, 8)
+    assert seen == [(1, True), (8, False), (8, False)]
 
 
 def _python(code: str, home: Path) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from msgspec import structs
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from converter import convert
 from converter.inputs import Inputs, default_name, read_inputs, utc_now
@@ -46,7 +46,7 @@ def test_the_bundle_is_whole(workshop: Workshop) -> None:
     manifest = check(decode(content, Manifest, MANIFEST_BYTES_MAX))
     assert manifest == conversion.manifest
     assert manifest.model == "tiny-net"
-    listed = {"manifest.json", "candidates.json"}
+    listed = {"manifest.json", "candidates.json", "report.html"}
     for file in manifest.all_files():
         whole = (workshop.output / file.path).read_bytes()
         listed.add(file.path)
@@ -249,3 +249,20 @@ def test_saturation_makes_accuracy_doubtful_where_only_one_side_has_it(
     found, notes = saturation(_inputs(workshop, target, flags), parse("static_wi8_au8_pc_minmax"), widest)
     assert found is unknown
     assert any("unproven" in note for note in notes) is unknown
+
+
+def test_what_the_weights_leave_unused_is_told(tmp_path: Path) -> None:
+    net = conv_net()
+    dead = next(tensor for tensor in net.graph.initializer if tensor.name == "w1")
+    values = numpy_helper.to_array(dead).copy()
+    values[:4] = 0.0
+    dead.CopyFrom(numpy_helper.from_array(values, "w1"))
+    report = _run(Workshop(tmp_path, net)).report
+    assert report.sparsity is not None
+    assert [(one["tensor"], one["zeros"], one["channels_zero"]) for one in report.sparsity] == [
+        ("w1", 0.5, 4)
+    ]
+    for row in report.candidates:
+        assert row.entropy_bytes is not None
+        assert row.size_bytes is not None
+        assert 0 < row.entropy_bytes <= row.size_bytes

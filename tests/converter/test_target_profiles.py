@@ -8,8 +8,8 @@ import pytest
 from msgspec import structs
 
 from converter.errors import InputError
-from converter.recipe import format_recipe, parse
-from converter.targets.choose import ModelFacts, named_recipes, recipes_for
+from converter.recipe import parse
+from converter.targets.choose import ModelFacts, recipes_for
 from converter.targets.detect import Machine, detect_accelerators
 from converter.targets.docs import page
 from converter.targets.loader import (
@@ -78,14 +78,6 @@ def test_a_misspelt_name_finds_its_neighbour() -> None:
 def test_recipes_against_rules(target: str, recipe: str, fault: str | None) -> None:
     found = forbidden(find_target(target), parse(recipe))
     assert (found is None) if fault is None else (found is not None and fault in found)
-
-
-def test_a_recipe_asked_for_by_name_that_breaks_a_rule_is_refused() -> None:
-    vnni = find_target("x86_vnni")
-    assert [format_recipe(r) for r in named_recipes(vnni, ["dynamic_wi8_af32"])] == ["dynamic_wi8_af32"]
-    with pytest.raises(InputError, match="no kernels") as caught:
-        named_recipes(vnni, ["dynamic_wi8_af32", "static_wi8_au16_pc_minmax"])
-    assert caught.value.code == "recipe_forbidden"
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_an_unknown_machine_is_refused_with_advice(tmp_path: Path, arch: str, cp
 
 
 def test_without_cpuinfo_the_message_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--list-targets") as caught:
+    with pytest.raises(InputError, match="shallop-convert targets") as caught:
         detect_machine(tmp_path)
     assert caught.value.code == "host_unreadable"
 
