@@ -54,3 +54,11 @@ REASON_CHARS_MAX = 400
 
 GRAM_BYTES_MAX = 1024**3
 """Of the Gram matrices that live at once; more tensors than fit cost another pass over the set."""
+CHANNEL_SAMPLES_MAX = 256
+"""Calibration samples whose single channels are looked at before equalization."""
+
+EQUALIZE_SWEEPS_MAX = 12
+"""Over all tensors; a sweep that moves nothing ends it before."""
+
+EQUALIZE_FACTOR_MAX = 1e4
+"""A channel is scaled by no more: beyond it float32 itself gets coarse beside the others."""
