@@ -62,3 +62,9 @@ EQUALIZE_SWEEPS_MAX = 12
 
 EQUALIZE_FACTOR_MAX = 1e4
 """A channel is scaled by no more: beyond it float32 itself gets coarse beside the others."""
+
+SEARCH_SAMPLES_MAX = 64
+"""Calibration samples that each assignment of a search is computed on."""
+
+SWITCHBOARD_BYTES_MAX = 512 * 1024**2
+"""Of activations alive at once while an assignment is computed."""
