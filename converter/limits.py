@@ -66,5 +66,31 @@ EQUALIZE_FACTOR_MAX = 1e4
 SEARCH_SAMPLES_MAX = 64
 """Calibration samples that each assignment of a search is computed on."""
 
-SWITCHBOARD_BYTES_MAX = 512 * 1024**2
-"""Of activations alive at once while an assignment is computed."""
+SEARCH_SAMPLES_MIN = 16
+"""As many, however large the model."""
+
+SEARCH_BYTES = 512 * 1024**2
+"""Of all activations that one evaluation of a search computes: its work in bytes. A small model is searched
+on SEARCH_SAMPLES_MAX samples, EfficientNet-Lite0 (27 MB a sample) on 16."""
+
+SWITCHBOARD_BYTES_MAX = 32 * 1024**2
+"""Of activations of one batch while an assignment is computed. Small, for elementwise work lives in the
+cache: EfficientNet-Lite0 took 17 ms a sample one by one and 47 in batches of four."""
+
+SWITCHBOARD_INPUT_BYTES_MAX = 256 * 1024**2
+"""Of the samples that a search holds as tensors."""
+
+BIAS_LAYERS_MAX = 64
+"""Layers whose biases are corrected, one after another; each costs one evaluation."""
+
+AUTO_EVALUATIONS_MAX = 160
+"""Of the choice of a range method for each tensor."""
+
+ISLAND_SAMPLES_MAX = 512
+"""That decide whether a set of islands meets the goal."""
+
+ISLAND_EVALUATIONS_MAX = 48
+"""Sets of islands that are measured."""
+
+ISLANDS_MAX = 99
+"""Candidates for an island that are searched, the ones most worth it; a recipe's name counts no further."""

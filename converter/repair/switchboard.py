@@ -1,13 +1,13 @@
 """One session that computes any assignment of scales, weights and islands.
 
-For: making sensitivity and the searches cheap. The FP32 graph gets a fake quantizer on every tensor that a plan
-would quantize, with step and bounds as *graph inputs*, and its weights become graph inputs too. So an assignment
-is a set of numbers, and nothing is built again to try another.
+For: making sensitivity and the searches cheap. The FP32 graph gets a fake quantizer on every tensor that a
+plan would quantize, with step and bounds as *graph inputs*, and its weights become graph inputs too. So an
+assignment is a set of numbers, and nothing is built again to try another.
 Not for: the answers of the verdict: those come from the emitted graph, run by the device's own kernels.
 
 A fake quantizer computes clip(round(x / step), low, high) * step, round half to even, which is what
-QuantizeLinear and DequantizeLinear compute with low = qmin - zero point and high = qmax - zero point. What it does
-not imitate: the rounding of biases to 32 bits, and integer kernels that round their sum only once.
+QuantizeLinear and DequantizeLinear compute with low = qmin - zero point and high = qmax - zero point. What
+it does not imitate: the rounding of biases to 32 bits, and integer kernels that round their sum only once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,11 @@ from converter.dataset import Feeds, Samples
 from converter.limits import (
     CALIBRATION_BATCH_MAX,
     EVALUATION_WORKERS_MAX,
+    SEARCH_BYTES,
     SEARCH_SAMPLES_MAX,
+    SEARCH_SAMPLES_MIN,
     SWITCHBOARD_BYTES_MAX,
+    SWITCHBOARD_INPUT_BYTES_MAX,
 )
 from converter.model import Signature, element_types
 from converter.repair.channels import with_outputs
@@ -37,7 +41,7 @@ from converter.runtime import open_session
 Array = NDArray[np.float32]
 
 _STEP_OPEN = 2.0**-60
-"""A power of two divides and multiplies without rounding, and every float32 above 2^-37 is a whole number of it."""
+"""Divides and multiplies without rounding; every float32 of at least 2^-37 is a whole number of it."""
 
 
 class FakeQuant(Struct, frozen=True, kw_only=True):
@@ -77,6 +81,7 @@ class Switchboard:
         tensors: that have a fake quantizer, in the graph's order.
         evaluations: how many assignments were computed.
         n: samples that each is computed on.
+        labels: of these samples; None where the set has none.
         reference: float32 outputs of FP32 on them by name, first axis samples.
     """
 
@@ -89,30 +94,35 @@ class Switchboard:
         tensors: frozenset[str],
         weights: frozenset[str],
         watched: tuple[str, ...] = (),
+        samples_max: int = SEARCH_SAMPLES_MAX,
     ) -> None:
         """Builds the graph and runs FP32 on the samples.
 
         Args:
             model: cleaned FP32 graph.
-            samples: the calibration set; at most SEARCH_SAMPLES_MAX, evenly spread, are used.
+            samples: the calibration set; an even spread of at most `samples_max` is used.
             signature: of the model.
             tensors: activations that get a fake quantizer; constants and other types are left out.
             weights: initializers that may be replaced.
-            watched: other tensors to give besides the outputs.
+            watched: other float32 tensors to give besides the outputs.
+            samples_max: fewer are used where their inputs exceed SWITCHBOARD_INPUT_BYTES_MAX or all their
+                activations SEARCH_BYTES, but SEARCH_SAMPLES_MIN in any case where there are so many.
 
         Raises:
             Exception: what the runtime raises on this graph.
         """
         self.evaluations = 0
-        self.n = min(samples.n, SEARCH_SAMPLES_MAX)
-        self._samples = samples
-        self._batch = batch_size(model, signature, self.n)
+        picked = _picked(model, samples, samples_max)
+        self._feeds = _batches(model, samples, signature, picked)
+        self.n = len(picked)
+        self.labels = None if samples.labels is None else samples.labels[picked]
         types = element_types(onnx.shape_inference.infer_shapes(model))
         self._names = tuple(spec.name for spec in signature.outputs if spec.dtype == "float32") + watched
         self._plain = _weights(model, weights)
-        graph, self.tensors = switched(with_outputs(model, list(watched)), tensors, frozenset(self._plain), types)
-        workers = max(1, min(os.cpu_count() or 1, EVALUATION_WORKERS_MAX))
-        self._session = open_session(graph.SerializeToString(), threads=workers, optimization="EXTENDED")
+        graph, self.tensors = switched(
+            with_outputs(model, list(watched)), tensors, frozenset(self._plain), types
+        )
+        self._session = open_session(graph.SerializeToString(), threads=1, optimization="EXTENDED")
         self.reference = self.outputs(Assignment(activations={}, weights={}))
         self.evaluations = 0
 
@@ -123,21 +133,16 @@ class Switchboard:
             KeyError: the assignment names a tensor or a weight that has no switch here.
         """
         switches = self._switches(assignment)
-        rows: list[list[Array]] = []
-        for feeds in self._feeds():
-            rows.append(self._session.run(list(self._names), {**feeds, **switches}))
+        wanted = list(self._names)
+
+        def run(feeds: Feeds) -> list[Array]:
+            rows: list[Array] = self._session.run(wanted, {**feeds, **switches})
+            return rows
+
+        with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, EVALUATION_WORKERS_MAX))) as pool:
+            rows = list(pool.map(run, self._feeds))
         self.evaluations += 1
         return {name: _joined([row[i] for row in rows]) for i, name in enumerate(self._names)}
-
-    def _feeds(self) -> list[Feeds]:
-        """The samples in batches; each sample is one of an even spread over the set."""
-        picked = [i * self._samples.n // self.n for i in range(self.n)]
-        blocks = [picked[i : i + self._batch] for i in range(0, self.n, self._batch)]
-        return [self._gathered(block) for block in blocks]
-
-    def _gathered(self, block: list[int]) -> Feeds:
-        parts = [self._samples.feeds(i, i + 1) for i in block]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _switches(self, assignment: Assignment) -> dict[str, Any]:
         unknown = [name for name in assignment.activations if name not in self.tensors]
@@ -151,6 +156,30 @@ class Switchboard:
             for part, value in zip(_PARTS, values, strict=True):
                 feeds[_switch(name, part)] = np.array(value, dtype=np.float32)
         return feeds
+
+
+def _picked(model: onnx.ModelProto, samples: Samples, samples_max: int) -> list[int]:
+    """An even spread over the set, within the limits of work and memory."""
+    each = activation_bytes(model)
+    # A board of more samples than a search's is for few evaluations, so each may work as much longer.
+    work = SEARCH_BYTES * max(1, samples_max // SEARCH_SAMPLES_MAX)
+    most = samples_max if each is None else min(samples_max, max(SEARCH_SAMPLES_MIN, work // each))
+    first = samples.feeds(0, 1)
+    held = SWITCHBOARD_INPUT_BYTES_MAX // max(sum(tensor.nbytes for tensor in first.values()), 1)
+    n = max(1, min(samples.n, most, held))
+    return [i * samples.n // n for i in range(n)]
+
+
+def _batches(
+    model: onnx.ModelProto, samples: Samples, signature: Signature, picked: list[int]
+) -> list[Feeds]:
+    """The picked samples' tensors in batches; they are made once and held."""
+    size = batch_size(activation_bytes(model), len(picked)) if signature.batch_free else 1
+    found = []
+    for start in range(0, len(picked), size):
+        parts = [samples.feeds(i, i + 1) for i in picked[start : start + size]]
+        found.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    return found
 
 
 _PARTS = ("step", "low", "high")
@@ -190,7 +219,9 @@ def switched(
                 nodes += _fake(name, node.output[place], name)
     for name in placed:
         for part in _PARTS:
-            graph.graph.input.append(helper.make_tensor_value_info(_switch(name, part), TensorProto.FLOAT, []))
+            graph.graph.input.append(
+                helper.make_tensor_value_info(_switch(name, part), TensorProto.FLOAT, [])
+            )
     for name in sorted(weights):
         dims = list(constants[name].dims)
         graph.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
@@ -241,20 +272,27 @@ def _weights(model: onnx.ModelProto, names: frozenset[str]) -> dict[str, Array]:
 
 
 def _joined(rows: list[Array]) -> Array:
-    """Batches one after another; outputs that are no rows of samples stand side by side."""
-    return np.concatenate([row.reshape(row.shape[0], -1) if row.ndim > 1 else row.reshape(-1, 1) for row in rows])
+    """Batches one after another, each sample as one row."""
+    return np.concatenate(
+        [row.reshape(row.shape[0], -1) if row.ndim > 1 else row.reshape(-1, 1) for row in rows]
+    )
 
 
-def batch_size(model: onnx.ModelProto, signature: Signature, n: int) -> int:
-    """Samples at once so that all activations together stay within SWITCHBOARD_BYTES_MAX."""
-    if not signature.batch_free:
-        return 1
-    per_sample = 0
+def activation_bytes(model: onnx.ModelProto) -> int | None:
+    """Of all tensors of one sample together; None where a shape is open."""
+    total = 0
     inferred = onnx.shape_inference.infer_shapes(model)
     for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
         dims = [d.dim_value if d.HasField("dim_value") else 0 for d in value.type.tensor_type.shape.dim]
         if 0 in dims[1:]:
-            return min(n, CALIBRATION_BATCH_MAX)
-        per_sample += 4 * math.prod(dims[1:])
+            return None
+        total += 4 * math.prod(dims[1:])
+    return max(total, 1)
+
+
+def batch_size(sample_bytes: int | None, n: int) -> int:
+    """Samples at once so that the activations of a batch stay within SWITCHBOARD_BYTES_MAX."""
+    if sample_bytes is None:
+        return min(n, CALIBRATION_BATCH_MAX)
     # A fake quantizer holds up to two copies of a tensor beside the tensor itself.
-    return max(1, min(n, SWITCHBOARD_BYTES_MAX // max(3 * per_sample, 1)))
+    return max(1, min(n, SWITCHBOARD_BYTES_MAX // (3 * sample_bytes)))
