@@ -94,3 +94,6 @@ ISLAND_EVALUATIONS_MAX = 48
 
 ISLANDS_MAX = 99
 """Candidates for an island that are searched, the ones most worth it; a recipe's name counts no further."""
+
+PROFILE_RUNS = 15
+"""Of each graph under the profiler, to cost islands; the median counts."""

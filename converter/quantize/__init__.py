@@ -12,6 +12,7 @@ from converter.errors import RecipeError
 from converter.quantize.dynamic_int8 import quantize_dynamic
 from converter.quantize.float16 import quantize_float16
 from converter.quantize.material import Made, Material
+from converter.quantize.mixed_int8 import quantize_mixed
 from converter.quantize.static_int8 import quantize_static
 from converter.quantize.weights.scheme import quantize_weights
 from converter.recipe import FLOAT32, Kind, Recipe, format_recipe
@@ -31,6 +32,7 @@ SCHEMES: Mapping[Kind, Scheme] = {
     "dynamic": quantize_dynamic,
     "static": quantize_static,
     "weight": quantize_weights,
+    "mixed": quantize_mixed,
 }
 
 

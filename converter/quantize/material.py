@@ -13,6 +13,8 @@ from msgspec import Struct
 from converter.calibrate import Calibration
 from converter.dataset import Samples
 from converter.model import Signature
+from converter.recipe import Recipe
+from converter.repair.goal import Goal
 from converter.targets.loader import Rules
 
 
@@ -25,6 +27,7 @@ class Material(Struct, frozen=True, kw_only=True):
         samples: the calibration set itself.
         signature: of the model.
         rules: of the target.
+        goal: what a search for islands must reach; None where the SLA limits no accuracy.
     """
 
     model: onnx.ModelProto
@@ -32,6 +35,7 @@ class Material(Struct, frozen=True, kw_only=True):
     samples: Samples
     signature: Signature
     rules: Rules
+    goal: Goal | None = None
 
 
 class Made(Struct, frozen=True, kw_only=True):
@@ -42,8 +46,10 @@ class Made(Struct, frozen=True, kw_only=True):
         decisions: what was decided on the way, in words for people.
         saturating: layers whose 16-bit sums saturate on x86 without VNNI, in words; None where that was not
             emulated (`converter.quantize.saturation`).
+        recipe: what was made in the end, where that is decided on the way (the number of islands).
     """
 
     model: onnx.ModelProto
     decisions: tuple[str, ...] = ()
     saturating: tuple[str, ...] | None = None
+    recipe: Recipe | None = None

@@ -3,11 +3,19 @@
 For: integer weights and activations with ranges known beforehand: ranges (`converter.calibrate`), a plan
 (`converter.quantize.plan`), its graph (`converter.quantize.emit`).
 Not for: repair (`converter.repair`), which changes material before the plan is made, and the plan after.
+For: integer weights and activations with ranges known beforehand. The ranges are ours
+(`converter.calibrate`); onnxruntime's QDQ quantizer places the operators.
+Not for: QOperator format, or the repairs themselves (`converter.quantize.repaired`).
 """
 
 from __future__ import annotations
 
 from converter.calibrate import Ranges, ranges_of
+from converter.calibrate import ranges_of
+import numpy as np
+import onnx
+
+from converter.calibrate import Ranges
 from converter.errors import RecipeError
 from converter.quantize.emit import emit
 from converter.quantize.material import Made, Material
@@ -16,10 +24,17 @@ from converter.quantize.saturation import saturating
 from converter.recipe import Recipe
 
 _EXTRAS_DONE = frozenset({"sym", "rr"})
+from converter.quantize.repaired import Emitter, repair
+from converter.recipe import Recipe
+from converter.repair.reading import island_nodes, read_assignment
+from converter.runtime import ort_calibrate, ort_quantization, ort_registry
+
+_OPSET_PER_CHANNEL = 13
+_EXTRAS_DONE = frozenset({"sym", "rr", "cle", "bc", "islands"})
 
 
 def quantize_static(material: Material, recipe: Recipe) -> Made:
-    """The QDQ graph.
+    """The QDQ graph, repaired as the recipe's method and extras say.
 
     Raises:
         RecipeError: `recipe_method` or `recipe_extra` (not done here), or what `make_plan` raises.
@@ -52,3 +67,67 @@ def _guarded(
     left = saturating(material.model, plan, material.samples)
     said = f"7-bit weights in {len(reduced)} of {len(full.weights)} layers, where 16-bit sums saturate: "
     return plan, tuple(one.words for one in left), (said + "; ".join(one.words for one in found),)
+    plan = make_plan(material, recipe, ranges_of(material.calibration, recipe))
+    return Made(model=emit(material.model, plan), decisions=plan.decisions)
+    require_done(material, recipe)
+    repaired = repair(material, recipe, emitter(recipe))
+    model = emit(repaired.material, recipe, repaired.ranges, frozenset(repaired.islands))
+    return Made(model=model, decisions=repaired.decisions)
+
+
+def require_done(material: Material, recipe: Recipe) -> None:
+    """Refuses what this scheme does not do.
+
+    Raises:
+        RecipeError: `recipe_extra`, `recipe_opset`.
+    """
+    undone = sorted({extra.rstrip("0123456789") for extra in recipe.extras} - _EXTRAS_DONE)
+    if undone or (recipe.kind == "static" and any(extra.startswith("islands") for extra in recipe.extras)):
+        raise RecipeError("recipe_extra", f"{', '.join(undone) or 'islands'} is not done by this scheme")
+    if recipe.per_channel and opset_of(material.model) < _OPSET_PER_CHANNEL:
+        raise RecipeError(
+            "recipe_opset", f"per channel needs opset 13, the model has {opset_of(material.model)}"
+        )
+
+
+def emitter(recipe: Recipe) -> Emitter:
+    """`emit()` for one recipe, as the repairs call it."""
+
+    def emitting(material: Material, ranges: Ranges, islands: frozenset[str]) -> onnx.ModelProto:
+        return emit(material, recipe, ranges, islands)
+
+    return emitting
+
+
+def emit(material: Material, recipe: Recipe, ranges: Ranges, islands: frozenset[str]) -> onnx.ModelProto:
+    """The QDQ graph with these ranges; islands, their producers and their readers stay in float."""
+    left: list[str] = []
+    if islands:
+        full = read_assignment(emit(material, recipe, ranges, frozenset()), material.model)
+        places = island_nodes(material.model, full.activations, islands)
+        left = [material.model.graph.node[place].name for place in places]
+    with quiet():
+        quantizer = ort_quantization.QDQQuantizer(
+            prepared(material.model),
+            recipe.per_channel,
+            recipe.reduce_range,
+            quant_type(recipe.weight),
+            quant_type(recipe.activation),
+            _tensor_data(ranges),
+            [],
+            left,
+            sorted({*ort_registry.QLinearOpsRegistry, *ort_registry.QDQRegistry}),
+            {"ActivationSymmetric": recipe.symmetric},
+        )
+    return finished(quantizer)
+
+
+def _tensor_data(ranges: Ranges) -> object:
+    """The ranges in the quantizer's own type."""
+    data = {
+        name: ort_calibrate.TensorData(
+            lowest=np.array(span.low, dtype=np.float32), highest=np.array(span.high, dtype=np.float32)
+        )
+        for name, span in ranges.items()
+    }
+    return ort_calibrate.TensorsData(ort_calibrate.CalibrationMethod.MinMax, data)

@@ -1,7 +1,7 @@
 """What a layer costs in float and in integers.
 
-For: the price of an island, by weight of the FP32 model: measured kernel by kernel with the runtime's profiler where
-both graphs can be followed, else by multiplications, and saying which.
+For: the price of an island, by weight of the FP32 model: measured kernel by kernel with the runtime's
+profiler where both graphs can be followed, else by multiplications, and saying which.
 Not for: the latency of a candidate (`converter.latency`).
 """
 
@@ -60,7 +60,7 @@ def costs(plain: onnx.ModelProto, quantized: onnx.ModelProto | None, feeds: Feed
     work = multiplications(plain)
     if work is None:
         return Costs(
-            by_weight={weight: 1.0 for weight in layers.values()}, measured=False,
+            by_weight=dict.fromkeys(layers.values(), 1.0), measured=False,
             words="cost of islands unknown: every layer counts the same",
         )  # fmt: skip
     return Costs(

@@ -155,7 +155,7 @@ def _link(index: GraphIndex, node: onnx.NodeProto) -> Link | str:
     )
     if reason is not None:
         return reason
-    if len({id(reader) for reader in walk.readers}) != len(walk.readers):
+    if len({reader.output[0] for reader in walk.readers}) != len(walk.readers):
         return "one operator reads it twice"
     return Link(
         tensor=node.output[0], tensors=tuple(walk.tensors), axes=tuple(walk.axes), writer=node,

@@ -149,7 +149,9 @@ class Switchboard:
         unknown += [name for name in assignment.weights if name not in self._plain]
         if unknown:
             raise KeyError(f"no switch for {', '.join(unknown)}")
-        feeds: dict[str, Any] = {**self._plain, **assignment.weights}
+        weights = {**self._plain, **assignment.weights}
+        # The runtime takes arrays only; arithmetic on an array without axes gives numpy's scalars.
+        feeds: dict[str, Any] = {name: np.asarray(values) for name, values in weights.items()}
         for name in self.tensors:
             fake = assignment.activations.get(name, OPEN)
             values = (fake.step, fake.low, fake.high)

@@ -6,11 +6,14 @@ Not for: models without one (`tests.converter.builders`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from converter.dataset import Samples
+from converter.repair.switchboard import Assignment, FakeQuant
 from tests.converter.builders import CLASSES, Floats, model, weights
 
 
@@ -52,3 +55,47 @@ def outlier_net(seed: int, factor: float) -> onnx.ModelProto:
     ]
     tensors = [numpy_helper.from_array(v.astype(np.float32), k) for k, v in constants.items()]
     return model(nodes, [*tensors, weights(rng, "w5", CLASSES, 6), weights(rng, "b5", CLASSES)], 17)
+
+
+def read_assignment(emitted: onnx.ModelProto, plain: onnx.ModelProto) -> Assignment:
+    """What an emitted QDQ graph does to the tensors and weights of the FP32 graph, read from it alone."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in emitted.graph.initializer}
+    names = {tensor.name for tensor in plain.graph.initializer}
+    tensors = {name for node in plain.graph.node for name in (*node.input, *node.output)}
+    activations, found = {}, {}
+    for node in emitted.graph.node:
+        if node.op_type not in {"QuantizeLinear", "DequantizeLinear"}:
+            continue
+        scale, zero = (constants[name] for name in node.input[1:3])
+        if node.op_type == "QuantizeLinear":
+            kind = np.iinfo(zero.dtype)
+            stems = (node.input[0], node.input[0].removesuffix("_QuantizeLinear_Input"))
+            name = next(stem for stem in stems if stem in tensors)
+            low, high = float(kind.min - int(zero)), float(kind.max - int(zero))
+            activations[name] = FakeQuant(step=float(scale), low=low, high=high)
+        elif node.input[0] in constants and (name := node.input[0].removesuffix("_quantized")) in names:
+            values = constants[node.input[0]]
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            shape = [1] * values.ndim
+            if scale.size > 1:
+                shape[axis] = -1
+            steps, zeros = (
+                one.astype(np.float32).reshape(shape if one.size > 1 else ()) for one in (scale, zero)
+            )
+            found[name] = ((values.astype(np.float32) - zeros) * steps).astype(np.float32)
+    return Assignment(activations=activations, weights=found)
+
+
+def island_planner(full: Assignment, plain: onnx.ModelProto) -> Callable[[frozenset[str]], Assignment]:
+    """Islands as in FACTS.md, trap 5: the tensor, its producer's weights and its readers' weights."""
+
+    def planner(islands: frozenset[str]) -> Assignment:
+        beside = {
+            name for node in plain.graph.node for name in node.input if islands & {*node.input, *node.output}
+        }
+        return Assignment(
+            activations={k: v for k, v in full.activations.items() if k not in islands},
+            weights={k: v for k, v in full.weights.items() if k not in beside},
+        )
+
+    return planner

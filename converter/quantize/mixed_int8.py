@@ -1,0 +1,40 @@
+"""Mixed precision: `mixed_wi8_au8_pc_auto`, integers with the float islands that the SLA needs.
+
+For: the static scheme with islands found by search; the recipe that comes out says how many (`..._islands3`).
+Not for: 16-bit islands: no target here lists 16-bit kernels that are worth it (on the CPU they take 3.86
+times FP32's time: FACTS.md, section 1).
+"""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from converter.errors import RecipeError
+from converter.quantize.material import Made, Material
+from converter.quantize.repaired import repair
+from converter.quantize.static_int8 import emit, emitter, require_done
+from converter.recipe import EXTRAS, Recipe
+
+
+def quantize_mixed(material: Material, recipe: Recipe) -> Made:
+    """The QDQ graph with the fewest islands found that meet the goal, or the best found, and what is missing.
+
+    Raises:
+        RecipeError: `recipe_goal`, `recipe_extra`, `recipe_opset`, `recipe_islands` (none is needed: then the
+            static recipe is this candidate, and need not be measured twice).
+        Exception: the quantizer's or the runtime's own.
+    """
+    require_done(material, recipe)
+    repaired = repair(material, recipe, emitter(recipe))
+    if not repaired.islands:
+        raise RecipeError("recipe_islands", "; ".join(repaired.decisions[-3:]))
+    model = emit(repaired.material, recipe, repaired.ranges, frozenset(repaired.islands))
+    return Made(model=model, decisions=repaired.decisions, recipe=with_islands(recipe, len(repaired.islands)))
+
+
+def with_islands(recipe: Recipe, n: int) -> Recipe:
+    """The recipe with `islandsN` among its extras, in the grammar's order."""
+    extras = [extra for extra in recipe.extras if not extra.startswith("islands")]
+    extras.append(f"islands{n}")
+    extras.sort(key=lambda extra: EXTRAS.index(extra.rstrip("0123456789")))
+    return structs.replace(recipe, extras=tuple(extras))
