@@ -1,14 +1,14 @@
 """The range method of each tensor, chosen by measured effect: method `auto`.
 
-For: starting from the best method for all, then changing the method of one tensor after another where that
-brings the outputs nearer to FP32 (`converter.repair.descent`), on label-free calibration samples.
+For: starting from the best method for all, or from what suits each tensor alone where that is better, then
+changing the method of one tensor after another where that brings the outputs nearer to FP32
+(`converter.repair.descent`), on label-free calibration samples.
 Not for: the methods themselves (`converter.calibrate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import islice
 
 from msgspec import Struct
 
@@ -47,8 +47,8 @@ def choose_ranges(
 ) -> Chosen:
     """Ranges by tensor.
 
-    Costs at most AUTO_EVALUATIONS_MAX + 1 evaluations: one for each method, one for each tensor to find those
-    that matter, the descent, and one to check the whole.
+    Costs little more than AUTO_EVALUATIONS_MAX evaluations: one for each method, some for tensors alone, the
+    descent, and one to check the whole.
 
     Args:
         board: of the model; its samples are split in two halves, even and odd.
@@ -66,37 +66,43 @@ def choose_ranges(
     plans = {method: planner(_all(candidates, method)) for method in methods}
     errors = {method: _errors(board, plan) for method, plan in plans.items()}
     best = min(methods, key=lambda method: mean_of(errors[method]))
-    options = _options(board, plans, candidates, best)
-    limit = max(1, AUTO_EVALUATIONS_MAX - (board.evaluations - already))
     plain = plans[best]
 
     def evaluate(chosen: Mapping[str, str]) -> Errors:
         spans = {name: plans[chosen.get(name, best)].activations[name] for name in plain.activations}
         return _errors(board, Assignment(activations=spans, weights=plain.weights))
 
+    options, suited = _suited(board, plans, candidates, best)
     start = dict.fromkeys(options, best)
-    found = descend(options, start, evaluate, limit)
+    if suited != start and is_better(errors[best], evaluate(suited)):
+        start = suited
+    found = descend(options, start, evaluate, max(1, AUTO_EVALUATIONS_MAX - (board.evaluations - already)))
     picked = {name: found.chosen.get(name, best) for name in candidates}
     ranges = {name: candidates[name][method] for name, method in picked.items()}
-    kept = bool(found.changed) and is_better(errors[best], _errors(board, planner(ranges)))
-    if not kept:
+    changed = tuple(name for name in options if picked[name] != best)
+    final = _errors(board, planner(ranges)) if changed else errors[best]
+    if not is_better(errors[best], final):
+        changed, final = (), errors[best]
         picked, ranges = dict.fromkeys(candidates, best), _all(candidates, best)
     evaluations = board.evaluations - already
     said = ", ".join(f"{method} {decibels(mean_of(errors[method])):.1f} dB" for method in methods)
     words = [
         f"range method by measured effect: {best} for all is the best of {said}",
-        _sweep(found.changed if kept else (), decibels(found.before), decibels(found.after), evaluations),
+        _sweep(changed, mean_of(errors[best]), mean_of(final), evaluations),
+        *(f"{name}: {picked[name]}" for name in changed[:_NAMED_MAX]),
     ]
-    words += [f"{name}: {picked[name]}" for name in islice(found.changed if kept else (), _NAMED_MAX)]
     if found.unvisited:
-        words.append(f"{found.unvisited} tensors of lesser effect were left at {best}: the limit was reached")
+        words.append(
+            f"{found.unvisited} tensors of lesser effect were not tried in turn: the limit was reached"
+        )
     return Chosen(ranges=ranges, methods=picked, evaluations=evaluations, decisions=tuple(words))
 
 
 def _sweep(changed: tuple[str, ...], before: float, after: float, evaluations: int) -> str:
     if not changed:
         return f"no tensor gained beyond noise from another method; {evaluations} evaluations"
-    return f"{len(changed)} tensors changed method, {before:.1f} -> {after:.1f} dB; {evaluations} evaluations"
+    gain = f"{decibels(before):.1f} -> {decibels(after):.1f} dB"
+    return f"{len(changed)} tensors changed method, {gain}; {evaluations} evaluations"
 
 
 def _all(candidates: Mapping[str, Mapping[str, Interval]], method: str) -> Ranges:
@@ -108,25 +114,35 @@ def _errors(board: Switchboard, assignment: Assignment) -> Errors:
     return noise[0::2], noise[1::2] or noise
 
 
-def _options(
+def _suited(
     board: Switchboard,
     plans: Mapping[str, Assignment],
     candidates: Mapping[str, Mapping[str, Interval]],
     best: str,
-) -> dict[str, list[str]]:
-    """Methods that differ, by tensor; the tensor that alone does most harm comes first."""
-    plain = plans[best]
-    harm: dict[str, float] = {}
-    options = {}
-    for name in plain.activations:
-        if name not in candidates:
-            continue
-        differing = _differing(candidates[name], best)
-        if differing:
-            only = Assignment(activations={name: plain.activations[name]}, weights={})
-            harm[name] = float(noise_by_sample(board.reference, board.outputs(only)).mean())
-            options[name] = [best, *differing]
-    return {name: options[name] for name in sorted(options, key=lambda name: (-harm[name], name))}
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Methods that differ by tensor, the most harmful tensor first; and the method that does each least harm.
+
+    Alone means everything else in float: the noise of other tensors cannot hide or imitate an effect. At most
+    half of AUTO_EVALUATIONS_MAX go into that, for the tensors that do most harm.
+    """
+    differing = {
+        name: _differing(candidates[name], best) for name in plans[best].activations if name in candidates
+    }
+
+    def alone(name: str, method: str) -> float:
+        only = Assignment(activations={name: plans[method].activations[name]}, weights={})
+        return float(noise_by_sample(board.reference, board.outputs(only)).mean())
+
+    limit = board.evaluations + AUTO_EVALUATIONS_MAX // 2
+    harm = {name: alone(name, best) for name, found in differing.items() if found}
+    ordered = sorted(harm, key=lambda name: (-harm[name], name))
+    suited = dict.fromkeys(ordered, best)
+    for name in ordered:
+        if board.evaluations + len(differing[name]) > limit:
+            break
+        measured = {best: harm[name]} | {method: alone(name, method) for method in differing[name]}
+        suited[name] = min(measured, key=lambda method: measured[method])
+    return {name: [best, *differing[name]] for name in ordered}, suited
 
 
 def _differing(spans: Mapping[str, Interval], best: str) -> list[str]:

@@ -47,7 +47,7 @@ def descend(
     evaluate: Callable[[Mapping[str, str]], Errors],
     evaluations_max: int,
 ) -> Descended:
-    """One sweep over all names.
+    """Sweeps over all names until one changes nothing, or the limit is reached.
 
     Args:
         options: of each name, in the order of the visits.
@@ -63,22 +63,30 @@ def descend(
     chosen = dict(start)
     now = evaluate(chosen)
     before, evaluations = mean_of(now), 1
-    changed, visited = [], 0
-    for name, found in options.items():
-        others = [one for one in found if one != chosen[name]]
+    moved: list[str] = []
+    waiting = list(options)
+    unvisited = set(options)
+    last_change = len(options)
+    # A name comes round again until all names in turn have changed nothing.
+    while waiting and last_change > 0:
+        name = waiting.pop(0)
+        others = [one for one in options[name] if one != chosen[name]]
         if evaluations + len(others) > evaluations_max:
             break
-        visited += 1
+        waiting.append(name)
+        unvisited.discard(name)
+        last_change -= 1
         for option in others:
             errors = evaluate({**chosen, name: option})
             evaluations += 1
             if is_better(now, errors):
                 chosen[name], now = option, errors
-                if name not in changed:
-                    changed.append(name)
+                moved.append(name)
+                last_change = len(options) - 1
+    changed = tuple(name for name in dict.fromkeys(moved) if chosen[name] != start[name])
     return Descended(
-        chosen=chosen, changed=tuple(changed), before=before, after=mean_of(now), evaluations=evaluations,
-        unvisited=len(options) - visited,
+        chosen=chosen, changed=changed, before=before, after=mean_of(now), evaluations=evaluations,
+        unvisited=len(unvisited),
     )  # fmt: skip
 
 

@@ -44,10 +44,10 @@ class Goal(Struct, frozen=True, kw_only=True):
             "agreement of at least {:.4g}": self.agreement_min,
         }
         said = [text.format(value) for text, value in limits.items() if value is not None]
-        how = (
-            "labelled search" if self.samples.labels is not None else "calibration, label-free: by agreement"
-        )
-        return f"{' and '.join(said)} ({how} samples)"
+        on = "labelled search samples"
+        if self.samples.labels is None:
+            on = "calibration samples, where agreement stands for accuracy"
+        return f"{' and '.join(said)} (on {on})"
 
 
 def goal_of(limits: Limits, calibration: Samples, search: Samples | None) -> Goal | None:

@@ -81,6 +81,7 @@ class Switchboard:
         tensors: that have a fake quantizer, in the graph's order.
         evaluations: how many assignments were computed.
         n: samples that each is computed on.
+        plain: weights that may be replaced, as they are.
         labels: of these samples; None where the set has none.
         reference: float32 outputs of FP32 on them by name, first axis samples.
     """
@@ -118,9 +119,9 @@ class Switchboard:
         self.labels = None if samples.labels is None else samples.labels[picked]
         types = element_types(onnx.shape_inference.infer_shapes(model))
         self._names = tuple(spec.name for spec in signature.outputs if spec.dtype == "float32") + watched
-        self._plain = _weights(model, weights)
+        self.plain = _weights(model, weights)
         graph, self.tensors = switched(
-            with_outputs(model, list(watched)), tensors, frozenset(self._plain), types
+            with_outputs(model, list(watched)), tensors, frozenset(self.plain), types
         )
         self._session = open_session(graph.SerializeToString(), threads=1, optimization="EXTENDED")
         self.reference = self.outputs(Assignment(activations={}, weights={}))
@@ -146,10 +147,10 @@ class Switchboard:
 
     def _switches(self, assignment: Assignment) -> dict[str, Any]:
         unknown = [name for name in assignment.activations if name not in self.tensors]
-        unknown += [name for name in assignment.weights if name not in self._plain]
+        unknown += [name for name in assignment.weights if name not in self.plain]
         if unknown:
             raise KeyError(f"no switch for {', '.join(unknown)}")
-        weights = {**self._plain, **assignment.weights}
+        weights = {**self.plain, **assignment.weights}
         # The runtime takes arrays only; arithmetic on an array without axes gives numpy's scalars.
         feeds: dict[str, Any] = {name: np.asarray(values) for name, values in weights.items()}
         for name in self.tensors:

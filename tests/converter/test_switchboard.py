@@ -86,7 +86,9 @@ def test_open_everywhere_is_the_float_model_bit_for_bit() -> None:
 def test_one_switch_changes_one_tensor_and_it_is_put_back() -> None:
     made = conv_net()
     coarse = FakeQuant(step=0.5, low=-2.0, high=2.0)
-    full = Assignment(activations={"r1": FakeQuant(step=9.0, low=0.0, high=1.0), "logits": coarse}, weights={})
+    full = Assignment(
+        activations={"r1": FakeQuant(step=9.0, low=0.0, high=1.0), "logits": coarse}, weights={}
+    )
     board = _board(made, full, images(6))
     only = board.outputs(Assignment(activations={"logits": coarse}, weights={}))["logits"]
     expected = np.clip(np.round(board.reference["logits"] / 0.5), -2, 2) * 0.5

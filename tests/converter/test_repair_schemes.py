@@ -1,0 +1,211 @@
+"""Repairs through the schemes: real graphs with a disease, cured and measured; and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from msgspec import structs
+from onnx import numpy_helper
+
+from converter.errors import RecipeError
+from converter.fusion import audit, multiplications
+from converter.model import signature
+from converter.passes import clean
+from converter.quantize import Material, quantize
+from converter.quantize.mixed_int8 import with_islands
+from converter.quantize.static_int8 import emit
+from converter.recipe import format_recipe, parse
+from converter.repair.bias import correct_biases
+from converter.repair.effects import decibels, noise_by_sample
+from converter.repair.goal import Goal
+from converter.repair.reading import island_nodes, island_planner
+from converter.repair.reading import read_assignment as read
+from converter.repair.switchboard import Assignment, FakeQuant, Switchboard
+from tests.converter.builders import answers, batch_norm_net, conv_net, images, material_of
+from tests.converter.repairing import outlier_net, read_assignment, samples_of
+
+_PC = parse("static_wi8_au8_pc_minmax")
+
+
+def _material(made: onnx.ModelProto, agreement_min: float | None = None) -> Material:
+    material = material_of(made, samples_of(images(96, seed=8)))
+    if agreement_min is None:
+        return material
+    return structs.replace(material, goal=Goal(samples=material.samples, agreement_min=agreement_min))
+
+
+def _snr(made: onnx.ModelProto, changed: onnx.ModelProto) -> float:
+    """Of the answers to images that nothing was calibrated on, in dB."""
+    exact = {"logits": answers(made, images(60))}
+    return decibels(float(noise_by_sample(exact, {"logits": answers(changed, images(60))}).mean()))
+
+
+@pytest.mark.parametrize("made", [conv_net(), clean(batch_norm_net())[0], outlier_net(2, 9.0)])
+@pytest.mark.parametrize("recipe", [_PC, parse("static_wi8_ai8_pt_minmax_sym")])
+def test_the_assignment_is_read_from_the_emitted_graph(made: onnx.ModelProto, recipe: object) -> None:
+    emitted = quantize(_material(made), recipe).model  # type: ignore[arg-type]
+    mine, independent = read(emitted, made), read_assignment(emitted, made)
+    assert mine.activations == independent.activations
+    biases = {name for name in independent.weights if name.startswith("b") or name.endswith("_bias")}
+    assert set(mine.weights) == set(independent.weights) - biases
+    for name, values in mine.weights.items():
+        np.testing.assert_array_equal(values, independent.weights[name])
+
+
+def test_islands_take_the_convolution_behind_a_fused_relu_along() -> None:
+    made = outlier_net(1, 1.0)
+    full = read(quantize(_material(made), _PC).model, made)
+    assert "c1" not in full.activations, "Conv and Relu are one kernel"
+    places = island_nodes(made, full.activations, {"r1"})
+    assert [made.graph.node[place].name for place in places] == ["conv_1", "relu_1", "conv_2"]
+    planned = island_planner(made, full)(frozenset({"r1"}))
+    assert set(full.weights) - set(planned.weights) == {"w1", "w2"}
+    assert set(full.activations) - set(planned.activations) == {"image", "r1"}
+    everything = island_planner(made, full)(frozenset(full.activations))
+    assert everything == Assignment(activations={}, weights={})
+    assert island_planner(made, full)(frozenset()) == full
+
+
+def test_what_the_planner_says_is_what_is_emitted() -> None:
+    made = outlier_net(1, 1.0)
+    material = _material(made)
+    ranges = material.calibration.ranges
+    full = read(emit(material, _PC, ranges, frozenset()), made)
+    for island in full.activations:
+        planned = island_planner(made, full)(frozenset({island}))
+        emitted = read(emit(material, _PC, ranges, frozenset({island})), made)
+        assert island not in emitted.activations
+        assert set(emitted.weights) == set(planned.weights)
+        # An emitter may leave more in float: a mean between two float operators needs no integers.
+        assert set(emitted.activations) <= set(planned.activations)
+
+
+@pytest.mark.parametrize("recipe", ["static_wi8_au8_pc_minmax", "static_wi8_au8_pt_minmax"])
+def test_equalization_is_an_extra_of_the_static_scheme(recipe: str) -> None:
+    made = outlier_net(3, 150.0)
+    plain, cured = (quantize(_material(made), parse(name)) for name in (recipe, f"{recipe}_cle"))
+    assert _snr(made, cured.model) > _snr(made, plain.model) + 8
+    assert any("equalized" in line for line in cured.decisions)
+    assert plain.decisions == ()
+
+
+def _shifted() -> tuple[onnx.ModelProto, Assignment]:
+    """A net, and weights that are all a little too large: every mean is off."""
+    made = conv_net()
+    constants = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
+    moved = {name: constants[name] + np.float32(0.05) for name in ("w1", "w2")}
+    return made, Assignment(activations={"r1": FakeQuant(step=0.02, low=0, high=255)}, weights=moved)
+
+
+def _mean_error(made: onnx.ModelProto, graph: onnx.ModelProto, assignment: Assignment) -> float:
+    """Largest mean error of a logit, on images that gave no means, with `graph`'s biases."""
+    board = Switchboard(
+        graph, samples_of(images(40)), signature(made), tensors=frozenset(assignment.activations),
+        weights=frozenset(assignment.weights),
+    )  # fmt: skip
+    found = board.outputs(assignment)["logits"]
+    return float(np.abs((found - answers(made, images(40))).mean(axis=0)).max())
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+def test_bias_correction_gives_the_mean_back(opset: int) -> None:
+    made, assignment = _shifted()
+    made.opset_import[0].version = opset
+    samples = samples_of(images(96, seed=8))
+    corrected, said = correct_biases(made, samples, signature(made), assignment)
+    assert said[0].endswith("; kept")
+    assert "3 layers, 5 evaluations" in said[0]
+    assert _mean_error(made, corrected, assignment) < _mean_error(made, made, assignment) / 3
+
+
+def test_bias_correction_adds_a_bias_where_there_is_none() -> None:
+    made = outlier_net(4, 1.0)
+    constants = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
+    assignment = Assignment(activations={}, weights={"w4": constants["w4"] * np.float32(0.8)})
+    corrected, said = correct_biases(made, samples_of(images(64)), signature(made), assignment)
+    onnx.checker.check_model(corrected)
+    assert said[0].endswith("; kept")
+    added = next(t for t in corrected.graph.initializer if t.name == "c4_bias")
+    assert np.abs(numpy_helper.to_array(added)).max() > 0.01
+
+
+def test_a_correction_that_does_not_help_is_not_kept() -> None:
+    made = conv_net()
+    nothing = Assignment(activations={}, weights={})
+    corrected, said = correct_biases(made, samples_of(images(16)), signature(made), nothing)
+    assert said[0].endswith("; not kept")
+    assert corrected.SerializeToString() == made.SerializeToString()
+
+
+def test_bias_correction_is_an_extra_of_the_static_scheme() -> None:
+    made = outlier_net(3, 150.0)
+    plain, corrected = (
+        quantize(_material(made), parse(f"static_wi8_au8_pt_minmax{end}")) for end in ("", "_bc")
+    )
+    assert "bias correction of 5 layers" in corrected.decisions[0]
+    assert _snr(made, corrected.model) >= _snr(made, plain.model)
+
+
+def test_a_mixed_recipe_leaves_the_tensor_that_hurts_in_float_with_what_it_touches() -> None:
+    made = outlier_net(3, 400.0, wild=("w3",))
+    goal = 0.95
+    plain = quantize(_material(made), _PC)
+    found = quantize(_material(made, goal), parse("mixed_wi8_au8_pc_minmax"))
+    assert found.recipe is not None
+    assert format_recipe(found.recipe).startswith("mixed_wi8_au8_pc_minmax_islands")
+    said = "\n".join(found.decisions)
+    assert f"meets agreement of at least {goal}" in said
+    assert "tensor r3 stays float with its producer and its readers" in said
+    assert "evaluations to rank and" in said
+    assert "searched on 96 samples" in said
+    exact = answers(made, images(60)).argmax(axis=1)
+    agreeing = [
+        (answers(graph, images(60)).argmax(axis=1) == exact).mean() for graph in (plain.model, found.model)
+    ]
+    assert agreeing[0] < 0.9
+    assert agreeing[1] > 0.95
+    whole = audit(found.model.SerializeToString(), {}, multiplications(made)).int8_fraction
+    assert whole is not None
+    assert 0.0 < whole < 1.0
+
+
+def test_a_goal_that_islands_cannot_meet_gives_the_best_and_what_is_missing() -> None:
+    material = _material(outlier_net(3, 2000.0))
+    right = answers(material.model, material.samples.arrays["image"]).argmax(axis=1)
+    samples = structs.replace(material.samples, labels=right.astype(np.int64))
+    goal = Goal(samples=samples, accuracy_fraction_min=1.25)
+    found = quantize(structs.replace(material, goal=goal), parse("mixed_wi8_au8_pc_minmax"))
+    assert any("nothing that was tried meets the goal; missing is 0.2" in line for line in found.decisions)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "goal", "code"),
+    [
+        ("mixed_wi8_au8_pc_minmax", None, "recipe_goal"),
+        ("mixed_wi8_au8_pc_minmax", 0.1, "recipe_islands"),
+        ("mixed_wi8_au8_pc_minmax_twin", 0.9, "recipe_extra"),
+        ("static_wi8_au8_pc_minmax_islands2", 0.9, "recipe_extra"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_by_name(recipe: str, goal: float | None, code: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        quantize(_material(conv_net(), goal), parse(recipe))
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("mixed_wi8_au8_pc_auto", "mixed_wi8_au8_pc_auto_islands3"),
+        ("mixed_wi8_au8_pc_auto_rr_bc_twin", "mixed_wi8_au8_pc_auto_rr_bc_islands3_twin"),
+        ("mixed_wi8_au8_pc_auto_islands9", "mixed_wi8_au8_pc_auto_islands3"),
+    ],
+)
+def test_the_recipe_that_comes_out_says_how_many_islands(before: str, after: str) -> None:
+    assert format_recipe(with_islands(parse(before), 3)) == after
+
+
+def test_method_auto_with_one_known_method_says_so() -> None:
+    made = quantize(_material(conv_net()), parse("static_wi8_au8_pc_auto"))
+    assert made.decisions == ("range method: minmax, the only one of this calibration",)
