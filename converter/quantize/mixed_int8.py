@@ -10,26 +10,32 @@ from __future__ import annotations
 from msgspec import structs
 
 from converter.errors import RecipeError
+from converter.quantize.emit import emit
 from converter.quantize.material import Made, Material
 from converter.quantize.repaired import repair
-from converter.quantize.static_int8 import emit, emitter, require_done
 from converter.recipe import EXTRAS, Recipe
+
+_EXTRAS_DONE = frozenset({"sym", "rr", "cle", "bc", "islands"})
 
 
 def quantize_mixed(material: Material, recipe: Recipe) -> Made:
     """The QDQ graph with the fewest islands found that meet the goal, or the best found, and what is missing.
 
     Raises:
-        RecipeError: `recipe_goal`, `recipe_extra`, `recipe_opset`, `recipe_islands` (none is needed: then the
-            static recipe is this candidate, and need not be measured twice).
-        Exception: the quantizer's or the runtime's own.
+        RecipeError: `recipe_extra`, `recipe_goal`, `recipe_islands` (none is needed: then the static recipe
+            is this candidate, and need not be measured twice), or what `make_plan` raises.
+        Exception: what the runtime raises on this graph.
     """
-    require_done(material, recipe)
-    repaired = repair(material, recipe, emitter(recipe))
+    undone = sorted({extra.rstrip("0123456789") for extra in recipe.extras} - _EXTRAS_DONE)
+    if undone:
+        raise RecipeError("recipe_extra", f"{', '.join(undone)} is not done by this scheme")
+    repaired = repair(material, recipe)
     if not repaired.islands:
-        raise RecipeError("recipe_islands", "; ".join(repaired.decisions[-3:]))
-    model = emit(repaired.material, recipe, repaired.ranges, frozenset(repaired.islands))
-    return Made(model=model, decisions=repaired.decisions, recipe=with_islands(recipe, len(repaired.islands)))
+        raise RecipeError("recipe_islands", repaired.searched)
+    return Made(
+        model=emit(repaired.material.model, repaired.plan), decisions=repaired.decisions,
+        recipe=with_islands(recipe, len(repaired.islands)),
+    )  # fmt: skip
 
 
 def with_islands(recipe: Recipe, n: int) -> Recipe:

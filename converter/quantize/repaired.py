@@ -2,21 +2,22 @@
 
 For: `repair()`: equalize (`cle`), calibrate again, choose ranges (`auto`), correct biases (`bc`), find
 islands (kind `mixed`), each only where the recipe says so, with every decision in words.
-Not for: emitting: the scheme gives a function that does, and it is asked again with what was found.
+Not for: emitting the graph (`converter.quantize.emit`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
-import onnx
 from msgspec import Struct, structs
 
 from converter.calibrate import Ranges, calibrate, ranges_of
 from converter.errors import RecipeError
 from converter.limits import ISLAND_SAMPLES_MAX
+from converter.quantize.emit import emit
 from converter.quantize.material import Material
+from converter.quantize.plan import Plan, make_plan
+from converter.quantize.simulate import assignment_of
 from converter.recipe import Method, Recipe
 from converter.repair.bias import correct_biases
 from converter.repair.choose import choose_ranges
@@ -24,11 +25,7 @@ from converter.repair.cost import costs
 from converter.repair.equalize import equalize
 from converter.repair.goal import Goal
 from converter.repair.islands import find_islands
-from converter.repair.reading import island_planner, read_assignment
 from converter.repair.switchboard import Assignment, Switchboard
-
-Emitter = Callable[[Material, Ranges, frozenset[str]], onnx.ModelProto]
-"""The QDQ graph of a material with these ranges; these tensors, their producers and readers stay in float."""
 
 _METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "entropy")
 
@@ -36,32 +33,34 @@ Spans = dict[str, Ranges]
 """Ranges by method."""
 
 
-class Repaired(Struct, frozen=True, kw_only=True):
+class Repaired(Struct, frozen=True, kw_only=True, eq=False):
     """What a scheme emits in the end.
 
     Attributes:
         material: with the repaired FP32 graph and its calibration.
-        ranges: of every activation.
+        plan: of that graph.
         islands: tensors that stay in float with what they touch, by name.
-        decisions: in words.
+        searched: what came of the search for islands, in words; empty without one.
+        decisions: all of it in words.
     """
 
     material: Material
-    ranges: Ranges
+    plan: Plan
     islands: tuple[str, ...] = ()
+    searched: str = ""
     decisions: tuple[str, ...] = ()
 
 
-def repair(material: Material, recipe: Recipe, emit: Emitter) -> Repaired:
+def repair(material: Material, recipe: Recipe) -> Repaired:
     """Does what the recipe's method, extras and kind ask for.
 
     Args:
         material: of the conversion; not changed. Its goal is what islands must reach.
         recipe: says which repairs; a mixed one without a method chooses by measured effect.
-        emit: of the scheme.
 
     Raises:
-        RecipeError: `recipe_goal` (a mixed recipe, and no limit of accuracy or agreement), `recipe_method`.
+        RecipeError: `recipe_goal` (a mixed recipe, and no limit of accuracy or agreement), `recipe_method`,
+            or what `make_plan` raises.
         Exception: what the runtime raises on this graph.
     """
     if recipe.kind == "mixed" and material.goal is None:
@@ -73,18 +72,26 @@ def repair(material: Material, recipe: Recipe, emit: Emitter) -> Repaired:
     if "cle" in recipe.extras:
         material, words = equalized(material, recipe)
         said += words
-    ranges, words = _ranges(material, recipe, emit)
+    ranges, words = _ranges(material, recipe)
     said += words
+    plan = make_plan(material, recipe, ranges)
     if "bc" in recipe.extras:
-        full = read_assignment(emit(material, ranges, frozenset()), material.model)
+        full = assignment_of(material.model, plan)
         model, words = correct_biases(material.model, material.samples, material.signature, full)
         material = structs.replace(material, model=model)
         said += words
+        plan = make_plan(material, recipe, ranges)
     islands: tuple[str, ...] = ()
+    searched = ""
     if recipe.kind == "mixed" and material.goal is not None:
-        islands, words = _islands(material, material.goal, emit(material, ranges, frozenset()))
+        islands, words = _islands(material, recipe, ranges, material.goal)
+        plan = make_plan(material, recipe, ranges, islands=frozenset(islands))
+        searched = "; ".join(words)
         said += words
-    return Repaired(material=material, ranges=ranges, islands=islands, decisions=tuple(said))
+    return Repaired(
+        material=material, plan=plan, islands=islands, searched=searched,
+        decisions=(*said, *plan.decisions),
+    )  # fmt: skip
 
 
 def equalized(material: Material, recipe: Recipe) -> tuple[Material, tuple[str, ...]]:
@@ -94,7 +101,7 @@ def equalized(material: Material, recipe: Recipe) -> tuple[Material, tuple[str, 
     return structs.replace(material, model=model, calibration=calibration), said
 
 
-def _ranges(material: Material, recipe: Recipe, emit: Emitter) -> tuple[Ranges, tuple[str, ...]]:
+def _ranges(material: Material, recipe: Recipe) -> tuple[Ranges, tuple[str, ...]]:
     """The ranges of the recipe's method; `auto`, or none in a mixed recipe, chooses by measured effect."""
     if recipe.method not in {"auto", None}:
         return ranges_of(material.calibration, recipe), ()
@@ -105,7 +112,7 @@ def _ranges(material: Material, recipe: Recipe, emit: Emitter) -> tuple[Ranges, 
     begun = time.monotonic()
 
     def planner(ranges: Ranges) -> Assignment:
-        return read_assignment(emit(material, ranges, frozenset()), material.model)
+        return assignment_of(material.model, make_plan(material, recipe, ranges))
 
     board = board_of(material, planner(first))
     by_tensor = {name: {method: ranges[name] for method, ranges in spans.items()} for name in first}
@@ -133,21 +140,25 @@ def board_of(material: Material, full: Assignment) -> Switchboard:
 
 
 def _islands(
-    material: Material, goal: Goal, quantized: onnx.ModelProto
+    material: Material, recipe: Recipe, ranges: Ranges, goal: Goal
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The islands that the goal needs, and why."""
     begun = time.monotonic()
-    full = read_assignment(quantized, material.model)
+    quantized = make_plan(material, recipe, ranges)
+    full = assignment_of(material.model, quantized)
+
+    def planner(islands: frozenset[str]) -> Assignment:
+        plan = make_plan(material, recipe, ranges, islands=islands) if islands else quantized
+        return assignment_of(material.model, plan)
+
     board = board_of(material, full)
     judge = Switchboard(
         material.model, goal.samples, material.signature, tensors=frozenset(full.activations),
         weights=frozenset(full.weights), samples_max=ISLAND_SAMPLES_MAX,
     )  # fmt: skip
-    price = costs(material.model, quantized, material.samples.feeds(0, 1))
-    planner = island_planner(material.model, full)
+    price = costs(material.model, emit(material.model, quantized), material.samples.feeds(0, 1))
     found = find_islands(board, judge, planner, goal, material.signature.answer, price.by_weight)
-    words = (*found.decisions, price.words, _took(judge, begun))
-    return found.islands, words
+    return found.islands, (*found.decisions, price.words, _took(judge, begun))
 
 
 def _took(board: Switchboard, begun: float) -> str:

@@ -1,11 +1,8 @@
 """Static quantization in QDQ form: `static_w*_a*_pt|pc_METHOD`.
 
-For: integer weights and activations with ranges known beforehand: ranges (`converter.calibrate`), a plan
-(`converter.quantize.plan`), its graph (`converter.quantize.emit`).
-Not for: repair (`converter.repair`), which changes material before the plan is made, and the plan after.
-For: integer weights and activations with ranges known beforehand. The ranges are ours
-(`converter.calibrate`); onnxruntime's QDQ quantizer places the operators.
-Not for: QOperator format, or the repairs themselves (`converter.quantize.repaired`).
+For: integer weights and activations with ranges known beforehand: the repairs that the recipe names
+(`converter.quantize.repaired`), a plan (`converter.quantize.plan`), its graph (`converter.quantize.emit`).
+Not for: QOperator format, or what a repair does.
 """
 
 from __future__ import annotations
@@ -21,16 +18,13 @@ from converter.quantize.emit import emit
 from converter.quantize.material import Made, Material
 from converter.quantize.plan import Plan, make_plan
 from converter.quantize.saturation import saturating
+from converter.errors import RecipeError
+from converter.quantize.emit import emit
+from converter.quantize.material import Made, Material
+from converter.quantize.repaired import repair
 from converter.recipe import Recipe
 
-_EXTRAS_DONE = frozenset({"sym", "rr"})
-from converter.quantize.repaired import Emitter, repair
-from converter.recipe import Recipe
-from converter.repair.reading import island_nodes, read_assignment
-from converter.runtime import ort_calibrate, ort_quantization, ort_registry
-
-_OPSET_PER_CHANNEL = 13
-_EXTRAS_DONE = frozenset({"sym", "rr", "cle", "bc", "islands"})
+_EXTRAS_DONE = frozenset({"sym", "rr", "cle", "bc"})
 
 
 def quantize_static(material: Material, recipe: Recipe) -> Made:
@@ -131,3 +125,5 @@ def _tensor_data(ranges: Ranges) -> object:
         for name, span in ranges.items()
     }
     return ort_calibrate.TensorsData(ort_calibrate.CalibrationMethod.MinMax, data)
+    repaired = repair(material, recipe)
+    return Made(model=emit(repaired.material.model, repaired.plan), decisions=repaired.decisions)

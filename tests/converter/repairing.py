@@ -76,7 +76,7 @@ def read_assignment(emitted: onnx.ModelProto, plain: onnx.ModelProto) -> Assignm
         scale, zero = (constants[name] for name in node.input[1:3])
         if node.op_type == "QuantizeLinear":
             kind = np.iinfo(zero.dtype)
-            stems = (node.input[0], node.input[0].removesuffix("_QuantizeLinear_Input"))
+            stems = (node.input[0], node.input[0].removesuffix("_exact"))
             name = next(stem for stem in stems if stem in tensors)
             low, high = float(kind.min - int(zero)), float(kind.max - int(zero))
             activations[name] = FakeQuant(step=float(scale), low=low, high=high)

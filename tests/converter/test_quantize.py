@@ -133,8 +133,6 @@ def test_equal_input_gives_equal_bytes_and_the_model_is_untouched() -> None:
         ("dynamic_wi8_af32_bc", "recipe_extra"),
         ("static_wi4_au8_pc_minmax", "recipe_type"),
         ("weight_wi8_af32_g32", "recipe_type"),
-        ("mixed_wi8_au8", "recipe_unknown"),
-        ("weight_wi4_af32_g32", "recipe_unknown"),
         ("mixed_wi8_au8", "recipe_goal"),
     ],
 )

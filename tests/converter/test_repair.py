@@ -12,10 +12,9 @@ from converter.model import signature
 from converter.repair.choose import choose_ranges
 from converter.repair.goal import Goal, goal_of, score
 from converter.repair.islands import find_islands, rank
-from converter.repair.reading import island_planner
 from converter.repair.switchboard import OPEN, Array, Assignment, FakeQuant, Switchboard
 from tests.converter.builders import images
-from tests.converter.repairing import outlier_net, samples_of
+from tests.converter.repairing import island_planner, outlier_net, samples_of
 from wire.figures import Interval
 from wire.sla import AccuracyLimit, AgreementLimit, Limits
 
@@ -102,17 +101,17 @@ def test_the_ranking_puts_what_is_spared_per_cost_first() -> None:
     made = outlier_net(1, 1.0)
     board = _board(made)
     full = _full(board, {"r1": 2.0, "r3": 1.5})
-    planner = island_planner(made, full)
+    planner = island_planner(full, made)
     free = rank(board, planner, {})
     assert len(free) == board.evaluations == len(board.tensors)
     by_name = {one.tensor: one for one in free}
     assert free[0].noise == max(one.noise for one in free) > by_name["g"].noise
     assert "w2" in by_name["r1"].float_weights
     assert by_name["r1"].cost == 0.0
-    priced = {one.tensor: one for one in rank(board, planner, {"w1": 1.0, "w2": 2.0, "w5": 4.0})}
-    assert priced["r1"].cost == 3.0
+    priced = {one.tensor: one for one in rank(board, planner, {"w1": 1.0, "w2": 2.0, "b2": 0.5, "w5": 4.0})}
+    assert priced["r1"].cost == 2.5
     assert priced["g"].cost == 4.0
-    dear = rank(board, planner, {"w1": 1e9})
+    dear = rank(board, planner, {"w2": 1e9})
     places = {one.tensor: place for place, one in enumerate(dear)}
     assert places["r3"] < places["r1"], "less noise, but at a price"
 
@@ -122,14 +121,14 @@ def test_islands_are_the_tensors_that_hurt_and_no_others() -> None:
     board, judge = _board(made), _board(made, 96)
     full = _full(board, {"r1": 40.0, "g": 40.0})
     goal = Goal(samples=samples_of(images(96)), agreement_min=1.0)
-    found = find_islands(board, judge, island_planner(made, full), goal, "logits", {})
+    found = find_islands(board, judge, island_planner(full, made), goal, "logits", {})
     assert len(found.islands) == 2
     assert found.met
     assert found.score == 1.0 > found.score_without
     assert found.evaluations == board.evaluations + judge.evaluations
     assert found.decisions[0].startswith("2 float islands; 6 evaluations to rank and ")
     assert len(found.decisions) == 3
-    planner = island_planner(made, full)
+    planner = island_planner(full, made)
     left = {name for name, fake in planner(frozenset(found.islands)).activations.items() if fake.step == 40.0}
     assert left == set()
 
@@ -139,7 +138,7 @@ def test_no_islands_where_nothing_hurts() -> None:
     board = _board(made)
     full = _full(board, {})
     goal = Goal(samples=samples_of(images(32)), agreement_min=0.9)
-    found = find_islands(board, board, island_planner(made, full), goal, "logits", {})
+    found = find_islands(board, board, island_planner(full, made), goal, "logits", {})
     assert (found.islands, found.met) == ((), True)
     assert found.decisions[0].startswith("no islands: the goal")
 

@@ -13,14 +13,14 @@ from converter.fusion import audit, multiplications
 from converter.model import signature
 from converter.passes import clean
 from converter.quantize import Material, quantize
+from converter.quantize.emit import emit
 from converter.quantize.mixed_int8 import with_islands
-from converter.quantize.static_int8 import emit
-from converter.recipe import format_recipe, parse
+from converter.quantize.plan import make_plan
+from converter.quantize.simulate import assignment_of
+from converter.recipe import Recipe, format_recipe, parse
 from converter.repair.bias import correct_biases
 from converter.repair.effects import decibels, noise_by_sample
 from converter.repair.goal import Goal
-from converter.repair.reading import island_nodes, island_planner
-from converter.repair.reading import read_assignment as read
 from converter.repair.switchboard import Assignment, FakeQuant, Switchboard
 from tests.converter.builders import answers, batch_norm_net, conv_net, images, material_of
 from tests.converter.repairing import outlier_net, read_assignment, samples_of
@@ -43,42 +43,34 @@ def _snr(made: onnx.ModelProto, changed: onnx.ModelProto) -> float:
 
 @pytest.mark.parametrize("made", [conv_net(), clean(batch_norm_net())[0], outlier_net(2, 9.0)])
 @pytest.mark.parametrize("recipe", [_PC, parse("static_wi8_ai8_pt_minmax_sym")])
-def test_the_assignment_is_read_from_the_emitted_graph(made: onnx.ModelProto, recipe: object) -> None:
-    emitted = quantize(_material(made), recipe).model  # type: ignore[arg-type]
-    mine, independent = read(emitted, made), read_assignment(emitted, made)
-    assert mine.activations == independent.activations
-    biases = {name for name in independent.weights if name.startswith("b") or name.endswith("_bias")}
-    assert set(mine.weights) == set(independent.weights) - biases
-    for name, values in mine.weights.items():
-        np.testing.assert_array_equal(values, independent.weights[name])
-
-
-def test_islands_take_the_convolution_behind_a_fused_relu_along() -> None:
-    made = outlier_net(1, 1.0)
-    full = read(quantize(_material(made), _PC).model, made)
-    assert "c1" not in full.activations, "Conv and Relu are one kernel"
-    places = island_nodes(made, full.activations, {"r1"})
-    assert [made.graph.node[place].name for place in places] == ["conv_1", "relu_1", "conv_2"]
-    planned = island_planner(made, full)(frozenset({"r1"}))
-    assert set(full.weights) - set(planned.weights) == {"w1", "w2"}
-    assert set(full.activations) - set(planned.activations) == {"image", "r1"}
-    everything = island_planner(made, full)(frozenset(full.activations))
-    assert everything == Assignment(activations={}, weights={})
-    assert island_planner(made, full)(frozenset()) == full
-
-
-def test_what_the_planner_says_is_what_is_emitted() -> None:
-    made = outlier_net(1, 1.0)
+def test_the_assignment_of_a_plan_is_what_is_emitted(made: onnx.ModelProto, recipe: Recipe) -> None:
     material = _material(made)
-    ranges = material.calibration.ranges
-    full = read(emit(material, _PC, ranges, frozenset()), made)
-    for island in full.activations:
-        planned = island_planner(made, full)(frozenset({island}))
-        emitted = read(emit(material, _PC, ranges, frozenset({island})), made)
-        assert island not in emitted.activations
-        assert set(emitted.weights) == set(planned.weights)
-        # An emitter may leave more in float: a mean between two float operators needs no integers.
-        assert set(emitted.activations) <= set(planned.activations)
+    mine = assignment_of(made, make_plan(material, recipe, material.calibration.ranges))
+    emitted = read_assignment(quantize(material, recipe).model, made)
+    assert set(mine.activations) >= {"image", "r1", "logits"} & set(emitted.activations)
+    assert mine.activations == emitted.activations
+    biases = {name for name in emitted.weights if name.startswith("b") or name.endswith("_bias")}
+    assert set(mine.weights) == set(emitted.weights) - biases
+    for name, values in mine.weights.items():
+        np.testing.assert_array_equal(values, emitted.weights[name])
+
+
+@pytest.mark.parametrize("island", ["image", "r1", "c2", "r2", "r3", "c4"])
+def test_the_assignment_of_islands_is_what_is_emitted(island: str) -> None:
+    made = outlier_net(2, 9.0)
+    material = _material(made)
+    plan = make_plan(material, _PC, material.calibration.ranges, islands=frozenset({island}))
+    mine, emitted = assignment_of(made, plan), read_assignment(emit(made, plan), made)
+    assert island not in mine.activations
+    assert mine.activations == emitted.activations
+    board = Switchboard(
+        made, samples_of(images(40)), signature(made), tensors=frozenset(mine.activations),
+        weights=frozenset(mine.weights),
+    )  # fmt: skip
+    found = board.outputs(mine)
+    exact = {"logits": answers(emit(made, plan), images(40))}
+    between = decibels(float(noise_by_sample(exact, found).mean()))
+    assert between > decibels(float(noise_by_sample(exact, board.reference).mean())) + 5
 
 
 @pytest.mark.parametrize("recipe", ["static_wi8_au8_pc_minmax", "static_wi8_au8_pt_minmax"])
