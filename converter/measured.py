@@ -143,6 +143,7 @@ def _measure(bench: Bench, recipe: Recipe) -> Measured:
     if baseline is None or baseline.outputs is None or inputs.validation.labels is None:
         raise RuntimeError("the baseline is measured first")
     made = quantize(bench.material, recipe)
+    made_as = made.recipe or recipe
     content = made.model.SerializeToString()
     config = host_config(inputs, recipe)
     audited = audit(content, config, bench.work)
@@ -151,7 +152,7 @@ def _measure(bench: Bench, recipe: Recipe) -> Measured:
     unknown, notes = saturation(inputs, recipe, widest_weight(made.model), made.saturating)
     pairs, cold_load_ms = _latency(bench, content, recipe)
     return Measured(
-        id=variant_id(recipe), recipe=recipe, content=content, outputs=outputs,
+        id=variant_id(made_as), recipe=made_as, content=content, outputs=outputs,
         quality=quality(outputs[answer], baseline.outputs[answer], inputs.validation.labels),
         audit=audited, pairs=pairs, cold_load_ms=cold_load_ms, saturation_unknown=unknown,
         decisions=(*made.decisions, *audit_notes(audited), *notes, *_latency_notes(inputs, recipe, pairs)),

@@ -37,6 +37,7 @@ from converter.pack import MANIFEST_NAME, pack
 from converter.passes import clean
 from converter.passes.opset import convert_opset
 from converter.quantize import Material
+from converter.repair.goal import goal_of
 from converter.rows import Timing, row, timing_of, timing_of_baseline
 from converter.runtime import VERSION
 from wire.bundle import Manifest, Provenance
@@ -122,6 +123,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     material = Material(
         model=graph, calibration=ranges, samples=inputs.calibration,
         signature=inputs.source.signature, rules=inputs.target.rules,
+        goal=goal_of(inputs.limits, inputs.calibration, None),
     )  # fmt: skip
     bench = Bench(inputs=inputs, material=material, progress=progress)
     baseline = structs.replace(measure_baseline(bench), decisions=changes)

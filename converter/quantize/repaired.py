@@ -8,6 +8,7 @@ Not for: emitting the graph (`converter.quantize.emit`).
 from __future__ import annotations
 
 import time
+from typing import get_args
 
 from msgspec import Struct, structs
 
@@ -27,7 +28,8 @@ from converter.repair.goal import Goal
 from converter.repair.islands import find_islands
 from converter.repair.switchboard import Assignment, Switchboard
 
-_METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "entropy")
+_METHODS: tuple[Method, ...] = get_args(Method)
+"""`auto` among them is what the calibration itself chooses by expected error, without running the model."""
 
 Spans = dict[str, Ranges]
 """Ranges by method."""
@@ -85,18 +87,20 @@ def repair(material: Material, recipe: Recipe) -> Repaired:
     searched = ""
     if recipe.kind == "mixed" and material.goal is not None:
         islands, words = _islands(material, recipe, ranges, material.goal)
-        plan = make_plan(material, recipe, ranges, islands=frozenset(islands))
         searched = "; ".join(words)
         said += words
-    return Repaired(
-        material=material, plan=plan, islands=islands, searched=searched,
-        decisions=(*said, *plan.decisions),
-    )  # fmt: skip
+    # What the plan says of islands the search has said better.
+    said += plan.decisions
+    if islands:
+        plan = make_plan(material, recipe, ranges, islands=frozenset(islands))
+    return Repaired(material=material, plan=plan, islands=islands, searched=searched, decisions=tuple(said))
 
 
 def equalized(material: Material, recipe: Recipe) -> tuple[Material, tuple[str, ...]]:
     """The material with an equalized graph, calibrated again, for histograms cannot be scaled by channel."""
     model, said = equalize(material.model, material.samples, material.signature, recipe)
+    if model is material.model:
+        return material, said
     calibration = calibrate(model, material.samples, material.signature)
     return structs.replace(material, model=model, calibration=calibration), said
 
