@@ -90,6 +90,7 @@ class Report(Struct, frozen=True, kw_only=True):
         sensitivity: tensor, kind, effect in dB and cost, worst first; None where it was not measured.
         sparsity: FP32 weights of which some share is zero (`converter.lossless.Sparsity`), most first.
         metric: name and direction of what stands in every field called accuracy; None is top-1.
+        unneeded: recipes that are no candidates of this model and SLA, by name, and why.
     """
 
     model: str
@@ -109,6 +110,7 @@ class Report(Struct, frozen=True, kw_only=True):
     sensitivity: tuple[dict[str, object], ...] | None = None
     metric: dict[str, object] | None = None
     sparsity: tuple[dict[str, object], ...] | None = None
+    unneeded: dict[str, str] = {}
     version: int = 1
 
 

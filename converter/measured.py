@@ -16,7 +16,7 @@ from itertools import islice
 from msgspec import Struct, structs
 
 from converter.dataset import Feeds
-from converter.errors import InputError
+from converter.errors import InputError, RecipeError
 from converter.evaluate import Outputs, Quality, outputs_of, quality
 from converter.fusion import Audit, audit, multiplications, widest_weight
 from converter.inputs import Inputs
@@ -33,6 +33,8 @@ _FEEDS_TIMED = 32
 _LEFT_NAMED_MAX = 20
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _WEIGHT_SAFE_MAX = 64
+_UNNEEDED = frozenset({"recipe_goal", "recipe_islands", "weights_none"})
+"""What a recipe is for is not there: no limit that islands could meet, none needed, no matrix."""
 
 
 class Measured(Struct, frozen=True, kw_only=True):
@@ -50,6 +52,7 @@ class Measured(Struct, frozen=True, kw_only=True):
         entropy_bytes: the graph's size under an ideal entropy coder.
         saturation_unknown: the accuracy is this host's, and the target's arithmetic may saturate.
         error: why it could not be made or run; None if it could.
+        unneeded: why there is nothing to make: such a recipe is no row, and the report says so beside them.
         decisions: notes for people.
     """
 
@@ -64,6 +67,7 @@ class Measured(Struct, frozen=True, kw_only=True):
     entropy_bytes: int | None = None
     saturation_unknown: bool = False
     error: str | None = None
+    unneeded: str | None = None
     decisions: tuple[str, ...] = ()
 
     @property
@@ -138,6 +142,10 @@ def answer_candidate(bench: Bench, recipe: Recipe) -> Measured:
     """Builds one and takes its answers, anywhere; what is raised becomes its error."""
     try:
         return _answered(bench, recipe)
+    except RecipeError as error:
+        told = reason_of(error)
+        unneeded = error.code in _UNNEEDED
+        return Measured(id=variant_id(recipe), recipe=recipe, error=told, unneeded=told if unneeded else None)
     except Exception as error:  # noqa: BLE001 - a candidate that raises is a row, never the end (trap 3)
         return Measured(id=variant_id(recipe), recipe=recipe, error=reason_of(error))
 
@@ -159,15 +167,15 @@ def _answered(bench: Bench, recipe: Recipe) -> Measured:
     if baseline is None or baseline.outputs is None or inputs.validation.labels is None:
         raise RuntimeError("the baseline is measured first")
     made = quantize(bench.material, recipe)
+    made_as = made.recipe or recipe
     content = made.model.SerializeToString()
     config = host_config(inputs, recipe)
     audited = audit(content, config, bench.work)
     outputs = _outputs(bench, content, recipe)
     answer = inputs.source.signature.answer
     unknown, notes = saturation(inputs, recipe, widest_weight(made.model), made.saturating)
-    recipe = made.recipe or recipe
     return Measured(
-        id=variant_id(recipe), recipe=recipe, content=content, outputs=outputs,
+        id=variant_id(made_as), recipe=made_as, content=content, outputs=outputs,
         quality=quality(outputs[answer], baseline.outputs[answer], inputs.validation.labels),
         audit=audited, entropy_bytes=entropy_bytes(made.model), saturation_unknown=unknown,
         decisions=(*made.decisions, *audit_notes(audited), *notes),

@@ -44,9 +44,13 @@ from converter.pack import MANIFEST_NAME, pack
 from converter.passes import SameAnswers, clean_checked
 from converter.passes.opset import convert_opset
 from converter.quantize import Material
+from converter.quantize.weights.scheme import weight_facts
+from converter.recipe import Recipe, format_recipe
+from converter.repair.goal import goal_of
 from converter.report import CANDIDATES_NAME, PAGE_NAME, render
 from converter.rows import Timing, row, timing_of, timing_of_baseline
 from converter.runtime import VERSION
+from converter.targets.choose import recipes_for
 from wire.bundle import Manifest, Provenance
 
 _CLEAN_TOLERANCE = 1e-4
@@ -139,12 +143,15 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     material = Material(
         model=graph, calibration=ranges, samples=inputs.calibration,
         signature=inputs.source.signature, rules=inputs.target.rules,
+        goal=goal_of(inputs.limits, inputs.calibration, None),
     )  # fmt: skip
     bench = Bench(inputs=inputs, material=material, progress=progress)
     baseline = structs.replace(measure_baseline(bench), decisions=changes)
     _require_classes(inputs, baseline)
     bench = structs.replace(bench, work=multiplications(graph), baseline=baseline)
-    found = [time_candidate(bench, one) for one in _answered(bench, executor, options.executor)]
+    recipes = inputs.target.recipes if options.candidates else recipes_for(inputs.target, weight_facts(graph))
+    answered = _answered(bench, recipes, executor, options.executor)
+    found = [time_candidate(bench, one) for one in answered if one.unneeded is None]
     baseline = _timed_baseline(bench, baseline, found)
     timings = {one.id: timing_of(inputs, one) for one in found}
     timings[baseline.id] = timing_of_baseline(inputs, baseline, found)
@@ -155,7 +162,10 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
         inputs.limits,
         host_of_target_class=inputs.host_of_target_class,
     )
-    report = _report(inputs, list(rows.values()), choice, material, command)
+    unneeded = {format_recipe(one.recipe): one.unneeded for one in answered if one.unneeded is not None}
+    report = structs.replace(
+        _report(inputs, list(rows.values()), choice, material, command), unneeded=unneeded
+    )
     return _written(options, inputs, report, choice, {one.id: one for one in (baseline, *found)}, timings)
 
 
@@ -216,9 +226,10 @@ def _calibrated(inputs: Inputs, graph: onnx.ModelProto, progress: Progress | Non
     return structs.replace(found, findings=(*compared, *found.findings))
 
 
-def _answered(bench: Bench, executor: AbstractContextManager[Executor], name: str | None) -> list[Measured]:
-    """Every candidate of the target, built and answered; one whose worker died is a row that says so."""
-    recipes = bench.inputs.target.recipes
+def _answered(
+    bench: Bench, recipes: Sequence[Recipe], executor: AbstractContextManager[Executor], name: str | None
+) -> list[Measured]:
+    """Every candidate, built and answered; one whose worker died is a row that says so."""
     # A bar on this terminal cannot be reached from another process: there, whole candidates are told.
     shared = bench if name is None else structs.replace(bench, progress=None)
     found: list[Measured] = []
@@ -263,7 +274,6 @@ def _report(
         chosen_reason=choice.reason,
         candidates=tuple(rows),
         calibration={
-            "method": "minmax",
             "n_samples": ranges.n_samples,
             "n_tensors": len(ranges.ranges),
             "outliers": msgspec.to_builtins(ranges.outliers),

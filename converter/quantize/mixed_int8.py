@@ -10,10 +10,9 @@ from __future__ import annotations
 from msgspec import structs
 
 from converter.errors import RecipeError
-from converter.quantize.emit import emit
-from converter.quantize.guard import guarded
 from converter.quantize.material import Made, Material
 from converter.quantize.repaired import repair
+from converter.quantize.static_int8 import made_of
 from converter.recipe import EXTRAS, Recipe
 
 _EXTRAS_DONE = frozenset({"sym", "rr", "cle", "bc", "islands"})
@@ -33,13 +32,7 @@ def quantize_mixed(material: Material, recipe: Recipe) -> Made:
     repaired = repair(material, recipe)
     if not repaired.islands:
         raise RecipeError("recipe_islands", repaired.searched)
-    safe = guarded(repaired, recipe)
-    return Made(
-        model=emit(repaired.material.model, safe.plan),
-        decisions=(*repaired.decisions, *safe.decisions),
-        saturating=safe.saturating,
-        recipe=with_islands(recipe, len(repaired.islands)),
-    )
+    return structs.replace(made_of(repaired, recipe), recipe=with_islands(recipe, len(repaired.islands)))
 
 
 def with_islands(recipe: Recipe, n: int) -> Recipe:

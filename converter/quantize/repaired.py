@@ -12,6 +12,7 @@ import time
 from msgspec import Struct, structs
 
 from converter.calibrate import Ranges, calibrate, ranges_of
+from converter.calibrate.ranges import RANGE_METHODS
 from converter.errors import RecipeError
 from converter.limits import ISLAND_SAMPLES_MAX
 from converter.quantize.emit import emit
@@ -27,7 +28,8 @@ from converter.repair.goal import Goal
 from converter.repair.islands import find_islands
 from converter.repair.switchboard import Assignment, Switchboard
 
-_METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse", "entropy")
+_METHODS: tuple[Method, ...] = (*RANGE_METHODS, "auto")
+"""`auto` among them is what the calibration itself chooses by expected error, without running the model."""
 
 Spans = dict[str, Ranges]
 """Ranges by method."""
@@ -38,8 +40,8 @@ class Repaired(Struct, frozen=True, kw_only=True, eq=False):
 
     Attributes:
         material: with the repaired FP32 graph and its calibration.
-        ranges: of its activations.
-        plan: of that graph.
+        ranges: of every activation.
+        plan: of that graph, with weights in full range.
         islands: tensors that stay in float with what they touch, by name.
         searched: what came of the search for islands, in words; empty without one.
         decisions: all of it in words.
@@ -76,29 +78,40 @@ def repair(material: Material, recipe: Recipe) -> Repaired:
         said += words
     ranges, words = _ranges(material, recipe)
     said += words
-    plan = make_plan(material, recipe, ranges)
+    plan = plan_of(material, recipe, ranges)
     if "bc" in recipe.extras:
         full = assignment_of(material.model, plan)
         model, words = correct_biases(material.model, material.samples, material.signature, full)
         material = structs.replace(material, model=model)
         said += words
-        plan = make_plan(material, recipe, ranges)
+        plan = plan_of(material, recipe, ranges)
     islands: tuple[str, ...] = ()
     searched = ""
     if recipe.kind == "mixed" and material.goal is not None:
         islands, words = _islands(material, recipe, ranges, material.goal)
-        plan = make_plan(material, recipe, ranges, islands=frozenset(islands))
         searched = "; ".join(words)
         said += words
+    # What the plan says of islands the search has said better.
+    said += plan.decisions
+    if islands:
+        plan = plan_of(material, recipe, ranges, frozenset(islands))
     return Repaired(
-        material=material, ranges=ranges, plan=plan, islands=islands, searched=searched,
-        decisions=(*said, *plan.decisions),
-    )  # fmt: skip
+        material=material, ranges=ranges, plan=plan, islands=islands, searched=searched, decisions=tuple(said)
+    )
+
+
+def plan_of(
+    material: Material, recipe: Recipe, ranges: Ranges, islands: frozenset[str] = frozenset()
+) -> Plan:
+    """The plan with weights in full range: which of them need less is decided of the last plan."""
+    return make_plan(material, recipe, ranges, islands=islands, reduced=frozenset())
 
 
 def equalized(material: Material, recipe: Recipe) -> tuple[Material, tuple[str, ...]]:
     """The material with an equalized graph, calibrated again, for histograms cannot be scaled by channel."""
     model, said = equalize(material.model, material.samples, material.signature, recipe)
+    if model is material.model:
+        return material, said
     calibration = calibrate(model, material.samples, material.signature)
     return structs.replace(material, model=model, calibration=calibration), said
 
@@ -114,7 +127,7 @@ def _ranges(material: Material, recipe: Recipe) -> tuple[Ranges, tuple[str, ...]
     begun = time.monotonic()
 
     def planner(ranges: Ranges) -> Assignment:
-        return assignment_of(material.model, make_plan(material, recipe, ranges))
+        return assignment_of(material.model, plan_of(material, recipe, ranges))
 
     board = board_of(material, planner(first))
     by_tensor = {name: {method: ranges[name] for method, ranges in spans.items()} for name in first}
@@ -146,11 +159,11 @@ def _islands(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The islands that the goal needs, and why."""
     begun = time.monotonic()
-    quantized = make_plan(material, recipe, ranges)
+    quantized = plan_of(material, recipe, ranges)
     full = assignment_of(material.model, quantized)
 
     def planner(islands: frozenset[str]) -> Assignment:
-        plan = make_plan(material, recipe, ranges, islands=islands) if islands else quantized
+        plan = plan_of(material, recipe, ranges, islands) if islands else quantized
         return assignment_of(material.model, plan)
 
     board = board_of(material, full)

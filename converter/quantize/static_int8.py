@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from converter.errors import RecipeError
 from converter.quantize.emit import emit
-from converter.quantize.guard import guarded
 from converter.quantize.material import Made, Material
-from converter.quantize.repaired import repair
+from converter.quantize.plan import Plan, make_plan
+from converter.quantize.repaired import Repaired, repair
+from converter.quantize.saturation import saturating
 from converter.recipe import Recipe
 
 _EXTRAS_DONE = frozenset({"sym", "rr", "cle", "bc"})
@@ -26,10 +27,32 @@ def quantize_static(material: Material, recipe: Recipe) -> Made:
     undone = sorted(set(recipe.extras) - _EXTRAS_DONE)
     if undone:
         raise RecipeError("recipe_extra", f"{', '.join(undone)} is not done by this scheme")
-    repaired = repair(material, recipe)
-    safe = guarded(repaired, recipe)
-    return Made(
-        model=emit(repaired.material.model, safe.plan),
-        decisions=(*repaired.decisions, *safe.decisions),
-        saturating=safe.saturating,
-    )
+    return made_of(repair(material, recipe), recipe)
+
+
+def made_of(repaired: Repaired, recipe: Recipe) -> Made:
+    """The graph of what the repairs came to."""
+    plan, cut, said = _guarded(repaired, recipe)
+    model = emit(repaired.material.model, plan)
+    return Made(model=model, decisions=(*repaired.decisions, *said), saturating=cut)
+
+
+def _guarded(repaired: Repaired, recipe: Recipe) -> tuple[Plan, tuple[str, ...] | None, tuple[str, ...]]:
+    """The plan with 7-bit weights where 16-bit sums would saturate, what still does, and the decision.
+
+    Emulated where the recipe asks for a reduced range, or the target's sums saturate.
+    """
+    material, full = repaired.material, repaired.plan
+    if not (recipe.reduce_range or material.rules.reduce_range.value):
+        return full, None, ()
+    found = saturating(material.model, full, material.samples)
+    if not recipe.reduce_range:
+        return full, tuple(one.words for one in found), ()
+    if not found:
+        return full, (), ("8-bit weights everywhere: no 16-bit sum saturates on the calibration samples",)
+    reduced = frozenset(one.node for one in found)
+    islands = frozenset(repaired.islands)
+    plan = make_plan(material, recipe, repaired.ranges, islands=islands, reduced=reduced)
+    left = saturating(material.model, plan, material.samples)
+    said = f"7-bit weights in {len(reduced)} of {len(full.weights)} layers, where 16-bit sums saturate: "
+    return plan, tuple(one.words for one in left), (said + "; ".join(one.words for one in found),)

@@ -29,7 +29,7 @@ from converter.model import Signature
 from converter.recipe import Recipe
 from converter.repair.channels import ChannelStatistics, channel_statistics
 from converter.repair.graph import Floats, GraphIndex, attribute
-from converter.repair.links import Link, find_links
+from converter.repair.links import Link, Refusal, find_links
 
 _EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SETTLED = 0.01
@@ -55,7 +55,7 @@ class _Side(Struct, frozen=True, kw_only=True):
 def equalize(
     model: onnx.ModelProto, samples: Samples, signature: Signature, recipe: Recipe
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """An equalized copy and, in words, what was done.
+    """An equalized copy, or the model itself where nothing is to be gained; and in words what was done.
 
     The statistics of the copy's tensors differ from the model's: calibrate it again (histograms of whole
     tensors cannot be scaled by channel).
@@ -75,14 +75,15 @@ def equalize(
     links, refusals = find_links(index)
     if not links:
         reasons = sorted({one.reason for one in refusals})[:_NAMED_MAX]
-        return copy, (f"equalized nothing: {'; '.join(reasons) or 'no operator has weights'}",)
+        return model, (f"equalized nothing: {'; '.join(reasons) or 'no operator has weights'}",)
     sides = _sides(model, samples, signature, links, recipe)
     factors = {link.tensor: np.ones(link.channels) for link in links}
     for _ in range(EQUALIZE_SWEEPS_MAX):
         moved = max((_improve(index, link, sides, factors) for link in links), default=0.0)
         if moved < _SETTLED:
             break
-    return copy, _words(links, sides, factors, len(refusals))
+    moved_any = any((found != 1.0).any() for found in factors.values())
+    return (copy if moved_any else model), _words(links, sides, factors, refusals)
 
 
 def _sides(
@@ -228,7 +229,10 @@ def scale_link(index: GraphIndex, link: Link, factors: Floats) -> None:
 
 
 def _words(
-    links: list[Link], sides: Mapping[str, _Side], factors: Mapping[str, Floats], refused: int
+    links: list[Link],
+    sides: Mapping[str, _Side],
+    factors: Mapping[str, Floats],
+    refusals: list[Refusal],
 ) -> tuple[str, ...]:
     """What was done, the largest changes first."""
     spreads = []
@@ -238,11 +242,15 @@ def _words(
         if (factors[link.tensor] != 1.0).any():
             spreads.append((_spread(before), _spread(after), link.tensor))
     spreads.sort(reverse=True)
-    said = [f"equalized {len(spreads)} of {len(links) + refused} tensors across layers, calibrated again"]
+    again = ", calibrated again" if spreads else ""
+    said = [f"equalized {len(spreads)} of {len(links) + len(refusals)} tensors across layers{again}"]
     said += [
         f"{name}: its widest channel reached {before:.3g} times the median one, now {after:.3g} times"
         for before, after, name in spreads[:_NAMED_MAX]
     ]
+    if refusals:
+        first = refusals[0]
+        said.append(f"{len(refusals)} tensors cannot be equalized; {first.tensor}: {first.reason}")
     return tuple(said)
 
 

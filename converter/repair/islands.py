@@ -22,6 +22,10 @@ Planner = Callable[[frozenset[str]], Assignment]
 """The assignment in which these tensors are islands."""
 
 
+_NAMED_MAX = 8
+"""Islands that get a sentence of their own."""
+
+
 class Group(Struct, frozen=True, kw_only=True):
     """What one island would spare and cost.
 
@@ -140,10 +144,13 @@ def _words(
         said.append(
             f"nothing that was tried meets the goal; missing is {1.0 - (search.best_score or 0.0):.4f} of it"
         )
+    more = len(islands) - _NAMED_MAX
     said += [
         f"tensor {one.tensor} stays float with its producer and its readers "
         f"({', '.join(one.float_weights) or 'no weights'}): quantizing just these leaves "
         f"{decibels(one.noise):.1f} dB at the outputs"
-        for one in islands
+        for one in islands[:_NAMED_MAX]
     ]
+    if more > 0:
+        said.append(f"and {more} more: {', '.join(one.tensor for one in islands[_NAMED_MAX:])}")
     return tuple(said)

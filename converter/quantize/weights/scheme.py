@@ -7,6 +7,7 @@ Not for: the algorithms (`blocks`, `hqq`, `gptq`, `awq`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from converter.quantize.weights.gptq import gptq
 from converter.quantize.weights.gram import Gram, collect_grams
 from converter.quantize.weights.hqq import half_quadratic
 from converter.recipe import Recipe
+from converter.targets.choose import ModelFacts
 
 _DOMAIN = "com.microsoft"
 _BLOCKS = frozenset({16, 32, 64, 128})
@@ -71,6 +73,18 @@ def quantize_weights(material: Material, recipe: Recipe) -> Made:
     _drop_unused(model.graph)
     _open_domain(model)
     return Made(model=model, decisions=tuple(decisions))
+
+
+def weight_facts(model: onnx.ModelProto) -> ModelFacts:
+    """How much of a model 4-bit weights could shrink."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    floats = [t for t in constants.values() if t.data_type == onnx.TensorProto.FLOAT]
+    names = {one.node.input[1] for one in products(model.graph, constants)}
+    names |= {node.input[0] for node in _tables(model.graph, constants)}
+    return ModelFacts(
+        weight_bytes=sum(4 * math.prod(tensor.dims) for tensor in floats),
+        matrix_bytes=sum(4 * math.prod(constants[name].dims) for name in names),
+    )
 
 
 def _block(recipe: Recipe) -> int:
