@@ -1,0 +1,99 @@
+"""How each ONNX operator is quantized: a table.
+
+For: the roles of operators, which of their inputs are activations, and which of them a class of target
+really runs in integers.
+Not for: deciding about one node of one graph (`converter.quantize.plan`).
+
+What a runtime fuses decides what is worth quantizing (FACTS.md, trap 11): an operator without an integer
+kernel runs in float between DequantizeLinear and QuantizeLinear, which costs time and precision. The set
+for ONNX Runtime's CPU provider is measured: one graph per operator, quantized, and the optimized graph read
+(`tests/converter/test_quantize_kernels.py`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct
+
+
+class Role(StrEnum):
+    """What an operator does with quantized values."""
+
+    WEIGHTED = "weighted"
+    """Multiplies by a constant weight; carries the work, so it asks for integers around it."""
+    COMPUTE = "compute"
+    """Computes; each of its tensors has a scale of its own."""
+    SAME_SCALE = "same_scale"
+    """Moves or picks values: the output has the input's scale, and no precision is lost."""
+    ABSORBED = "absorbed"
+    """Bounds values; dropped where the range of its output says the same."""
+
+
+class Operator(Struct, frozen=True, kw_only=True):
+    """One operator.
+
+    Attributes:
+        role: what it does.
+        activations: places of the inputs that hold activations; None for all of them.
+        weight: place of the constant weight, for WEIGHTED.
+        bias: place of the bias.
+        asks: whether it asks for quantized inputs; others join only where their neighbours do.
+        gives: whether its integer kernel needs a quantized output too.
+        opset_min: from which on it takes 8-bit integers.
+    """
+
+    role: Role
+    activations: tuple[int, ...] | None = (0,)
+    weight: int | None = None
+    bias: int | None = None
+    asks: bool = False
+    gives: bool = True
+    opset_min: int = 10
+
+
+def _weighted(*, gives: bool) -> Operator:
+    return Operator(role=Role.WEIGHTED, weight=1, bias=2, asks=True, gives=gives)
+
+
+_COMPUTE = Operator(role=Role.COMPUTE)
+_COMPUTE_ALL = Operator(role=Role.COMPUTE, activations=None)
+_SAME = Operator(role=Role.SAME_SCALE)
+_ABSORBED = Operator(role=Role.ABSORBED)
+
+OPERATORS: dict[str, Operator] = {
+    "Conv": _weighted(gives=True),
+    "ConvTranspose": _weighted(gives=True),
+    "Gemm": _weighted(gives=False),
+    "MatMul": Operator(role=Role.WEIGHTED, activations=None, weight=1, asks=True, gives=False),
+    **dict.fromkeys(("Add", "Concat", "Div", "Mul", "Sub"), _COMPUTE_ALL),
+    **dict.fromkeys(
+        (
+            "AveragePool", "Gelu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LayerNormalization",
+            "LeakyRelu", "PRelu", "ReduceMean", "Sigmoid", "Softmax", "Tanh",
+        ),
+        _COMPUTE,
+    ),
+    "Where": Operator(role=Role.COMPUTE, activations=(1, 2)),
+    **dict.fromkeys(
+        (
+            "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Resize", "Slice",
+            "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
+        ),
+        _SAME,
+    ),
+    "MaxPool": Operator(role=Role.SAME_SCALE, opset_min=12),
+    "Clip": _ABSORBED,
+    "Relu": _ABSORBED,
+}  # fmt: skip
+"""What is not listed stays in float."""
+
+CPU_KERNELS = frozenset(
+    {
+        "Add", "AveragePool", "Clip", "Concat", "Conv", "Gemm", "GlobalAveragePool", "LeakyRelu", "MatMul",
+        "Mul", "Relu", "Sigmoid", "Softmax", "Where",
+        "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Resize", "Slice",
+        "Split", "Squeeze", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+"""Operators that ONNX Runtime's CPU provider runs in integers."""
