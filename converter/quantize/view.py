@@ -7,6 +7,7 @@ Not for: changing a graph, or deciding about it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+
 import numpy as np
 import onnx
 from onnx import numpy_helper
