@@ -11,7 +11,7 @@ float convolutions out anew, which renames their weights and hides what they wer
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 
@@ -37,6 +37,10 @@ _MOVES = frozenset(
     }
 )  # fmt: skip
 """Moves data and computes nothing: not counted on either side."""
+_TYPE_NAMES = {
+    onnx.TensorProto.UINT8: "u8", onnx.TensorProto.INT8: "s8",
+    onnx.TensorProto.UINT16: "u16", onnx.TensorProto.INT16: "s16",
+}  # fmt: skip
 _MULTIPLIES = frozenset({"Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul"})
 
 
@@ -48,11 +52,13 @@ class Audit(Struct, frozen=True, kw_only=True):
         int8_fraction: multiplications in integer kernels over all of them; None where a multiplying
             operator of the FP32 model cannot be followed into the optimized graph.
         float_multiplies: multiplying kernels that stayed in float.
+        left_float: each of those by name, with what kept it there (FACTS.md, trap 11).
     """
 
     fusion: Fusion
     int8_fraction: float | None
     float_multiplies: int
+    left_float: tuple[str, ...] = ()
 
 
 def audit(model: bytes, config: Mapping[str, str], work: Mapping[str, int] | None) -> Audit:
@@ -76,7 +82,8 @@ def audit(model: bytes, config: Mapping[str, str], work: Mapping[str, int] | Non
 def read_audit(optimized: onnx.ModelProto, work: Mapping[str, int] | None) -> Audit:
     """Counts of one optimized graph."""
     small: set[str] = set()
-    integer = floating = left = float_multiplies = 0
+    integer = floating = left = 0
+    multiplies: list[onnx.NodeProto] = []
     in_integer: dict[str, bool] = {}
     for node in optimized.graph.node:
         if node.op_type in _QDQ:
@@ -93,9 +100,53 @@ def read_audit(optimized: onnx.ModelProto, work: Mapping[str, int] | None) -> Au
         if node.op_type in _MOVES:
             continue
         integer, floating = integer + whole, floating + (not whole)
-        float_multiplies += node.op_type in _MULTIPLIES and not whole
+        if node.op_type in _MULTIPLIES and not whole:
+            multiplies.append(node)
     fusion = Fusion(integer=integer, float=floating, qdq_left=left)
-    return Audit(fusion=fusion, int8_fraction=_fraction(work, in_integer), float_multiplies=float_multiplies)
+    return Audit(
+        fusion=fusion,
+        int8_fraction=_fraction(work, in_integer),
+        float_multiplies=len(multiplies),
+        left_float=why_float(optimized, multiplies) if left else (),
+    )
+
+
+def why_float(optimized: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> tuple[str, ...]:
+    """Name and reason of each multiplication that stayed in float, read off what stands around it."""
+    graph = optimized.graph
+    producer = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    return tuple(
+        f"{node.op_type} {node.name or node.output[0]}: {_why(node, producer, readers, types)}"
+        for node in nodes
+    )
+
+
+def _why(
+    node: onnx.NodeProto,
+    producer: Mapping[str, onnx.NodeProto],
+    readers: Mapping[str, list[str]],
+    types: Mapping[str, int],
+) -> str:
+    for place, what in ((0, "input"), (1, "weight or second input")):
+        made = producer.get(node.input[place])
+        if made is None or made.op_type != "DequantizeLinear":
+            return f"its {what} is float"
+    bias = node.input[2] if len(node.input) > 2 else ""
+    if bias and (bias not in producer or producer[bias].op_type != "DequantizeLinear"):
+        return "its bias is float"
+    if "QuantizeLinear" not in readers.get(node.output[0], []):
+        return "no QuantizeLinear behind it"
+    if len(readers[node.output[0]]) > 1:
+        return "others than QuantizeLinear read its output too"
+    found = [types.get(i) for place in (0, 1) for i in producer[node.input[place]].input[2:3]]
+    names = " and ".join(_TYPE_NAMES.get(kind or 0, "unknown type") for kind in found)
+    grouped = any(a.name == "group" and a.i > 1 for a in node.attribute)
+    return f"the runtime has no integer kernel for it here ({names}{', grouped' if grouped else ''})"
 
 
 def _weights(node: onnx.NodeProto, work: Mapping[str, int]) -> set[str]:

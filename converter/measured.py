@@ -29,6 +29,7 @@ from converter.runtime import NAME, open_session
 Progress = Callable[[str, int, int], None]
 
 _FEEDS_TIMED = 32
+_LEFT_NAMED_MAX = 20
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _WEIGHT_SAFE_MAX = 64
 
@@ -147,14 +148,24 @@ def _measure(bench: Bench, recipe: Recipe) -> Measured:
     audited = audit(content, config, bench.work)
     outputs = _outputs(bench, content, recipe)
     answer = inputs.source.signature.answer
-    unknown, notes = saturation(inputs, recipe, widest_weight(made.model))
+    unknown, notes = saturation(inputs, recipe, widest_weight(made.model), made.saturating)
     pairs, cold_load_ms = _latency(bench, content, recipe)
     return Measured(
         id=variant_id(recipe), recipe=recipe, content=content, outputs=outputs,
         quality=quality(outputs[answer], baseline.outputs[answer], inputs.validation.labels),
         audit=audited, pairs=pairs, cold_load_ms=cold_load_ms, saturation_unknown=unknown,
-        decisions=(*made.decisions, *notes, *_latency_notes(inputs, recipe, pairs)),
+        decisions=(*made.decisions, *audit_notes(audited), *notes, *_latency_notes(inputs, recipe, pairs)),
     )  # fmt: skip
+
+
+def audit_notes(audited: Audit) -> tuple[str, ...]:
+    """What the runtime left in float although the graph is quantized, at most so many by name."""
+    named = audited.left_float[:_LEFT_NAMED_MAX]
+    more = len(audited.left_float) - len(named)
+    return (
+        *(f"runs in float: {one}" for one in named),
+        *((f"and {more} more run in float",) if more else ()),
+    )
 
 
 def _outputs(bench: Bench, content: bytes, recipe: Recipe) -> Outputs:
@@ -203,11 +214,14 @@ def _latency_notes(inputs: Inputs, recipe: Recipe, pairs: Pairs | None) -> tuple
     return tuple(notes)
 
 
-def saturation(inputs: Inputs, recipe: Recipe, widest: int | None) -> tuple[bool, tuple[str, ...]]:
+def saturation(
+    inputs: Inputs, recipe: Recipe, widest: int | None, saturating: tuple[str, ...] | None = None
+) -> tuple[bool, tuple[str, ...]]:
     """Whether 16-bit saturation makes this host's accuracy doubtful for the target, with the notes.
 
     x86 without VNNI adds two 8-bit products in 16 bits. With weights within 64 that cannot overflow
-    (`converter.fusion.widest_weight`); beyond, host and target may differ where only one of them has it.
+    (`converter.fusion.widest_weight`); beyond, host and target may differ where only one of them has it,
+    unless the emulation on calibration samples (`saturating`, None where it was not run) found no layer.
     """
     if not recipe.quantized or widest is None or inputs.host_of_target_class:
         return False, ()
@@ -217,8 +231,11 @@ def saturation(inputs: Inputs, recipe: Recipe, widest: int | None) -> tuple[bool
         return False, ()
     if widest <= _WEIGHT_SAFE_MAX:
         return False, (f"cannot saturate 16-bit sums: no weight above {widest} in size",)
+    if saturating is not None and not saturating:
+        return False, ("no 16-bit sum saturates on the calibration samples (emulated)",)
     who = "the target" if target_saturates else "this host"
-    return True, (f"accuracy unproven: {who} may saturate 16-bit sums and the other does not",)
+    notes = tuple(f"saturates without VNNI: {one}" for one in saturating or ())
+    return True, (f"accuracy unproven: {who} may saturate 16-bit sums and the other does not", *notes)
 
 
 @contextmanager

@@ -40,7 +40,10 @@ class Made(Struct, frozen=True, kw_only=True):
     Attributes:
         model: the graph.
         decisions: what was decided on the way, in words for people.
+        saturating: layers whose 16-bit sums saturate on x86 without VNNI, in words; None where that was not
+            emulated (`converter.quantize.saturation`).
     """
 
     model: onnx.ModelProto
     decisions: tuple[str, ...] = ()
+    saturating: tuple[str, ...] | None = None

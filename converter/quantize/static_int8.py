@@ -7,11 +7,12 @@ Not for: repair (`converter.repair`), which changes material before the plan is 
 
 from __future__ import annotations
 
-from converter.calibrate import ranges_of
+from converter.calibrate import Ranges, ranges_of
 from converter.errors import RecipeError
 from converter.quantize.emit import emit
 from converter.quantize.material import Made, Material
-from converter.quantize.plan import make_plan
+from converter.quantize.plan import Plan, make_plan
+from converter.quantize.saturation import saturating
 from converter.recipe import Recipe
 
 _EXTRAS_DONE = frozenset({"sym", "rr"})
@@ -26,5 +27,28 @@ def quantize_static(material: Material, recipe: Recipe) -> Made:
     undone = sorted(set(recipe.extras) - _EXTRAS_DONE)
     if undone:
         raise RecipeError("recipe_extra", f"{', '.join(undone)} is not done by this scheme")
-    plan = make_plan(material, recipe, ranges_of(material.calibration, recipe))
-    return Made(model=emit(material.model, plan), decisions=plan.decisions)
+    ranges = ranges_of(material.calibration, recipe)
+    full = make_plan(material, recipe, ranges, reduced=frozenset())
+    plan, cut, said = _guarded(material, recipe, ranges, full)
+    return Made(model=emit(material.model, plan), decisions=(*plan.decisions, *said), saturating=cut)
+
+
+def _guarded(
+    material: Material, recipe: Recipe, ranges: Ranges, full: Plan
+) -> tuple[Plan, tuple[str, ...] | None, tuple[str, ...]]:
+    """The plan with 7-bit weights where 16-bit sums would saturate, what still does, and the decision.
+
+    Emulated where the recipe asks for a reduced range, or the target's sums saturate.
+    """
+    if not (recipe.reduce_range or material.rules.reduce_range.value):
+        return full, None, ()
+    found = saturating(material.model, full, material.samples)
+    if not recipe.reduce_range:
+        return full, tuple(one.words for one in found), ()
+    if not found:
+        return full, (), ("8-bit weights everywhere: no 16-bit sum saturates on the calibration samples",)
+    reduced = frozenset(one.node for one in found)
+    plan = make_plan(material, recipe, ranges, reduced=reduced)
+    left = saturating(material.model, plan, material.samples)
+    said = f"7-bit weights in {len(reduced)} of {len(full.weights)} layers, where 16-bit sums saturate: "
+    return plan, tuple(one.words for one in left), (said + "; ".join(one.words for one in found),)

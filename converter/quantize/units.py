@@ -96,8 +96,8 @@ def why_not(view: View, unit: Unit, ranges: Mapping[str, Interval]) -> str | Non
 def _why_not_operator(view: View, node: onnx.NodeProto) -> str | None:
     if node.op_type in {"Conv", "ConvTranspose", "Gemm"}:
         return _why_not_weighted(view, node)
-    if node.op_type == "Resize" and _mode(node) not in {"nearest", "linear"}:
-        return f"Resize by {_mode(node)} has no integer form"
+    if node.op_type == "Resize" and _mode(node) != "nearest":
+        return f"Resize by {_mode(node)} has no integer kernel"
     return None
 
 

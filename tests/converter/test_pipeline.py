@@ -17,6 +17,7 @@ from converter import convert
 from converter.inputs import Inputs, default_name, read_inputs, utc_now
 from converter.measured import saturation
 from converter.pipeline import Conversion, run
+from converter.quantize import SCHEMES, Made
 from converter.recipe import parse
 from converter.runtime import open_session
 from converter.targets.detect import Machine
@@ -148,18 +149,30 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def test_a_candidate_that_raises_is_a_row_with_its_reason(tmp_path: Path) -> None:
-    """A Gemm bias of shape [1, 4] is valid; onnxruntime's per-channel quantizer raises on it (trap 3)."""
+def test_a_candidate_that_raises_is_a_row_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*_: object) -> Made:
+        raise ValueError("The truth value\nof an array")
+
+    monkeypatch.setattr("converter.quantize.SCHEMES", {**SCHEMES, "dynamic": raises})
+    rows = {row.recipe: row for row in _run(Workshop(tmp_path)).report.candidates}
+    error = rows["dynamic_wi8_af32"]
+    assert error.status == "error"
+    assert error.reason == "ValueError: The truth value of an array"
+    assert (error.accuracy, error.size_bytes, error.latency_ms_p50, error.fusion) == (None,) * 4
+    assert rows["static_wi8_au8_pt_minmax"].status == "pass"
+
+
+def test_a_gemm_bias_of_two_axes_is_quantized_too(tmp_path: Path) -> None:
+    """Shape [1, 4] is valid; onnxruntime's own per-channel quantizer raises on it (FACTS.md, trap 3)."""
     made = conv_net()
     bias = next(tensor for tensor in made.graph.initializer if tensor.name == "b3")
     bias.dims[:] = [1, 4]
     onnx.checker.check_model(made)
     rows = {row.recipe: row for row in _run(Workshop(tmp_path, made)).report.candidates}
-    error = rows["static_wi8_au8_pc_minmax"]
-    assert error.status == "error"
-    assert error.reason.startswith("ValueError: The truth value of an array")
-    assert (error.accuracy, error.size_bytes, error.latency_ms_p50, error.fusion) == (None,) * 4
-    assert rows["static_wi8_au8_pt_minmax"].status == "pass"
+    assert rows["static_wi8_au8_pc_minmax"].status == "pass"
+    assert rows["static_wi8_au8_pc_minmax"].int8_fraction == 1.0
 
 
 def test_cleaning_is_recorded_and_the_bundle_carries_the_cleaned_model(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ _X86 = ("static_wi8_au8_pc_minmax", "static_wi8_au8_pt_minmax", "static_wi8_au8_
 _ARM = ("static_wi8_ai8_pc_minmax", "static_wi8_ai8_pt_minmax", "static_wi8_ai8_pc_minmax_sym")
 
 
-def _material(made: onnx.ModelProto) -> Material:
+def _material(made: onnx.ModelProto, target: str = "x86_vnni") -> Material:
     array = images(40, seed=8)
     samples = Samples(path="here", sha256="0" * 64, arrays={"image": array}, data={}, n=len(array))
-    return material_of(made, samples)
+    return material_of(made, samples, target)
 
 
 MODEL, _ = clean(conv_net())
@@ -83,10 +83,25 @@ def test_activations_have_the_type_that_the_name_says(recipe: str, dtype: str) -
     assert {str(zero.dtype) for zero in zeros} == {dtype}
 
 
-def test_a_reduced_range_keeps_to_seven_bits_and_a_full_one_does_not() -> None:
-    assert (widest_weight(quantize(MATERIAL, parse(_X86[2])).model) or 0) <= 64
-    assert (widest_weight(quantize(MATERIAL, parse(_X86[0])).model) or 0) > 64
+def test_a_reduced_range_keeps_to_seven_bits_where_sums_would_saturate_and_nowhere_else() -> None:
+    full, made = quantize(MATERIAL, parse(_X86[0])), quantize(MATERIAL, parse(_X86[2]))
+    assert (widest_weight(full.model) or 0) > 64
+    tensors = {t.name: numpy_helper.to_array(t) for t in made.model.graph.initializer}
+    widest = {
+        name: int(np.abs(tensors[f"{name}_quantized"].astype(int)).max()) for name in ("w1", "w2", "w3")
+    }
+    assert widest == {"w1": 64, "w2": 127, "w3": 127}
+    assert made.saturating == ()
+    assert any("7-bit weights in 1 of 3 layers" in words for words in made.decisions)
     assert widest_weight(MODEL) is None
+
+
+def test_a_target_that_saturates_is_told_which_layers_do() -> None:
+    made = quantize(_material(MODEL, "x86_avx2"), parse(_X86[0]))
+    assert made.saturating is not None
+    assert len(made.saturating) == 1
+    assert "Conv_0" in made.saturating[0]
+    assert quantize(MATERIAL, parse(_X86[0])).saturating is None
 
 
 def test_symmetric_activations_have_their_zero_in_the_middle() -> None:
