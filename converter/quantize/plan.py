@@ -7,7 +7,7 @@ Not for: building graphs, or choosing ranges (`converter.calibrate`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -97,7 +97,7 @@ def make_plan(
     *,
     islands: frozenset[str] = frozenset(),
     wide: frozenset[str] = frozenset(),
-    reduced: frozenset[str] | None = None,
+    reduced: Mapping[str, Sequence[int]] | None = None,
 ) -> Plan:
     """The plan of a static recipe.
 
@@ -108,7 +108,8 @@ def make_plan(
         islands: tensors kept in float, with the node that makes each and all that read it (FACTS.md, trap
             5), and with the tensors that share its scale (`View.groups`).
         wide: tensors with 16-bit activations, and those that share their scale.
-        reduced: nodes whose weights keep to 7 bits; None for what the recipe's `rr` says, all or none.
+        reduced: output channels by node whose weights keep to 7 bits (without a scale per channel, all of
+            the node's); None for what the recipe's `rr` says, all or none.
 
     Raises:
         RecipeError: `recipe_type` (no such type here), `recipe_opset` (the graph's is too low).
@@ -123,8 +124,7 @@ def make_plan(
     chosen = integer_units(view, units, whole=False)
     reasons |= {name: "its neighbours are in float" for name in units if name not in chosen}
     activations = _activations(view, chosen, ranges, recipe, broad)
-    seven_bits = frozenset(chosen if recipe.reduce_range else ()) if reduced is None else reduced
-    weights, biases = _parameters(view, chosen, activations, recipe, seven_bits)
+    weights, biases = _parameters(view, chosen, activations, recipe, reduced)
     inner = {unit.absorbed for unit in chosen.values()}
     return Plan(
         activations=activations,
@@ -257,7 +257,7 @@ def _parameters(
     chosen: Mapping[str, Unit],
     activations: Mapping[str, QParams],
     recipe: Recipe,
-    reduced: frozenset[str],
+    reduced: Mapping[str, Sequence[int]] | None,
 ) -> tuple[dict[str, Weight], dict[str, Bias]]:
     """Weights and biases of every weighted unit."""
     weights: dict[str, Weight] = {}
@@ -268,7 +268,8 @@ def _parameters(
         if unit is None or unit.operator.role is not Role.WEIGHTED or values is None:
             continue
         axis = weight_axis(node, values.ndim) if recipe.per_channel else None
-        params = of_weight(values, recipe.weight, axis, reduced=node.name in reduced)
+        seven_bits = recipe.reduce_range if reduced is None else reduced.get(node.name, ())
+        params = of_weight(values, recipe.weight, axis, reduced=seven_bits)
         place = unit.operator.bias
         has_bias = place is not None and len(node.input) > place and bool(node.input[place])
         if has_bias and place is not None:

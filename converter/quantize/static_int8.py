@@ -7,14 +7,17 @@ Not for: repair (`converter.repair`), which changes material before the plan is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from converter.calibrate import Ranges, ranges_of
 from converter.errors import RecipeError
 from converter.quantize.emit import emit
 from converter.quantize.material import Made, Material
 from converter.quantize.plan import Plan, make_plan
-from converter.quantize.saturation import saturating
+from converter.quantize.saturation import Saturating, saturating
 from converter.recipe import Recipe
 
+_LAYERS_NAMED_MAX = 5
 _EXTRAS_DONE = frozenset({"sym", "rr"})
 
 
@@ -28,7 +31,7 @@ def quantize_static(material: Material, recipe: Recipe) -> Made:
     if undone:
         raise RecipeError("recipe_extra", f"{', '.join(undone)} is not done by this scheme")
     ranges = ranges_of(material.calibration, recipe)
-    full = make_plan(material, recipe, ranges, reduced=frozenset())
+    full = make_plan(material, recipe, ranges, reduced={})
     plan, cut, said = _guarded(material, recipe, ranges, full)
     return Made(model=emit(material.model, plan), decisions=(*plan.decisions, *said), saturating=cut)
 
@@ -47,8 +50,18 @@ def _guarded(
         return full, tuple(one.words for one in found), ()
     if not found:
         return full, (), ("8-bit weights everywhere: no 16-bit sum saturates on the calibration samples",)
-    reduced = frozenset(one.node for one in found)
+    reduced = {one.node: one.channels for one in found}
     plan = make_plan(material, recipe, ranges, reduced=reduced)
     left = saturating(material.model, plan, material.samples)
-    said = f"7-bit weights in {len(reduced)} of {len(full.weights)} layers, where 16-bit sums saturate: "
-    return plan, tuple(one.words for one in left), (said + "; ".join(one.words for one in found),)
+    return plan, tuple(one.words for one in left), (_reduced_words(found, full, recipe),)
+
+
+def _reduced_words(found: Sequence[Saturating], full: Plan, recipe: Recipe) -> str:
+    """Which layers, the worst ones by name."""
+    worst = sorted(found, key=lambda one: -one.saturated / one.sums)[:_LAYERS_NAMED_MAX]
+    channels = sum(len(one.channels) for one in found)
+    what = f"{channels} output channels" if recipe.per_channel else "all channels"
+    return (
+        f"7-bit weights in {what} of {len(found)} of {len(full.weights)} layers, where 16-bit sums saturate "
+        f"or nearly do; the worst: {'; '.join(one.words for one in worst)}"
+    )

@@ -37,9 +37,14 @@ FLAT: dict[str, list[Any]] = {"y": ["N", 4]}
 IMAGE: dict[str, list[Any]] = {"y": ["N", 4, None, None]}
 
 
-def plan(made: onnx.ModelProto, recipe: Recipe = RECIPE, **more: frozenset[str]) -> Plan:
+def plan(
+    made: onnx.ModelProto,
+    recipe: Recipe = RECIPE,
+    islands: frozenset[str] = frozenset(),
+    wide: frozenset[str] = frozenset(),
+) -> Plan:
     found = material(made)
-    return make_plan(found, recipe, found.calibration.ranges, **more)
+    return make_plan(found, recipe, found.calibration.ranges, islands=islands, wide=wide)
 
 
 def near(made: onnx.ModelProto, result: onnx.ModelProto, db: float = 25) -> None:
@@ -85,7 +90,12 @@ def test_a_clip_stays_where_the_range_reaches_beyond_it() -> None:
     """Its range is changed after the plan's making: the plan that follows keeps the Clip."""
     made = graph(
         [("Conv", "x w", "c"), ("Clip", "c lo hi", "r"), ("Conv", "r v", "y")],
-        {"w": floats(1, 8, 3, 3, 3), "v": floats(2, 4, 8, 1, 1), "lo": np.float32(0), "hi": np.float32(1)},
+        {
+            "w": floats(1, 8, 3, 3, 3),
+            "v": floats(2, 4, 8, 1, 1),
+            "lo": np.array(0, np.float32),
+            "hi": np.array(1, np.float32),
+        },
         outputs=IMAGE,
     )
     found = material(made)
@@ -282,8 +292,8 @@ def test_a_subgraph_reads_what_it_did() -> None:
             ("If", "p", "i", {"then_branch": then, "else_branch": other}), ("Conv", "i v", "y"),
         ],
         {
-            "w": floats(1, 8, 3, 3, 3), "v": floats(2, 4, 8, 1, 1), "zero": np.float32(0),
-            "two": np.float32(2),
+            "w": floats(1, 8, 3, 3, 3), "v": floats(2, 4, 8, 1, 1), "zero": np.array(0, np.float32),
+            "two": np.array(2, np.float32),
         },
         outputs=IMAGE,
     )  # fmt: skip
@@ -333,7 +343,7 @@ def test_a_head_of_mixed_ranges_stays_in_float_and_is_named(factor: float, mixed
             ("Conv", "x w", "a"), ("Conv", "x v", "b"), ("Sigmoid", "b", "p"), ("Mul", "a k", "c"),
             ("Concat", "c p", "y", {"axis": 1}),
         ],
-        {"w": floats(1, 2, 3, 3, 3), "v": floats(2, 2, 3, 3, 3), "k": np.float32(factor / 3)},
+        {"w": floats(1, 2, 3, 3, 3), "v": floats(2, 2, 3, 3, 3), "k": np.array(factor / 3, np.float32)},
         outputs=IMAGE,
     )  # fmt: skip
     found = plan(made)
