@@ -1,4 +1,4 @@
-"""Static quantization in QDQ form: `static_w*_a*_pt|pc_METHOD`.
+"""Static quantization: `static_w*_a*_pt|pc_METHOD`, in QDQ or (`qop`) QOperator form.
 
 For: integer weights and activations with ranges known beforehand: ranges (`converter.calibrate`), a plan
 (`converter.quantize.plan`), its graph (`converter.quantize.emit`).
@@ -14,11 +14,12 @@ from converter.errors import RecipeError
 from converter.quantize.emit import emit
 from converter.quantize.material import Made, Material
 from converter.quantize.plan import Plan, make_plan
+from converter.quantize.qoperator import to_qoperator
 from converter.quantize.saturation import Saturating, saturating
 from converter.recipe import Recipe
 
 _LAYERS_NAMED_MAX = 5
-_EXTRAS_DONE = frozenset({"sym", "rr"})
+_EXTRAS_DONE = frozenset({"sym", "rr", "qop"})
 
 
 def quantize_static(material: Material, recipe: Recipe) -> Made:
@@ -33,7 +34,10 @@ def quantize_static(material: Material, recipe: Recipe) -> Made:
     ranges = ranges_of(material.calibration, recipe)
     full = make_plan(material, recipe, ranges, reduced={})
     plan, cut, said = _guarded(material, recipe, ranges, full)
-    return Made(model=emit(material.model, plan), decisions=(*plan.decisions, *said), saturating=cut)
+    model = emit(material.model, plan)
+    if "qop" in recipe.extras:
+        model = to_qoperator(model)
+    return Made(model=model, decisions=(*plan.decisions, *said), saturating=cut)
 
 
 def _guarded(
