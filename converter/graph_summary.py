@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from msgspec import Struct
 
-from converter.model import dtype_name
+from converter.passes.walk import dtype_name
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _INTEGER = frozenset(

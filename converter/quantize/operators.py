@@ -97,3 +97,27 @@ CPU_KERNELS = frozenset(
     }
 )  # fmt: skip
 """Operators that ONNX Runtime's CPU provider runs in integers."""
+
+
+class Placement(Struct, frozen=True, kw_only=True):
+    """Where a class of target wants integers.
+
+    Attributes:
+        operators: that it runs in integers.
+        whole: everything that can be quantized is (accelerators that take quantized graphs only); else what
+            carries the work, and what its neighbours make worthwhile.
+        biases: stored as 32-bit integers; else left in float.
+        fused_activations: whether Relu and Clip run within the operator before them although the type does
+            not bound them (symmetric types on TensorRT): then no pair stands between the two.
+    """
+
+    operators: frozenset[str]
+    whole: bool = False
+    biases: bool = True
+    fused_activations: bool = False
+
+
+CPU = Placement(operators=CPU_KERNELS)
+"""ONNX Runtime's CPU provider."""
+ACCELERATOR = Placement(operators=frozenset(OPERATORS), whole=True)
+"""An accelerator's compiler that takes every operator of the table; `Placement` narrows it."""

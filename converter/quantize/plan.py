@@ -7,7 +7,7 @@ Not for: building graphs, or choosing ranges (`converter.calibrate`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from converter.errors import RecipeError
 from converter.quantize.material import Material
-from converter.quantize.operators import CPU_KERNELS, OPERATORS, Role
+from converter.quantize.operators import CPU, OPERATORS, Placement, Role
 from converter.quantize.qparams import (
     DTYPES,
     Floats,
@@ -97,7 +97,8 @@ def make_plan(
     *,
     islands: frozenset[str] = frozenset(),
     wide: frozenset[str] = frozenset(),
-    reduced: frozenset[str] | None = None,
+    reduced: Mapping[str, Sequence[int]] | None = None,
+    placement: Placement = CPU,
 ) -> Plan:
     """The plan of a static recipe.
 
@@ -108,7 +109,9 @@ def make_plan(
         islands: tensors kept in float, with the node that makes each and all that read it (FACTS.md, trap
             5), and with the tensors that share its scale (`View.groups`).
         wide: tensors with 16-bit activations, and those that share their scale.
-        reduced: nodes whose weights keep to 7 bits; None for what the recipe's `rr` says, all or none.
+        reduced: output channels by node whose weights keep to 7 bits (without a scale per channel, all of
+            the node's); None for what the recipe's `rr` says, all or none.
+        placement: where the target wants integers.
 
     Raises:
         RecipeError: `recipe_type` (no such type here), `recipe_opset` (the graph's is too low).
@@ -119,18 +122,17 @@ def make_plan(
     groups = view.groups()
     closed = {name for name, head in groups.items() if head in {groups.get(i, i) for i in islands}}
     broad = {name for name, head in groups.items() if head in {groups.get(w, w) for w in wide}}
-    units, reasons, said = _able(view, ranges, recipe, frozenset(closed))
-    chosen = integer_units(view, units, whole=False)
+    units, reasons, said = _able(view, ranges, recipe, placement, frozenset(closed))
+    chosen = integer_units(view, units, whole=placement.whole)
     reasons |= {name: "its neighbours are in float" for name in units if name not in chosen}
-    activations = _activations(view, chosen, ranges, recipe, broad)
-    seven_bits = frozenset(chosen if recipe.reduce_range else ()) if reduced is None else reduced
-    weights, biases = _parameters(view, chosen, activations, recipe, seven_bits)
+    activations = _activations(view, chosen, ranges, recipe, broad, whole=placement.whole)
+    weights, biases = _parameters(view, chosen, activations, recipe, reduced)
     inner = {unit.absorbed for unit in chosen.values()}
     return Plan(
         activations=activations,
         constants=_constants(view, chosen, recipe, weights),
         weights=weights,
-        biases=biases,
+        biases=biases if placement.biases else {},
         integer={name: unit.absorbed or "" for name, unit in chosen.items()},
         left_float={name: why for name, why in reasons.items() if name not in inner},
         decisions=(*said, *_left_words(view, reasons)),
@@ -148,7 +150,11 @@ def _require(view: View, recipe: Recipe) -> None:
 
 
 def _able(
-    view: View, ranges: Mapping[str, Interval], recipe: Recipe, closed: frozenset[str]
+    view: View,
+    ranges: Mapping[str, Interval],
+    recipe: Recipe,
+    placement: Placement,
+    closed: frozenset[str],
 ) -> tuple[dict[str, Unit], dict[str, str], tuple[str, ...]]:
     """Units that could run in integers, why the others cannot, and what is worth saying of it."""
     bounded = _bounded(view, ranges, recipe) - closed
@@ -163,12 +169,12 @@ def _able(
             reasons[node.name] = f"{node.op_type} has no quantized form here"
             continue
         touched = next((n for n in (*node.input, *node.output) if n in closed), None)
-        unit = unit_of(view, node, bounded)
+        unit = unit_of(view, node, bounded, fused=placement.fused_activations)
         if touched is not None:
             reasons[node.name] = f"a float island: it makes or reads {touched}"
         elif operator.role is Role.ABSORBED:
             reasons[node.name] = f"{node.op_type} is not absorbed by what stands before it"
-        elif node.op_type not in CPU_KERNELS:
+        elif node.op_type not in placement.operators:
             reasons[node.name] = f"the target runs {node.op_type} in float"
         else:
             why = why_not(view, unit, ranges)
@@ -207,13 +213,19 @@ def _params(span: Interval, dtype: str, recipe: Recipe) -> QParams:
 
 
 def _activations(
-    view: View, chosen: Mapping[str, Unit], ranges: Mapping[str, Interval], recipe: Recipe, broad: set[str]
+    view: View,
+    chosen: Mapping[str, Unit],
+    ranges: Mapping[str, Interval],
+    recipe: Recipe,
+    broad: set[str],
+    *,
+    whole: bool,
 ) -> dict[str, QParams]:
     """QParams of every tensor that an integer unit needs, in the graph's order."""
     wide_type = recipe.activation[0] + "16"
     needed = {name for unit in chosen.values() for name in unit.inputs}
     for unit in chosen.values():
-        needed.update(unit.outputs if unit.operator.gives else ())
+        needed.update(unit.outputs if unit.operator.gives or whole else ())
     found: dict[str, QParams] = {}
 
     def add(name: str) -> None:
@@ -257,7 +269,7 @@ def _parameters(
     chosen: Mapping[str, Unit],
     activations: Mapping[str, QParams],
     recipe: Recipe,
-    reduced: frozenset[str],
+    reduced: Mapping[str, Sequence[int]] | None,
 ) -> tuple[dict[str, Weight], dict[str, Bias]]:
     """Weights and biases of every weighted unit."""
     weights: dict[str, Weight] = {}
@@ -268,7 +280,8 @@ def _parameters(
         if unit is None or unit.operator.role is not Role.WEIGHTED or values is None:
             continue
         axis = weight_axis(node, values.ndim) if recipe.per_channel else None
-        params = of_weight(values, recipe.weight, axis, reduced=node.name in reduced)
+        seven_bits = recipe.reduce_range if reduced is None else reduced.get(node.name, ())
+        params = of_weight(values, recipe.weight, axis, reduced=seven_bits)
         place = unit.operator.bias
         has_bias = place is not None and len(node.input) > place and bool(node.input[place])
         if has_bias and place is not None:

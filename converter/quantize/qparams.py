@@ -12,6 +12,7 @@ padding, Relu and integer kernels depend on the first, devices that flush denorm
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -107,7 +108,9 @@ def _scale(exact: float) -> Floats:
     return np.array(rounded, dtype=np.float32)
 
 
-def of_weight(values: Floats, dtype: str, axis: int | None, *, reduced: bool = False) -> QParams:
+def of_weight(
+    values: Floats, dtype: str, axis: int | None, *, reduced: bool | Sequence[int] = False
+) -> QParams:
     """For a weight, symmetric: stored in [-127, 127] (i8) or [1, 255] around 128 (u8).
 
     Args:
@@ -115,16 +118,20 @@ def of_weight(values: Floats, dtype: str, axis: int | None, *, reduced: bool = F
         dtype: `i8` or `u8`.
         axis: of the output channels, each with a scale of its own; None for one scale.
         reduced: keep to 64 steps on each side, so that 16-bit sums of two products with u8 activations
-            cannot saturate (2 x 255 x 64 < 2^15: `converter.fusion.widest_weight`).
+            cannot saturate (2 x 255 x 64 < 2^15: `converter.fusion.widest_weight`); or the channels that
+            do, which without an axis means all.
 
     Raises:
         ValueError: a value is not finite.
     """
     if not np.isfinite(values).all():
         raise ValueError("a weight holds NaN or infinity")
-    steps = _REDUCED_RANGE if reduced else _FULL_RANGE
     others = None if axis is None else tuple(i for i in range(values.ndim) if i != axis)
     largest = np.abs(values).max(axis=others, initial=0.0).astype(np.float64)
+    steps = np.full(largest.shape, _REDUCED_RANGE if reduced else _FULL_RANGE)
+    if axis is not None and not isinstance(reduced, bool):
+        steps[:] = _FULL_RANGE
+        steps[list(reduced)] = _REDUCED_RANGE
     scale = largest / steps
     floor = max(float(scale.max(initial=0.0)) * _CHANNEL_SCALE_MIN, _TINY)
     floor = floor if largest.max(initial=0.0) > 0.0 else _SCALE_OF_NOTHING

@@ -104,7 +104,7 @@ def plan_of(
     material: Material, recipe: Recipe, ranges: Ranges, islands: frozenset[str] = frozenset()
 ) -> Plan:
     """The plan with weights in full range: which of them need less is decided of the last plan."""
-    return make_plan(material, recipe, ranges, islands=islands, reduced=frozenset())
+    return make_plan(material, recipe, ranges, islands=islands, reduced={})
 
 
 def equalized(material: Material, recipe: Recipe) -> tuple[Material, tuple[str, ...]]:

@@ -40,6 +40,8 @@ POSITIONS_MAX = 512
 _SUMS_MAX = 20_000_000
 """Of one layer, computed exactly; about a second of numpy."""
 _HIGH, _LOW = 2**15 - 1, -(2**15)
+_RISK = 7 / 8
+"""Of 16 bits: a channel that came this near on few positions of few samples will go beyond on others."""
 _BYTE_MAX = 255
 
 
@@ -51,12 +53,14 @@ class Saturating(Struct, frozen=True, kw_only=True):
         saturated: sums beyond 16 bits among those looked at.
         sums: all sums at the positions looked at.
         samples: whose activations were looked at.
+        channels: outputs with a sum beyond 7/8 of 16 bits: what to reduce.
     """
 
     node: str
     saturated: int
     sums: int
     samples: int
+    channels: tuple[int, ...]
 
     @property
     def words(self) -> str:
@@ -86,19 +90,35 @@ def saturating(
     session = open_session(_watching(view.model, tensors).SerializeToString(), optimization="BASIC")
     count = min(samples.n, samples_max)
     each = max(1, POSITIONS_MAX // count)
-    totals, looked = [0] * len(layers), [0] * len(layers)
+    found = [_Tally(layer) for layer in layers]
     for feeds in islice(samples.singles(0, count), count):
         values = dict(zip(tensors, session.run(tensors, feeds), strict=True))
-        for i, layer in enumerate(layers):
-            rows = _rows(layer, values[layer.node.input[0]], each)
-            for one, matrix in zip(rows, layer.matrices, strict=True):
-                totals[i] += count_saturated(one, matrix, _SUMS_MAX // count)
-                looked[i] += len(one) * -(-len(matrix) // 2) * matrix.shape[1]
-    return tuple(
-        Saturating(node=layer.node.name, saturated=total, sums=sums, samples=count)
-        for layer, total, sums in zip(layers, totals, looked, strict=True)
-        if total
-    )
+        for tally in found:
+            tally.add(_rows(tally.layer, values[tally.layer.node.input[0]], each), _SUMS_MAX // count)
+    return tuple(tally.result(count) for tally in found if tally.saturated)
+
+
+class _Tally:
+    """What was counted of one layer."""
+
+    def __init__(self, layer: _Layer) -> None:
+        self.layer = layer
+        self.saturated = self._sums = 0
+        self._risky = [np.zeros(matrix.shape[1], dtype=bool) for matrix in layer.matrices]
+
+    def add(self, rows: list[Ints], sums_max: int) -> None:
+        for one, matrix, risky in zip(rows, self.layer.matrices, self._risky, strict=True):
+            saturated, near = count_saturated(one, matrix, sums_max)
+            self.saturated += saturated
+            np.logical_or(risky, near, out=risky)
+            self._sums += len(one) * -(-len(matrix) // 2) * matrix.shape[1]
+
+    def result(self, samples: int) -> Saturating:
+        channels = np.flatnonzero(np.concatenate(self._risky))
+        return Saturating(
+            node=self.layer.node.name, saturated=self.saturated, sums=self._sums, samples=samples,
+            channels=tuple(int(channel) for channel in channels),
+        )  # fmt: skip
 
 
 class _Layer(Struct, frozen=True, kw_only=True, eq=False):
@@ -139,36 +159,36 @@ def _pairs(matrix: Ints) -> Ints:
     return even.reshape(-1, 2, matrix.shape[1])
 
 
-def _beyond(matrix: Ints, largest: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """`[K / 2, N]`: whether inputs of `[0, largest]` can push a pair's sum beyond 16 bits."""
+def _beyond(matrix: Ints, largest: NDArray[np.integer], part: float = 1.0) -> NDArray[np.bool_]:
+    """`[K / 2, N]`: whether inputs of `[0, largest]` can push a pair's sum beyond that part of 16 bits."""
     pairs = _pairs(matrix)
     top = _pairs(largest.astype(np.int32)[:, None])
     up = (np.maximum(pairs, 0) * top).sum(axis=1)
     down = (np.minimum(pairs, 0) * top).sum(axis=1)
-    return np.asarray((up > _HIGH) | (down < _LOW))
+    return np.asarray((up > part * _HIGH) | (down < part * _LOW))
 
 
-def count_saturated(rows: Ints, matrix: Ints, sums_max: int) -> int:
-    """How many pair sums of `rows @ matrix` leave 16 bits.
+def count_saturated(rows: Ints, matrix: Ints, sums_max: int) -> tuple[int, NDArray[np.bool_]]:
+    """How many pair sums of `rows @ matrix` leave 16 bits, and whether each output comes near it, `[N]`.
 
     Args:
         rows: inputs as unsigned bytes `[P, K]`.
         matrix: weights as signed bytes `[K, N]`.
         sums_max: of exact sums; beyond, fewer rows (an even spread) are looked at.
     """
-    if not len(rows):
-        return 0
-    at, channel = np.nonzero(_beyond(matrix, rows.max(axis=0)))
-    if not at.size:
-        return 0
+    near = np.zeros(matrix.shape[1], dtype=bool)
+    at, channel = np.nonzero(_beyond(matrix, rows.max(axis=0, initial=0), _RISK))
+    if not at.size or not len(rows):
+        return 0, near
     picked = rows[:: -(-at.size * len(rows) // max(sums_max, 1))]
-    pairs = _pairs(matrix)
+    pairs = _pairs(matrix)[at, :, channel]
     inputs = _pairs(picked.T)
     found = 0
     for row in range(len(picked)):
-        sums = (inputs[at, :, row] * pairs[at, :, channel]).sum(axis=1)
+        sums = (inputs[at, :, row] * pairs).sum(axis=1)
         found += int(((sums > _HIGH) | (sums < _LOW)).sum())
-    return found
+        near[channel[(sums > _RISK * _HIGH) | (sums < _RISK * _LOW)]] = True
+    return found, near
 
 
 def _rows(layer: _Layer, values: Floats, most: int) -> list[Ints]:

@@ -1,25 +1,29 @@
-"""Static quantization in QDQ form: `static_w*_a*_pt|pc_METHOD`.
+"""Static quantization: `static_w*_a*_pt|pc_METHOD`, in QDQ or (`qop`) QOperator form.
 
 For: integer weights and activations with ranges known beforehand: the repairs that the recipe names
 (`converter.quantize.repaired`), a plan (`converter.quantize.plan`), its graph (`converter.quantize.emit`).
-Not for: QOperator format, or what a repair does.
+Not for: what a repair does.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from converter.errors import RecipeError
 from converter.quantize.emit import emit
 from converter.quantize.material import Made, Material
 from converter.quantize.plan import Plan, make_plan
+from converter.quantize.qoperator import to_qoperator
 from converter.quantize.repaired import Repaired, repair
-from converter.quantize.saturation import saturating
+from converter.quantize.saturation import Saturating, saturating
 from converter.recipe import Recipe
 
-_EXTRAS_DONE = frozenset({"sym", "rr", "cle", "bc"})
+_LAYERS_NAMED_MAX = 5
+_EXTRAS_DONE = frozenset({"sym", "rr", "qop", "cle", "bc"})
 
 
 def quantize_static(material: Material, recipe: Recipe) -> Made:
-    """The QDQ graph, repaired as the recipe's method and extras say.
+    """The quantized graph, repaired as the recipe's method and extras say.
 
     Raises:
         RecipeError: `recipe_method` or `recipe_extra` (not done here), or what `make_plan` raises.
@@ -34,6 +38,8 @@ def made_of(repaired: Repaired, recipe: Recipe) -> Made:
     """The graph of what the repairs came to."""
     plan, cut, said = _guarded(repaired, recipe)
     model = emit(repaired.material.model, plan)
+    if "qop" in recipe.extras:
+        model = to_qoperator(model)
     return Made(model=model, decisions=(*repaired.decisions, *said), saturating=cut)
 
 
@@ -50,9 +56,19 @@ def _guarded(repaired: Repaired, recipe: Recipe) -> tuple[Plan, tuple[str, ...] 
         return full, tuple(one.words for one in found), ()
     if not found:
         return full, (), ("8-bit weights everywhere: no 16-bit sum saturates on the calibration samples",)
-    reduced = frozenset(one.node for one in found)
+    reduced = {one.node: one.channels for one in found}
     islands = frozenset(repaired.islands)
     plan = make_plan(material, recipe, repaired.ranges, islands=islands, reduced=reduced)
     left = saturating(material.model, plan, material.samples)
-    said = f"7-bit weights in {len(reduced)} of {len(full.weights)} layers, where 16-bit sums saturate: "
-    return plan, tuple(one.words for one in left), (said + "; ".join(one.words for one in found),)
+    return plan, tuple(one.words for one in left), (_reduced_words(found, full, recipe),)
+
+
+def _reduced_words(found: Sequence[Saturating], full: Plan, recipe: Recipe) -> str:
+    """Which layers, the worst ones by name."""
+    worst = sorted(found, key=lambda one: -one.saturated / one.sums)[:_LAYERS_NAMED_MAX]
+    channels = sum(len(one.channels) for one in found)
+    what = f"{channels} output channels" if recipe.per_channel else "all channels"
+    return (
+        f"7-bit weights in {what} of {len(found)} of {len(full.weights)} layers, where 16-bit sums saturate "
+        f"or nearly do; the worst: {'; '.join(one.words for one in worst)}"
+    )

@@ -46,14 +46,24 @@ class Unit(Struct, frozen=True, kw_only=True):
     absorbed: str | None = None
 
 
-def unit_of(view: View, node: onnx.NodeProto, bounded: frozenset[str]) -> Unit:
-    """The unit of a listed operator; `bounded` are tensors whose range itself says what bounds them."""
+def unit_of(view: View, node: onnx.NodeProto, bounded: frozenset[str], *, fused: bool = False) -> Unit:
+    """The unit of a listed operator.
+
+    Args:
+        view: the graph.
+        node: of an operator in the table.
+        bounded: tensors whose stored range itself says what bounds them.
+        fused: the target runs Relu and Clip within the operator before them.
+    """
     outputs, absorbed = tuple(name for name in node.output if name), None
     operator = OPERATORS[node.op_type]
     if operator.role in {Role.WEIGHTED, Role.COMPUTE} and len(outputs) == 1:
         reader = view.sole_reader(outputs[0])
-        if reader is not None and _is_absorbed(reader) and reader.output[0] in bounded:
-            outputs, absorbed = (reader.output[0],), reader.name
+        if reader is not None and _is_absorbed(reader):
+            if reader.output[0] in bounded:
+                outputs, absorbed = (reader.output[0],), reader.name
+            elif fused:
+                outputs = (reader.output[0],)
     return Unit(
         node=node.name, op_type=node.op_type, operator=operator, inputs=tuple(view.activations(node)),
         outputs=outputs, absorbed=absorbed,

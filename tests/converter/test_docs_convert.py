@@ -32,7 +32,7 @@ def test_the_python_example_runs(
     exec(compile(example.replace('"host"', '"rpi4"'), "convert.md", "exec"), {})
     shown = capsys.readouterr().out
     assert "float_wf32_af32 pass" in shown
-    assert "chosen: onnxruntime/static_wi8_ai8_pc_minmax because" in shown
+    assert "chosen: onnxruntime/static_wi8_ai8_pc_auto because" in shown
     assert (tmp_path / "bundle" / "report.html").is_file()
 
 

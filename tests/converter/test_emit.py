@@ -16,6 +16,7 @@ from converter.errors import RecipeError
 from converter.fusion import audit
 from converter.quantize import quantize
 from converter.quantize.emit import emit
+from converter.quantize.operators import ACCELERATOR
 from converter.quantize.plan import Plan, make_plan
 from converter.quantize.qparams import QParams, of_range
 from converter.recipe import Recipe, parse
@@ -37,9 +38,14 @@ FLAT: dict[str, list[Any]] = {"y": ["N", 4]}
 IMAGE: dict[str, list[Any]] = {"y": ["N", 4, None, None]}
 
 
-def plan(made: onnx.ModelProto, recipe: Recipe = RECIPE, **more: frozenset[str]) -> Plan:
+def plan(
+    made: onnx.ModelProto,
+    recipe: Recipe = RECIPE,
+    islands: frozenset[str] = frozenset(),
+    wide: frozenset[str] = frozenset(),
+) -> Plan:
     found = material(made)
-    return make_plan(found, recipe, found.calibration.ranges, **more)
+    return make_plan(found, recipe, found.calibration.ranges, islands=islands, wide=wide)
 
 
 def near(made: onnx.ModelProto, result: onnx.ModelProto, db: float = 25) -> None:
@@ -85,7 +91,12 @@ def test_a_clip_stays_where_the_range_reaches_beyond_it() -> None:
     """Its range is changed after the plan's making: the plan that follows keeps the Clip."""
     made = graph(
         [("Conv", "x w", "c"), ("Clip", "c lo hi", "r"), ("Conv", "r v", "y")],
-        {"w": floats(1, 8, 3, 3, 3), "v": floats(2, 4, 8, 1, 1), "lo": np.float32(0), "hi": np.float32(1)},
+        {
+            "w": floats(1, 8, 3, 3, 3),
+            "v": floats(2, 4, 8, 1, 1),
+            "lo": np.array(0, np.float32),
+            "hi": np.array(1, np.float32),
+        },
         outputs=IMAGE,
     )
     found = material(made)
@@ -282,8 +293,8 @@ def test_a_subgraph_reads_what_it_did() -> None:
             ("If", "p", "i", {"then_branch": then, "else_branch": other}), ("Conv", "i v", "y"),
         ],
         {
-            "w": floats(1, 8, 3, 3, 3), "v": floats(2, 4, 8, 1, 1), "zero": np.float32(0),
-            "two": np.float32(2),
+            "w": floats(1, 8, 3, 3, 3), "v": floats(2, 4, 8, 1, 1), "zero": np.array(0, np.float32),
+            "two": np.array(2, np.float32),
         },
         outputs=IMAGE,
     )  # fmt: skip
@@ -333,7 +344,7 @@ def test_a_head_of_mixed_ranges_stays_in_float_and_is_named(factor: float, mixed
             ("Conv", "x w", "a"), ("Conv", "x v", "b"), ("Sigmoid", "b", "p"), ("Mul", "a k", "c"),
             ("Concat", "c p", "y", {"axis": 1}),
         ],
-        {"w": floats(1, 2, 3, 3, 3), "v": floats(2, 2, 3, 3, 3), "k": np.float32(factor / 3)},
+        {"w": floats(1, 2, 3, 3, 3), "v": floats(2, 2, 3, 3, 3), "k": np.array(factor / 3, np.float32)},
         outputs=IMAGE,
     )  # fmt: skip
     found = plan(made)
@@ -386,6 +397,37 @@ def test_scales_may_be_changed_in_the_plan() -> None:
     result = emit(made, structs.replace(found, activations=changed))
     tensors = {t.name: numpy_helper.to_array(t) for t in result.graph.initializer}
     assert float(tensors["y_scale"]) == pytest.approx(18 / 255)
+
+
+def test_an_accelerator_gets_everything_quantized() -> None:
+    made = graph(
+        [("Conv", "x w", "c"), ("HardSwish", "c", "h"), ("GlobalAveragePool", "h", "g"),
+         ("Flatten", "g", "f"), ("Gemm", "f v", "y")],
+        {"w": floats(1, 8, 3, 3, 3), "v": floats(2, 8, 4)},
+        outputs=FLAT,
+    )  # fmt: skip
+    found = material(made)
+    whole = make_plan(found, RECIPE, found.calibration.ranges, placement=ACCELERATOR)
+    assert set(whole.activations) == {"x", "c", "h", "g", "f", "y"}
+    assert whole.left_float == {}
+    near(made, emit(made, whole), 15)
+    narrowed = structs.replace(ACCELERATOR, operators=ACCELERATOR.operators - {"HardSwish"})
+    some = make_plan(found, RECIPE, found.calibration.ranges, placement=narrowed)
+    assert set(some.left_float) == {"n_h"}
+
+
+def test_a_target_that_fuses_relu_gets_no_pair_before_it_and_float_biases() -> None:
+    made, recipe = chain(), parse("static_wi8_ai8_pc_minmax_sym")
+    found = material(made)
+    wanted = structs.replace(ACCELERATOR, biases=False, fused_activations=True)
+    fused = make_plan(found, recipe, found.calibration.ranges, placement=wanted)
+    assert list(fused.activations) == ["x", "r1", "r2", "y"]
+    assert fused.biases == {}
+    result = emit(made, fused)
+    relu = next(node for node in result.graph.node if node.op_type == "Relu")
+    assert next(node for node in result.graph.node if relu.input[0] in node.output).op_type == "Conv"
+    assert "v1" in {tensor.name for tensor in result.graph.initializer}
+    near(made, result)
 
 
 def test_the_audit_names_what_runs_in_float_and_why() -> None:

@@ -90,9 +90,11 @@ def test_a_reduced_range_keeps_to_seven_bits_where_sums_would_saturate_and_nowhe
     widest = {
         name: int(np.abs(tensors[f"{name}_quantized"].astype(int)).max()) for name in ("w1", "w2", "w3")
     }
-    assert widest == {"w1": 64, "w2": 127, "w3": 127}
+    assert widest == {"w1": 127, "w2": 127, "w3": 127}
     assert made.saturating == ()
-    assert any("7-bit weights in 1 of 3 layers" in words for words in made.decisions)
+    steps = np.abs(tensors["w1_quantized"].astype(int)).max(axis=(1, 2, 3))
+    assert set(steps) == {64, 127}
+    assert any("output channels of 1 of 3 layers" in words for words in made.decisions)
     assert widest_weight(MODEL) is None
 
 
@@ -117,9 +119,20 @@ def test_quantized_answers_stay_near(recipe: str) -> None:
     assert np.abs(near - exact).max() < 0.1 * np.abs(exact).max()
 
 
+def test_qoperator_form_gives_the_answers_of_qdq_form() -> None:
+    fused = quantize(MATERIAL, parse("static_wi8_au8_pc_minmax_qop")).model
+    onnx.checker.check_model(fused)
+    found = [node.op_type for node in fused.graph.node]
+    assert found.count("QLinearConv") == 2
+    assert found.count("QuantizeLinear") == 1
+    assert {entry.domain for entry in fused.opset_import} == {"", "com.microsoft"}
+    plain = quantize(MATERIAL, parse(_X86[0])).model
+    assert np.array_equal(answers(fused, images(30)), answers(plain, images(30)))
+
+
 def test_equal_input_gives_equal_bytes_and_the_model_is_untouched() -> None:
     before = MODEL.SerializeToString()
-    for recipe in (_X86[0], "dynamic_wi8_af32"):
+    for recipe in (_X86[0], "static_wi8_au8_pc_minmax_qop", "dynamic_wi8_af32"):
         first = quantize(MATERIAL, parse(recipe)).model.SerializeToString()
         assert quantize(MATERIAL, parse(recipe)).model.SerializeToString() == first
     assert MODEL.SerializeToString() == before

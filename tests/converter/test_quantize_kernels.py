@@ -38,7 +38,7 @@ CASES: dict[str, tuple[list[Line], dict[str, NDArray[Any]]]] = {
     "Sigmoid": ([("Sigmoid", "a", "z")], {}),
     "Softmax": ([("Softmax", "a", "z", {"axis": -1})], {}),
     "Relu": ([("Relu", "a", "z")], {}),
-    "Clip": ([("Clip", "a lo hi", "z")], {"lo": np.float32(0), "hi": np.float32(0.7)}),
+    "Clip": ([("Clip", "a lo hi", "z")], {"lo": np.array(0, np.float32), "hi": np.array(0.7, np.float32)}),
     "Reshape": ([("Reshape", "a s", "z")], {"s": _ints(0, 8, 4, 16)}),
     "Transpose": ([("Transpose", "a", "z", {"perm": [0, 1, 3, 2]})], {}),
     "Flatten": ([("Flatten", "a", "c"), ("Reshape", "c s", "z")], {"s": _ints(-1, 8, 8, 8)}),
@@ -57,7 +57,7 @@ CASES: dict[str, tuple[list[Line], dict[str, NDArray[Any]]]] = {
 }
 FLOAT_CASES: dict[str, tuple[list[Line], dict[str, NDArray[Any]]]] = {
     "Sub": ([("Sub", "a b", "z")], {}),
-    "Div": ([("Div", "a k", "z")], {"k": np.float32(3)}),
+    "Div": ([("Div", "a k", "z")], {"k": np.array(3, np.float32)}),
     "ReduceMean": ([("ReduceMean", "a", "z", {"axes": [2, 3], "keepdims": 1})], {}),
     "PRelu": ([("PRelu", "a k", "z")], {"k": floats(1, 8, 1, 1)}),
     "Tanh": ([("Tanh", "a", "z")], {}),

@@ -198,6 +198,14 @@ def test_the_recipe_that_comes_out_says_how_many_islands(before: str, after: str
     assert format_recipe(with_islands(parse(before), 3)) == after
 
 
-def test_method_auto_with_one_known_method_says_so() -> None:
+def test_method_auto_says_what_it_measured() -> None:
     made = quantize(_material(conv_net()), parse("static_wi8_au8_pc_auto"))
+    assert "range method by measured effect" in made.decisions[0]
+    assert any("evaluations" in said for said in made.decisions)
+
+
+def test_method_auto_with_one_known_method_says_so() -> None:
+    material = _material(conv_net())
+    extremes = structs.replace(material.calibration, tensors={})
+    made = quantize(structs.replace(material, calibration=extremes), parse("static_wi8_au8_pc_auto"))
     assert made.decisions == ("range method: minmax, the only one of this calibration",)

@@ -36,25 +36,32 @@ def test_sums_are_counted_as_one_by_one(depth: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, 256, (9, depth)).astype(np.int32)
     matrix = rng.integers(-127, 128, (depth, 5)).astype(np.int32)
-    assert count_saturated(rows, matrix, 10**9) == _literal(rows, matrix)
+    found, near = count_saturated(rows, matrix, 10**9)
+    assert found == _literal(rows, matrix)
+    alone = [_literal(rows, matrix[:, [n]]) > 0 for n in range(5)]
+    assert (near | ~np.array(alone)).all()
 
 
 def test_the_edge_of_16_bits_is_not_saturation() -> None:
     rows = np.array([[255, 255]], dtype=np.int32)
     for weights, found in (((64, 64), 0), ((64, 65), 1), ((-64, -64), 0), ((-65, -64), 1), ((127, -127), 0)):
         matrix = np.array([weights], dtype=np.int32).T
-        assert count_saturated(rows, matrix, 10**9) == found
+        assert count_saturated(rows, matrix, 10**9)[0] == found
         assert bound([matrix]) == found or weights == (127, -127)
-    assert count_saturated(np.array([[256, 127]], dtype=np.int32), np.array([[127], [2]], np.int32), 9) == 0
-    assert count_saturated(np.array([[256, 128]], dtype=np.int32), np.array([[127], [2]], np.int32), 9) == 1
+    assert (
+        count_saturated(np.array([[256, 127]], dtype=np.int32), np.array([[127], [2]], np.int32), 9)[0] == 0
+    )
+    assert (
+        count_saturated(np.array([[256, 128]], dtype=np.int32), np.array([[127], [2]], np.int32), 9)[0] == 1
+    )
 
 
 def _samples(array: NDArray[np.float32]) -> Samples:
     return Samples(path="here", sha256="0" * 64, arrays={"image": array}, data={}, n=len(array))
 
 
-def _plan(material: Material, *, reduced: frozenset[str] = frozenset()) -> Plan:
-    return make_plan(material, RECIPE, material.calibration.ranges, reduced=reduced)
+def _plan(material: Material, *, reduced: dict[str, tuple[int, ...]] | None = None) -> Plan:
+    return make_plan(material, RECIPE, material.calibration.ranges, reduced=reduced or {})
 
 
 @pytest.mark.parametrize(
@@ -125,11 +132,18 @@ def test_reduced_weights_do_not_saturate() -> None:
     before = saturating(made, _plan(material), material.samples)
     assert [one.node for one in before] == ["Conv_0"]
     assert "16-bit sums saturate on 32 samples" in before[0].words
-    assert saturating(made, _plan(material, reduced=frozenset({"Conv_0"})), material.samples) == ()
+    assert saturating(made, _plan(material, reduced={"Conv_0": before[0].channels}), material.samples) == ()
+
+
+def test_a_channel_that_comes_near_is_named() -> None:
+    rows = np.array([[255, 255]], dtype=np.int32)
+    found, near = count_saturated(rows, np.array([[60, 57, 40, 127], [60, 55, 40, 127]], np.int32), 10**9)
+    assert found == 1
+    assert near.tolist() == [True, False, False, True]
 
 
 def test_few_sums_are_looked_at_where_there_are_too_many() -> None:
     rows = np.full((100, 2), 255, dtype=np.int32)
     matrix = np.full((2, 10), 127, dtype=np.int32)
-    assert count_saturated(rows, matrix, 100) == 100
-    assert count_saturated(rows[:0], matrix, 100) == 0
+    assert count_saturated(rows, matrix, 100)[0] == 100
+    assert count_saturated(rows[:0], matrix, 100)[0] == 0
