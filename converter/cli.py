@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 import msgspec
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from converter.limits import LATENCY_RUNS_DEFAULT, LATENCY_RUNS_MIN
 from wire.errors import ShallopError
+from wire.tasks import Kind
 
 if TYPE_CHECKING:
     from converter.candidates import Report
@@ -48,6 +49,7 @@ Exit codes: 0 a candidate passes the SLA, 3 none does (candidates.json says why)
 """
 
 _FILE = click.Path(path_type=Path)
+_TASKS = get_args(Kind)
 
 
 @click.command(name=PROGRAM, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,6 +62,9 @@ _FILE = click.Path(path_type=Path)
 @click.option("--name", help="Model name; default: the file's name.")
 @click.option("--release", help="Release name; default: the time, UTC.")
 @click.option("--dataset", type=_FILE, help="dataset.yaml; default: the one beside the calibration set.")
+@click.option("--task", type=click.Choice(_TASKS), help="What the model is for; default: inferred.")
+@click.option("--metric", help="mae or rmse (regression), or module:function (custom).")
+@click.option("--search", type=_FILE, help="Labelled samples that a search may look at; they judge nothing.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Of timed runs.")
 @click.option(
     "--latency-samples",

@@ -120,12 +120,10 @@ def measure_baseline(bench: Bench) -> Measured:
     with must_run("validation"):
         outputs = _outputs(bench, content, FLOAT32)
         audited = audit(content, {}, multiplications(bench.material.model))
-    answers, labels = outputs[inputs.source.signature.answer], inputs.validation.labels
-    if labels is None:
-        raise InputError("labels_missing", "the validation set holds no labels")
+        judged = quality(inputs.task, outputs, outputs, inputs.validation)
     return Measured(
         id=variant_id(FLOAT32), recipe=FLOAT32, content=content, outputs=outputs,
-        quality=quality(answers, answers, labels), audit=audited,
+        quality=judged, audit=audited,
     )  # fmt: skip
 
 
@@ -139,19 +137,18 @@ def measure_candidate(bench: Bench, recipe: Recipe) -> Measured:
 
 def _measure(bench: Bench, recipe: Recipe) -> Measured:
     inputs, baseline = bench.inputs, bench.baseline
-    if baseline is None or baseline.outputs is None or inputs.validation.labels is None:
+    if baseline is None or baseline.outputs is None:
         raise RuntimeError("the baseline is measured first")
     made = quantize(bench.material, recipe)
     content = made.model.SerializeToString()
     config = host_config(inputs, recipe)
     audited = audit(content, config, bench.work)
     outputs = _outputs(bench, content, recipe)
-    answer = inputs.source.signature.answer
     unknown, notes = saturation(inputs, recipe, widest_weight(made.model))
     pairs, cold_load_ms = _latency(bench, content, recipe)
     return Measured(
         id=variant_id(recipe), recipe=recipe, content=content, outputs=outputs,
-        quality=quality(outputs[answer], baseline.outputs[answer], inputs.validation.labels),
+        quality=quality(inputs.task, outputs, baseline.outputs, inputs.validation),
         audit=audited, pairs=pairs, cold_load_ms=cold_load_ms, saturation_unknown=unknown,
         decisions=(*made.decisions, *notes, *_latency_notes(inputs, recipe, pairs)),
     )  # fmt: skip

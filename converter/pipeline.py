@@ -179,8 +179,13 @@ def _calibrated(inputs: Inputs, graph: onnx.ModelProto, progress: Progress | Non
 
 def _require_classes(inputs: Inputs, baseline: Measured) -> None:
     """Where the graph leaves the number of classes open, the first answers tell it."""
-    if inputs.source.signature.classes is None and baseline.outputs is not None:
-        classes = baseline.outputs[inputs.source.signature.answer].shape[1]
+    answer = inputs.source.signature.answer
+    one_of_classes = inputs.task.kind == "classification" and not inputs.task.answer.frames
+    if not one_of_classes or inputs.task.answer.output is not None or baseline.outputs is None:
+        return
+    shape = baseline.outputs[answer].shape
+    if inputs.source.signature.classes is None and len(shape) == 2 and shape[1] > 1:
+        classes = shape[1]
         check_labels(inputs.validation, classes, inputs.description.labels)
 
 
@@ -208,6 +213,8 @@ def _report(inputs: Inputs, rows: list[Candidate], choice: Choice, ranges: Calib
             "outliers": msgspec.to_builtins(ranges.outliers),
         },
         provenance=msgspec.to_builtins(_provenance(inputs)),
+        task=inputs.task.kind,
+        task_reason=inputs.task_reason,
     )
 
 
