@@ -20,6 +20,8 @@ NO_CLASS = -1
 """Where no score is a number; it equals no label, so a broken model is right about nothing."""
 
 _TINY = 1e-12
+_IOU_SAME = 0.95
+_SAME_SIZE = 0.01
 
 
 def answer_name(answer: Answer, names: tuple[str, ...]) -> str:
@@ -114,6 +116,34 @@ def agreement(kind: Kind, answer: Answer, outputs: Mapping[str, Any], reference:
     if kind == "embedding":
         return _cosine(outputs[name], reference[name])
     return _within(outputs[name], reference[name], answer.tolerance)
+
+
+def same_answers(kind: Kind, answer: Answer, outputs: Mapping[str, Any], reference: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Which samples have the same answer for all purposes, so that the accuracy is the same: bool `[n]`.
+
+    Classification: the same class; detection: all boxes pair up at IoU .95; any other: the floating
+    outputs lie within one hundredth of the reference's size (Euclidean, per sample).
+
+    Raises:
+        ContentError: `answer_missing`, `answer_shape`.
+    """
+    if kind == "classification":
+        return agreement(kind, answer, outputs, reference) == 1.0
+    if kind == "detection":
+        mine, theirs = (detections(answer.boxes, found) for found in (outputs, reference))
+        least = answer.score_agree_min
+        pairs = zip(mine, theirs, strict=True)
+        shares = [matched(a.best(least), b.best(least), _IOU_SAME) for a, b in pairs]
+        return _listed(reference, shares) == 1.0
+    names = [answer_name(answer, tuple(reference))] if kind != "custom" else list(reference)
+    parts = [_close(outputs[name], reference[name]) for name in names]
+    return sum(part * 1 for part in parts) == len(parts)
+
+
+def _close(mine: Any, theirs: Any) -> Any:  # noqa: ANN401
+    a, b = (part.reshape(len(part), -1).astype("float64") for part in (mine, theirs))
+    apart = ((a - b) ** 2).sum(axis=1) ** 0.5
+    return apart <= _SAME_SIZE * (b * b).sum(axis=1) ** 0.5 + _TINY
 
 
 def _within(mine: Any, theirs: Any, tolerance: float) -> Any:  # noqa: ANN401

@@ -148,8 +148,8 @@ def suppressed(found: Detections, iou_max: float) -> Detections:
     return found.taken(kept)
 
 
-def matched(mine: Detections, theirs: Detections) -> float:
-    """Share of boxes, of both sides together, that pair up in one class at IoU .5; 1 where there are none.
+def matched(mine: Detections, theirs: Detections, iou_min: float = _IOU_MATCH) -> float:
+    """Share of boxes, of both sides together, that pair up in one class; 1 where there are none.
 
     Greedy, the largest overlap first.
     """
@@ -162,7 +162,7 @@ def matched(mine: Detections, theirs: Detections) -> float:
     pairs = 0
     while True:
         row, column = divmod(int(overlap.argmax()), overlap.shape[1])
-        if overlap[row, column] < _IOU_MATCH:
+        if overlap[row, column] < iou_min:
             return 2 * pairs / total
         pairs += 1
         overlap[row] = 0.0
