@@ -23,9 +23,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip entry can hold; a real one would change the bytes."""
 
 
-def shard_arrays(
-    samples: Samples, fp32: Outputs, hosts: Mapping[str, Outputs]
-) -> Iterator[dict[str, Array]]:
+def shard_arrays(samples: Samples, fp32: Outputs, hosts: Mapping[str, Outputs]) -> Iterator[dict[str, Array]]:
     """The arrays of each shard.
 
     Samples are dealt out in turn, so that a set sorted by class gives shards that hold all classes.

@@ -151,7 +151,7 @@ def boxes_of(*rows: list[float], kinds: list[int] | None = None) -> Detections:
 def test_overlap_by_hand() -> None:
     a = np.array([[0, 0, 2, 2], [0, 0, 0, 0]], np.float64)
     b = np.array([[1, 1, 3, 3], [0, 0, 2, 2], [5, 5, 6, 6]], np.float64)
-    np.testing.assert_allclose(iou(a, b), [[1 / 7, 1, 0], [0, 0, 0]])
+    np.testing.assert_allclose(iou(a, b), np.array([[1 / 7, 1.0, 0.0], [0.0, 0.0, 0.0]]))
 
 
 def test_suppression_keeps_the_best_of_each_class() -> None:
