@@ -10,8 +10,10 @@ from msgspec.structs import replace
 from onnx import TensorProto, helper
 
 from agent.judging import measures_of
+from agent.worker.answers import answers_of
 from agent.worker.job import TrialJob
 from agent.worker.measuring import run_trial
+from agent.worker.shards import Samples
 from tests.agent.models import (
     VARIANT,
     Array,
@@ -194,3 +196,12 @@ def test_an_incumbent_is_still_timed_where_answers_are_no_classes(tmp_path: Path
     result = run_trial(replace(job, incumbent=job.candidate, task="embedding"))
     assert result.incumbent_latency is not None
     assert result.against_incumbent is None
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_a_score_that_is_no_number_never_equals_an_empty_label(frames: bool) -> None:
+    outputs = {"y": np.full((2, 2), np.nan)}
+    of = Samples(n=2, stored={}, inputs={}, labels=np.array([[0, -1], [1, -1]]), fp32={}, host={})
+    said = answers_of(replace(job_of(Path("m.onnx")), answer=Answer(frames=frames)), outputs, of, None)
+    assert said.accuracy is not None
+    assert said.accuracy.value == 0.0
