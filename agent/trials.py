@@ -55,6 +55,8 @@ def job_for(
         outputs=manifest.outputs,
         data=manifest.data,
         task=manifest.task,
+        metric=manifest.metric,
+        answer=manifest.answer,
         settings=settings,
     )
 

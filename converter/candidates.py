@@ -14,7 +14,9 @@ from typing import Literal
 from msgspec import Struct
 
 from wire.figures import Interval, PairedCounts
+from wire.measures import Measure
 from wire.sla import Limits
+from wire.tasks import Direction, Kind
 
 Evidence = Literal["proven", "unproven", "refuted"]
 
@@ -53,6 +55,10 @@ class Candidate(Struct, frozen=True, kw_only=True):
     accuracy_delta_ci95: tuple[float, float] | None = None
     accuracy_evidence: Evidence | None = None
     samples_needed: int | None = None
+    accuracy_words: str | None = None
+    metric: str | None = None
+    metric_direction: Direction | None = None
+    metrics: dict[str, Measure] = {}
     agreement: float | None = None
     agreement_ci95: tuple[float, float] | None = None
     latency_ms_p50: float | None = None
@@ -111,6 +117,8 @@ class Report(Struct, frozen=True, kw_only=True):
     metric: dict[str, object] | None = None
     sparsity: tuple[dict[str, object], ...] | None = None
     unneeded: dict[str, str] = {}
+    task: Kind = "classification"
+    task_reason: str = ""
     version: int = 1
 
 
@@ -128,10 +136,14 @@ class Choice(Struct, frozen=True, kw_only=True):
     carried: tuple[str, ...] = ()
 
 
-def evidence(bound: float, interval: Interval | None) -> Evidence:
-    """How well the samples show that a figure reaches `bound`: with its whole interval, or not."""
+def evidence(bound: float, interval: Interval | None, direction: Direction = "higher") -> Evidence:
+    """How well the samples show that a figure keeps to `bound`: with its whole interval, or not."""
     if interval is None:
         return "unproven"
+    if direction == "lower":
+        if interval.high <= bound:
+            return "proven"
+        return "refuted" if interval.low > bound else "unproven"
     if interval.low >= bound:
         return "proven"
     return "refuted" if interval.high < bound else "unproven"

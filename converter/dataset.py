@@ -12,12 +12,12 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
 import msgspec
 import numpy as np
 import yaml
-from msgspec import Struct, structs
+from msgspec import Meta, Struct, structs
 from numpy.typing import NDArray
 
 from converter.errors import InputError
@@ -29,15 +29,20 @@ from converter.limits import (
     TEXT_BYTES_MAX,
 )
 from converter.model import Signature, read_bytes
+from converter.truth import LABELS, UNREAD, Others, checked_truth, truth_names
 from wire.bundle import InputData, Normalize, Scale, TensorSpec
 from wire.errors import ContentError
 from wire.preprocess import preprocess
+from wire.tasks import Answer, Boxes, Kind
 from wire.types import Name
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]
 
-LABELS = "labels"
+SPLIT_SEED = 20261121
+"""Of the search split; the same set is always split alike."""
+
+_PLAIN = InputData()
 
 
 class _Scale(Scale, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag="scale"):
@@ -54,16 +59,41 @@ class _Input(InputData, frozen=True, kw_only=True, forbid_unknown_fields=True):
     preprocessing: tuple[_Scale | _Normalize, ...] = ()
 
 
+class _Boxes(Boxes, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same."""
+
+
+class _Answer(Answer, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    boxes: _Boxes = _Boxes()
+
+
 class _Description(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     inputs: dict[Name, _Input] = {}
     labels: tuple[Name, ...] = ()
+    task: Kind | None = None
+    metric: Name | None = None
+    answer: _Answer = _Answer()
+    search_fraction: Annotated[float, Meta(gt=0.0, lt=1.0)] | None = None
 
 
 class Description(Struct, frozen=True, kw_only=True):
-    """`dataset.yaml`: how stored samples become tensors, and what the classes are called."""
+    """`dataset.yaml`.
+
+    Attributes:
+        inputs: how stored samples become tensors.
+        labels: what the classes are called.
+        task: what the model is for; None: inferred.
+        metric: of the task, where it has a choice, or `module:function`.
+        answer: how outputs are read.
+        search_fraction: part of the validation set that may be searched on, and then judges nothing.
+    """
 
     inputs: dict[str, InputData] = {}
     labels: tuple[str, ...] = ()
+    task: Kind | None = None
+    metric: str | None = None
+    answer: Answer = Answer()
+    search_fraction: float | None = None
 
 
 class Samples(Struct, frozen=True, kw_only=True):
@@ -75,7 +105,8 @@ class Samples(Struct, frozen=True, kw_only=True):
         arrays: stored samples by input name, first axis samples.
         data: how the stored samples of an input become its tensor.
         n: number of samples.
-        labels: class of each sample, int64 `[n]`; None for a calibration set.
+        labels: right answers, first axis samples, as the task wants them; None for a calibration set.
+        truth: all arrays of right answers by name, `labels` among them.
     """
 
     path: str
@@ -83,26 +114,44 @@ class Samples(Struct, frozen=True, kw_only=True):
     arrays: dict[str, Array]
     data: dict[str, InputData]
     n: int
-    labels: NDArray[np.int64] | None = None
+    labels: Array | None = None
+    truth: dict[str, Array] = {}
+
+    @property
+    def whole(self) -> bool:
+        """Whether a stored sample is the model's whole tensor; such samples are run one at a time only."""
+        return any(data.whole for data in self.data.values())
+
+    @property
+    def known(self) -> dict[str, Array]:
+        """All right answers by name."""
+        return self.truth if self.labels is None else {LABELS: self.labels, **self.truth}
 
     def feeds(self, start: int, stop: int) -> Feeds:
-        """The model's input tensors of samples `start` to `stop`."""
-        return {
-            name: np.ascontiguousarray(preprocess(self.data.get(name, InputData()), array[start:stop]))
-            for name, array in self.arrays.items()
-        }
+        """The model's input tensors of samples `start` to `stop`; a whole sample has no axis added.
+
+        Raises:
+            RuntimeError: several samples are asked for at once where each is whole.
+        """
+        block = self._block(start, stop)
+        if not self.whole:
+            return block
+        if stop - start != 1:
+            raise RuntimeError("whole samples make no batch")
+        return self._single(block, 0)
 
     def batches(self, size: int) -> Iterator[Feeds]:
-        """All samples in order, `size` at a time, the last batch shorter."""
+        """All samples in order, `size` at a time, the last batch shorter; whole samples singly."""
+        size = 1 if self.whole else size
         for start in range(0, self.n, size):
             yield self.feeds(start, min(start + size, self.n))
 
     def singles(self, start: int, stop: int) -> Iterator[Feeds]:
-        """Samples one at a time, each with a first axis of 1."""
+        """Samples one at a time, each with a first axis of 1, or as it is where it is whole."""
         for block in range(start, stop, PREPROCESS_BATCH):
-            feeds = self.feeds(block, min(block + PREPROCESS_BATCH, stop))
+            feeds = self._block(block, min(block + PREPROCESS_BATCH, stop))
             for i in range(min(PREPROCESS_BATCH, stop - block)):
-                yield {name: tensor[i : i + 1] for name, tensor in feeds.items()}
+                yield self._single(feeds, i)
 
     def taken(self, indices: NDArray[np.int64]) -> Samples:
         """Some of the samples, in the given order."""
@@ -110,8 +159,19 @@ class Samples(Struct, frozen=True, kw_only=True):
             self,
             arrays={name: array[indices] for name, array in self.arrays.items()},
             labels=None if self.labels is None else self.labels[indices],
+            truth={name: array[indices] for name, array in self.truth.items()},
             n=len(indices),
         )
+
+    def _block(self, start: int, stop: int) -> Feeds:
+        return {
+            name: np.ascontiguousarray(preprocess(self.data.get(name, _PLAIN), array[start:stop]))
+            for name, array in self.arrays.items()
+        }
+
+    def _single(self, block: Feeds, i: int) -> Feeds:
+        whole = {name for name in block if self.data.get(name, _PLAIN).whole}
+        return {name: tensor[i] if name in whole else tensor[i : i + 1] for name, tensor in block.items()}
 
 
 def read_description(path: Path) -> Description:
@@ -127,37 +187,59 @@ def read_description(path: Path) -> Description:
     except (yaml.YAMLError, msgspec.ValidationError, RecursionError) as error:
         raise InputError(
             "dataset_malformed",
-            f"{path} cannot be read: {error}; it holds `inputs` (stored, layout, preprocessing) and `labels`",
+            f"{path} cannot be read: {error}; it holds `inputs` (stored, layout, preprocessing, role, "
+            "sample_axis), `labels`, `task`, `metric`, `answer` and `search_fraction`",
         ) from error
     return msgspec.convert(plain, Description)
 
 
-def read_samples(path: Path, description: Description, signature: Signature, *, labelled: bool) -> Samples:
+def read_samples(
+    path: Path,
+    description: Description,
+    signature: Signature,
+    *,
+    labelled: bool,
+    kind: Kind = "classification",
+) -> Samples:
     """A calibration (`labelled=False`) or validation set that fits the model.
+
+    State needs no array: it is zeros. A constant's array stands there once, without an axis for samples.
 
     Raises:
         InputError: its code says what does not fit, its message where and what to do.
     """
-    kind = "validation" if labelled else "calibration"
-    wanted = {spec.name for spec in signature.inputs} | ({LABELS} if labelled else set())
-    unknown = sorted(set(description.inputs) - {spec.name for spec in signature.inputs})
+    what = "validation" if labelled else "calibration"
+    specs = {spec.name: spec for spec in signature.inputs}
+    unknown = sorted(set(description.inputs) - set(specs))
     if unknown:
-        names = ", ".join(sorted(spec.name for spec in signature.inputs))
         raise InputError(
             "dataset_malformed",
-            f"dataset.yaml describes {', '.join(unknown)}; the model's inputs are {names}",
+            f"dataset.yaml describes {', '.join(unknown)}; the model's inputs are {', '.join(sorted(specs))}",
         )
-    arrays = _read_arrays(path, kind, wanted, LABELS)
-    labels = arrays.pop(LABELS, None) if labelled else None
-    n = _count(path, kind, arrays)
+    roles = {name: description.inputs.get(name, _PLAIN).role for name in specs}
+    wanted = {name for name, role in roles.items() if role != "state"}
+    stored = _read_arrays(path, what, wanted, truth_names(kind) if labelled else UNREAD)
+    arrays = {name: stored.pop(name) for name, role in roles.items() if role == "data"}
+    n = _count(path, what, arrays)
+    for name, role in roles.items():
+        if role != "data":
+            arrays[name] = _repeated(specs[name], stored.pop(name, None), n)
     for spec in signature.inputs:
-        _check_stored(path, spec, arrays[spec.name])
+        _check_stored(path, spec, arrays[spec.name], whole=description.inputs.get(spec.name, _PLAIN).whole)
+    truth = checked_truth(path, kind, stored, n) if labelled else {}
     samples = Samples(
         path=str(path), sha256=_sha256(path), arrays=arrays, data=description.inputs, n=n,
-        labels=None if labels is None else _checked_labels(path, labels, n),
+        labels=truth.get(LABELS), truth=truth,
     )  # fmt: skip
     _check_tensors(samples, signature)
     return samples
+
+
+def _repeated(spec: TensorSpec, array: Array | None, n: int) -> Array:
+    """One array for all samples, without its memory taken `n` times; zeros where there is none."""
+    if array is None:
+        array = np.zeros([size or 1 for size in spec.shape], spec.dtype)
+    return np.broadcast_to(array, (n, *array.shape))
 
 
 def _sha256(path: Path) -> str:
@@ -165,18 +247,19 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_arrays(path: Path, kind: str, wanted: set[str], optional: str) -> dict[str, Array]:
-    """The wanted arrays of an `.npz`; `optional` may be there without being wanted."""
+def _read_arrays(path: Path, kind: str, wanted: set[str], others: Others) -> dict[str, Array]:
+    """The wanted arrays of an `.npz`, and those of the others that are there."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {entry.filename.removesuffix(".npy") for entry in archive.infolist()}
-            _check_names(path, kind, names, wanted, optional)
+            _check_names(path, kind, names, wanted, others)
             if sum(entry.file_size for entry in archive.infolist()) > ARRAYS_BYTES_MAX:
                 raise InputError(
                     f"{kind}_too_large",
                     f"{path} unpacks to more than {ARRAYS_BYTES_MAX} bytes; give fewer samples",
                 )
-            return {name: _read_array(archive, path, name) for name in sorted(wanted)}
+            read = wanted | (names if others.read else set())
+            return {name: _read_array(archive, path, name) for name in sorted(read)}
     except FileNotFoundError as error:
         raise InputError(f"{kind}_missing", f"{kind} set {path} does not exist; check the path") from error
     except (OSError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, ValueError, EOFError) as error:
@@ -186,16 +269,35 @@ def _read_arrays(path: Path, kind: str, wanted: set[str], optional: str) -> dict
         ) from error
 
 
-def _check_names(path: Path, kind: str, names: set[str], wanted: set[str], optional: str) -> None:
+def _check_names(path: Path, kind: str, names: set[str], inputs: set[str], others: Others) -> None:
     if len(names) > ARRAYS_MAX:
         raise InputError(f"{kind}_names", f"{path} holds {len(names)} arrays, at most {ARRAYS_MAX} are read")
-    missing, extra = sorted(wanted - names), sorted(names - wanted - {optional})
+    wanted = inputs | others.needed
+    missing = sorted(wanted - names)
+    extra = [] if others.known is None else sorted(names - wanted - others.known)
     if missing or extra:
         raise InputError(
             f"{kind}_names",
             f"{path} holds {', '.join(sorted(names)) or 'nothing'}, needed are {', '.join(sorted(wanted))}"
             f" (missing: {', '.join(missing) or 'none'}; unknown: {', '.join(extra) or 'none'})",
         )
+
+
+def dtypes_of(path: Path) -> dict[str, np.dtype[Any]]:
+    """Type of every array of an `.npz`, from its headers; empty where it cannot be read.
+
+    What is wrong with such a file is told when it is read as a whole.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")][:ARRAYS_MAX]
+            found = {}
+            for entry in entries:
+                with archive.open(entry) as file:
+                    found[entry.filename.removesuffix(".npy")] = _header(file)[1]
+            return found
+    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, ValueError, EOFError):
+        return {}
 
 
 def _read_array(archive: zipfile.ZipFile, path: Path, name: str) -> Array:
@@ -233,8 +335,8 @@ def _count(path: Path, kind: str, arrays: dict[str, Array]) -> int:
     return n
 
 
-def _check_stored(path: Path, spec: TensorSpec, array: Array) -> None:
-    shape, needed = array.shape[1:], spec.shape[1:]
+def _check_stored(path: Path, spec: TensorSpec, array: Array, *, whole: bool) -> None:
+    shape, needed = array.shape[1:], spec.shape if whole else spec.shape[1:]
     fits = len(shape) == len(needed) and all(
         want is None or have == want for have, want in zip(shape, needed, strict=True)
     )
@@ -271,15 +373,20 @@ def _check_tensors(samples: Samples, signature: Signature) -> None:
             )
 
 
-def _checked_labels(path: Path, labels: Array, n: int) -> NDArray[np.int64]:
-    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+def split(samples: Samples, fraction: float) -> tuple[Samples, Samples]:
+    """The samples that judge, and this part of them that may be searched on; drawn once, from a fixed seed.
+
+    Raises:
+        InputError: `search_fraction`: one of the two would be empty.
+    """
+    n = round(samples.n * fraction)
+    if not 0 < n < samples.n:
         raise InputError(
-            "labels_type",
-            f"{path}: labels are {labels.dtype} {list(labels.shape)}; needed is one integer a sample",
+            "search_fraction", f"search_fraction {fraction:g} of {samples.n} samples leaves one side empty"
         )
-    if labels.shape[0] != n:
-        raise InputError("labels_count", f"{path}: {labels.shape[0]} labels for {n} samples")
-    return labels.astype(np.int64)
+    order = np.random.default_rng(SPLIT_SEED).permutation(samples.n)
+    searched, judging = np.sort(order[:n]), np.sort(order[n:])
+    return samples.taken(judging), samples.taken(searched)
 
 
 def check_labels(samples: Samples, classes: int, names: tuple[str, ...]) -> None:
@@ -292,13 +399,18 @@ def check_labels(samples: Samples, classes: int, names: tuple[str, ...]) -> None
         raise InputError(
             "labels_names", f"dataset.yaml names {len(names)} labels, the model tells {classes} classes apart"
         )
-    if samples.labels is None:
+    labels = samples.labels
+    if labels is None:
         return
-    outside = np.flatnonzero((samples.labels < 0) | (samples.labels >= classes))
+    # In a set of acceptable labels -1 fills the row, but not all of it.
+    bad = (labels < (0 if labels.ndim == 1 else -1)) | (labels >= classes)
+    if labels.ndim > 1:
+        bad |= (labels < 0).all(axis=1, keepdims=True)
+    outside = np.argwhere(bad)
     if outside.size:
-        first = int(outside[0])
+        first = tuple(outside[0])
         raise InputError(
             "labels_range",
-            f"{samples.path}: {outside.size} labels lie outside 0 to {classes - 1}, first "
-            f"{samples.labels[first]} of sample {first}; is this the validation set of this model?",
+            f"{samples.path}: {len(outside)} labels lie outside 0 to {classes - 1}, first "
+            f"{labels[first]} of sample {first[0]}; is this the validation set of this model?",
         )

@@ -17,15 +17,27 @@ import numpy as np
 import yaml
 from msgspec import Struct, structs
 
-from converter.dataset import Description, Samples, check_labels, read_description, read_samples
+from converter.dataset import (
+    Description,
+    Samples,
+    check_labels,
+    dtypes_of,
+    read_description,
+    read_samples,
+    split,
+)
 from converter.errors import InputError
+from converter.evaluate import Task, task_of
+from converter.evaluate.registry import inferred
 from converter.limits import LATENCY_RUNS_DEFAULT, LATENCY_RUNS_MIN, QUICK_SAMPLES_MAX, TEXT_BYTES_MAX
-from converter.model import SourceModel, read_bytes, read_model
+from converter.model import Signature, SourceModel, read_bytes, read_model, words
 from converter.recipe import format_recipe, parse
 from converter.targets.detect import Machine, detect_machine, detect_target, meets
 from converter.targets.loader import Rule, Target, broken_rule, usable_target
+from converter.truth import LABELS
 from wire.errors import LimitsError
-from wire.sla import Limits, parse_limits
+from wire.sla import Limits, parse_limits, require_direction
+from wire.tasks import Kind, Metric
 from wire.types import ModelName, ReleaseName
 
 
@@ -41,6 +53,9 @@ class Options(Struct, frozen=True, kw_only=True):
     name: str | None = None
     release: str | None = None
     dataset: Path | None = None
+    task: Kind | None = None
+    metric: str | None = None
+    search: Path | None = None
     threads: int = 1
     latency_samples: int = LATENCY_RUNS_DEFAULT
     candidates: tuple[str, ...] = ()
@@ -74,7 +89,10 @@ class Inputs(Struct, frozen=True, kw_only=True):
         source: the model.
         description: of the data set; empty where there is none.
         calibration: samples without labels.
-        validation: samples with labels.
+        validation: samples with labels, which judge; nothing is searched on them.
+        search: other samples with labels, which a search may look at; None where there are none.
+        task: what the model is for.
+        task_reason: where that is known from.
         limits: the SLA.
         sla_sha256: of the SLA's file.
         sla_text: the file as it was written.
@@ -92,6 +110,9 @@ class Inputs(Struct, frozen=True, kw_only=True):
     description: Description
     calibration: Samples
     validation: Samples
+    search: Samples | None = None
+    task: Task
+    task_reason: str = ""
     limits: Limits
     sla_sha256: str
     sla_text: str
@@ -117,14 +138,15 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
     source = read_model(options.model)
     description = _description(options)
     calibration = read_samples(options.calibration, description, source.signature, labelled=False)
-    validation = read_samples(options.validation, description, source.signature, labelled=True)
+    task, task_reason = read_task(options, description, source.signature)
+    _require_direction(limits, task.metric, options.sla)
+    validation, search = _labelled(options, description, source.signature, task)
     if options.quick:
         validation = thinned(validation, QUICK_SAMPLES_MAX)
-    if source.signature.classes is not None:
-        check_labels(validation, source.signature.classes, description.labels)
     return Inputs(
         name=name, release=release, created_at=now, source=source, description=description,
-        calibration=calibration, validation=validation, limits=limits,
+        calibration=calibration, validation=validation, search=search, task=task, task_reason=task_reason,
+        limits=limits,
         sla_sha256=hashlib.sha256(sla_text).hexdigest(), sla_text=sla_text.decode("utf-8", "replace"),
         target=target, machine=machine, host_of_target_class=meets(machine, target.requires.value),
         threads=options.threads,
@@ -159,6 +181,79 @@ def thinned(samples: Samples, n_max: int) -> Samples:
     if samples.n <= n_max:
         return samples
     return samples.taken(np.linspace(0, samples.n - 1, n_max).astype(np.int64))
+
+
+def read_task(options: Options, description: Description, signature: Signature) -> tuple[Task, str]:
+    """The task: asked for, or described, or inferred from the validation set; and which of these.
+
+    Raises:
+        InputError: `metric_unknown`, `entry_point`, `model_outputs`.
+    """
+    metric = options.metric or description.metric
+    dtypes = dtypes_of(options.validation)
+    if options.task is not None:
+        kind, reason = options.task, "--task"
+    elif description.task is not None:
+        kind, reason = description.task, "dataset.yaml"
+    else:
+        kind, why = inferred(dtypes, metric)
+        reason = f"inferred: {why}"
+    task = task_of(kind, description.answer, metric, labelled=LABELS in dtypes)
+    require_answer(task, signature)
+    return task, reason
+
+
+def require_answer(task: Task, signature: Signature) -> None:
+    """Refuses outputs that cannot hold the task's answers, before anything is run.
+
+    Raises:
+        InputError: `model_outputs`.
+    """
+    found = ", ".join(f"{spec.name} {spec.dtype} {words(spec.shape)}" for spec in signature.outputs)
+    named = task.answer.output
+    specs = [spec for spec in signature.outputs if named is None or spec.name == named]
+    if not specs:
+        raise InputError("model_outputs", f"dataset.yaml names output {named}; the model gives {found}")
+    frames = task.answer.frames
+    if task.kind == "classification" and not frames and len(specs[0].shape) not in {1, 2}:
+        raise InputError(
+            "model_outputs",
+            f"a classification model gives float32 scores of shape [N, classes]; this one gives {found}; "
+            "for scores of every frame, say `answer: {frames: true}` in dataset.yaml",
+        )
+
+
+def _require_direction(limits: Limits, metric: Metric, path: Path) -> None:
+    try:
+        require_direction(limits, metric)
+    except LimitsError as error:
+        raise InputError(error.code, f"{path}: {error.args[0]}") from error
+
+
+def _labelled(
+    options: Options, description: Description, signature: Signature, task: Task
+) -> tuple[Samples, Samples | None]:
+    """The samples that judge and those that may be searched on: two files, or one that is split."""
+    kind = task.kind
+    validation = read_samples(options.validation, description, signature, labelled=True, kind=kind)
+    search = None
+    if options.search is not None:
+        search = read_samples(options.search, description, signature, labelled=True, kind=kind)
+        if search.sha256 == validation.sha256:
+            raise InputError(
+                "search_is_validation",
+                f"{options.search} is the validation set itself: what is searched on cannot judge; "
+                "give other samples, or `search_fraction` in dataset.yaml",
+            )
+    elif description.search_fraction is not None:
+        validation, search = split(validation, description.search_fraction)
+    if kind == "classification" and not task.answer.frames and task.answer.output is None:
+        # One score stands for two classes.
+        classes = signature.classes if signature.classes != 1 else 2
+        for samples in (validation, search):
+            if samples is not None and classes is not None:
+                check_labels(samples, classes, description.labels)
+    return validation, search
 
 
 def read_sla(path: Path) -> tuple[Limits, bytes]:

@@ -128,13 +128,10 @@ def measure_baseline(bench: Bench) -> Measured:
     with must_run("validation"):
         outputs = _outputs(bench, content, FLOAT32)
         audited = audit(content, {}, multiplications(bench.material.model))
-    answers, labels = outputs[inputs.source.signature.answer], inputs.validation.labels
-    if labels is None:
-        raise InputError("labels_missing", "the validation set holds no labels")
+        judged = quality(inputs.task, outputs, outputs, inputs.validation)
     return Measured(
         id=variant_id(FLOAT32), recipe=FLOAT32, content=content, outputs=outputs,
-        quality=quality(answers, answers, labels), audit=audited,
-        entropy_bytes=entropy_bytes(bench.material.model),
+        quality=judged, audit=audited, entropy_bytes=entropy_bytes(bench.material.model),
     )  # fmt: skip
 
 
@@ -164,7 +161,7 @@ def time_candidate(bench: Bench, one: Measured) -> Measured:
 
 def _answered(bench: Bench, recipe: Recipe) -> Measured:
     inputs, baseline = bench.inputs, bench.baseline
-    if baseline is None or baseline.outputs is None or inputs.validation.labels is None:
+    if baseline is None or baseline.outputs is None:
         raise RuntimeError("the baseline is measured first")
     made = quantize(bench.material, recipe)
     made_as = made.recipe or recipe
@@ -172,11 +169,10 @@ def _answered(bench: Bench, recipe: Recipe) -> Measured:
     config = host_config(inputs, recipe)
     audited = audit(content, config, bench.work)
     outputs = _outputs(bench, content, recipe)
-    answer = inputs.source.signature.answer
     unknown, notes = saturation(inputs, recipe, widest_weight(made.model), made.saturating)
     return Measured(
         id=variant_id(made_as), recipe=made_as, content=content, outputs=outputs,
-        quality=quality(outputs[answer], baseline.outputs[answer], inputs.validation.labels),
+        quality=quality(inputs.task, outputs, baseline.outputs, inputs.validation),
         audit=audited, entropy_bytes=entropy_bytes(made.model), saturation_unknown=unknown,
         decisions=(*made.decisions, *audit_notes(audited), *notes),
     )  # fmt: skip

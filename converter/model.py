@@ -30,12 +30,13 @@ _DTYPES = frozenset(
 
 
 class Signature(Struct, frozen=True, kw_only=True):
-    """What a classification model takes and gives.
+    """What a model takes and gives.
 
     Attributes:
         inputs: in the model's order.
-        outputs: the task's first; the others in the model's order.
-        classes: of the task's output; None where the graph leaves it open.
+        outputs: the first float32 one of shape [N, classes] first, else the first float32 one; the others
+            in the model's order.
+        classes: of the first output where it has two axes; None where the graph leaves it open.
         batch_free: whether the first axis of every input may be longer than one.
     """
 
@@ -46,7 +47,7 @@ class Signature(Struct, frozen=True, kw_only=True):
 
     @property
     def answer(self) -> str:
-        """Name of the output that holds one score per class."""
+        """Name of the output that holds the answer where the data set names no other."""
         return self.outputs[0].name
 
 
@@ -171,12 +172,12 @@ def _require_float(path: Path, proto: onnx.ModelProto) -> None:
 
 
 def signature(proto: onnx.ModelProto) -> Signature:
-    """What the graph takes and gives, for classification.
+    """What the graph takes and gives.
 
     Raises:
         InputError: `model_inputs` (none, one that is no tensor of numbers, without a first axis for
             samples or with a fixed one above 1), `model_outputs` (one that is no tensor of numbers, or no
-            float32 output of shape [N, classes]).
+            float32 output).
     """
     constants = {tensor.name for tensor in proto.graph.initializer}
     given = [value for value in proto.graph.input if value.name not in constants]
@@ -187,22 +188,22 @@ def signature(proto: onnx.ModelProto) -> Signature:
         if not spec.shape or spec.shape[0] not in {None, 1}:
             raise InputError(
                 "model_inputs",
-                f"input {spec.name} has shape {_words(spec.shape)}; its first axis must count samples: "
+                f"input {spec.name} has shape {words(spec.shape)}; its first axis must count samples: "
                 "export the model with a free first axis or a batch of 1",
             )
     outputs = tuple(_spec(value, "model_outputs", "output") for value in proto.graph.output)
     answers = [spec for spec in outputs if _is_answer(spec)]
+    answers += [spec for spec in outputs if spec.dtype == "float32" and spec.shape]
     if not answers:
-        found = ", ".join(f"{spec.name} {spec.dtype} {_words(spec.shape)}" for spec in outputs)
+        found = ", ".join(f"{spec.name} {spec.dtype} {words(spec.shape)}" for spec in outputs)
         raise InputError(
-            "model_outputs",
-            f"a classification model gives float32 scores of shape [N, classes]; this one gives {found}",
+            "model_outputs", f"the model must give float32 numbers for each sample; this one gives {found}"
         )
     rest = tuple(spec for spec in outputs if spec is not answers[0])
     return Signature(
         inputs=inputs,
         outputs=(answers[0], *rest),
-        classes=answers[0].shape[1],
+        classes=answers[0].shape[1] if len(answers[0].shape) == 2 else None,
         batch_free=all(spec.shape[0] is None for spec in inputs),
     )
 
@@ -211,7 +212,8 @@ def _is_answer(spec: TensorSpec) -> bool:
     return spec.dtype == "float32" and len(spec.shape) == 2 and spec.shape[0] in {None, 1}
 
 
-def _words(shape: tuple[int | None, ...]) -> str:
+def words(shape: tuple[int | None, ...]) -> str:
+    """A shape for people, such as `[?, 10]`."""
     return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
 
 

@@ -20,7 +20,7 @@ from msgspec import Struct, structs
 
 from converter.calibrate import Calibration, calibrate, compare_sets
 from converter.candidates import Candidate, Choice, Report, choose
-from converter.dataset import Array, check_labels
+from converter.dataset import Array, Samples, check_labels
 from converter.evaluate import outputs_of
 from converter.executor import Executor, open_executor
 from converter.fusion import multiplications
@@ -52,6 +52,7 @@ from converter.rows import Timing, row, timing_of, timing_of_baseline
 from converter.runtime import VERSION
 from converter.targets.choose import recipes_for
 from wire.bundle import Manifest, Provenance
+from wire.tasks import Kind
 
 _CLEAN_TOLERANCE = 1e-4
 """Of the largest output: what re-ordered float arithmetic may change, and no more."""
@@ -90,6 +91,9 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
     name: str | None = None,
     release: str | None = None,
     dataset: str | Path | None = None,
+    task: Kind | None = None,
+    metric: str | None = None,
+    search: str | Path | None = None,
     threads: int = 1,
     latency_samples: int = LATENCY_RUNS_DEFAULT,
     candidates: Sequence[str] = (),
@@ -101,15 +105,18 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
     """Converts a model and writes a bundle.
 
     Args:
-        model: ONNX file with float32 weights, for classification.
+        model: ONNX file with float32 weights, or one that carries Q/DQ pairs.
         calibration: `.npz` with one array per model input, first axis samples.
-        validation: the same with `labels`, integers `[N]`.
+        validation: the same with what the task judges by, such as `labels`, integers `[N]`.
         target: id or alias of a target, or `host`.
         sla: YAML file of limits (`wire.sla.Limits`).
         output: directory to make; a bundle that lies there is replaced only with `force`.
         name: of the model; made of the file's name by default.
         release: by default the time, UTC.
         dataset: `dataset.yaml`; by default the one beside the calibration set, if there is one.
+        task: what the model is for; what dataset.yaml says, or inferred from the data, by default.
+        metric: of regression (`mae`, `rmse`), or `module:function` for a custom one.
+        search: labelled samples that a search for islands may look at; they judge nothing.
         threads: of latency sessions.
         latency_samples: timed pairs per candidate.
         candidates: only these recipes, in this order of preference; all of the target's by default.
@@ -124,7 +131,8 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
     options = Options(
         model=Path(model), calibration=Path(calibration), validation=Path(validation), target=target,
         sla=Path(sla), output=Path(output), name=name, release=release,
-        dataset=None if dataset is None else Path(dataset), threads=threads,
+        dataset=None if dataset is None else Path(dataset), task=task, metric=metric,
+        search=None if search is None else Path(search), threads=threads,
         latency_samples=latency_samples, candidates=tuple(candidates), quick=quick, executor=executor,
         force=force,
     )  # fmt: skip
@@ -143,7 +151,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     material = Material(
         model=graph, calibration=ranges, samples=inputs.calibration,
         signature=inputs.source.signature, rules=inputs.target.rules,
-        goal=goal_of(inputs.limits, inputs.calibration, None),
+        goal=goal_of(inputs.limits, inputs.calibration, _searchable(inputs)),
     )  # fmt: skip
     bench = Bench(inputs=inputs, material=material, progress=progress)
     baseline = structs.replace(measure_baseline(bench), decisions=changes)
@@ -246,10 +254,23 @@ def _answered(
     return found
 
 
+def _searchable(inputs: Inputs) -> Samples | None:
+    """The labelled samples that the search can score: one class for each; others are searched label-free."""
+    search = inputs.search
+    if search is None or search.labels is None or search.labels.ndim != 1:
+        return None
+    return search if inputs.task.kind == "classification" and not inputs.task.answer.frames else None
+
+
 def _require_classes(inputs: Inputs, baseline: Measured) -> None:
     """Where the graph leaves the number of classes open, the first answers tell it."""
-    if inputs.source.signature.classes is None and baseline.outputs is not None:
-        classes = baseline.outputs[inputs.source.signature.answer].shape[1]
+    answer = inputs.source.signature.answer
+    one_of_classes = inputs.task.kind == "classification" and not inputs.task.answer.frames
+    if not one_of_classes or inputs.task.answer.output is not None or baseline.outputs is None:
+        return
+    shape = baseline.outputs[answer].shape
+    if inputs.source.signature.classes is None and len(shape) == 2 and shape[1] > 1:
+        classes = shape[1]
         check_labels(inputs.validation, classes, inputs.description.labels)
 
 
@@ -285,12 +306,15 @@ def _report(
         command=command,
         sla_text=inputs.sla_text,
         limits=inputs.limits,
+        metric={"name": inputs.task.metric.name, "direction": inputs.task.metric.direction},
         sparsity=tuple(
             msgspec.to_builtins(one)
             for one in sorted(sparsity(material.model), key=lambda one: -one.zeros)
             if one.zeros >= _ZEROS_MIN
         ),
         target_profile=msgspec.to_builtins(inputs.target),
+        task=inputs.task.kind,
+        task_reason=inputs.task_reason,
     )
 
 

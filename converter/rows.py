@@ -11,15 +11,16 @@ from typing import Literal
 
 from msgspec import Struct, structs
 
-from converter.candidates import Candidate, Evidence, evidence, samples_needed
+from converter.candidates import Candidate, Evidence, evidence
 from converter.evaluate import Quality
+from converter.evaluate.words import needed_by, words_of
 from converter.inputs import Inputs
 from converter.latency import Ratio, latency_of, ratio_of
 from converter.measured import Measured, latency_scope
 from converter.recipe import format_recipe
 from converter.runtime import NAME, VERSION
 from wire.bundle import HostFigures
-from wire.figures import Interval, paired_delta_interval
+from wire.figures import Interval
 from wire.measures import Latency, Measure
 from wire.sla import Limits, Measures, Scope, Status, judge
 
@@ -77,23 +78,26 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
 
 
 def _with_quality(blank: Candidate, one: Measured, found: Quality, limits: Limits) -> Candidate:
-    counts = found.against_baseline
-    delta = paired_delta_interval(counts) if one.recipe.quantized else None
+    delta = found.delta if one.recipe.quantized else None
     shown = _evidence(limits, found, one)
-    bound = limits.accuracy.min_fraction_of_baseline if limits.accuracy is not None else None
+    needed = needed_by(limits, found) if shown == "unproven" else None
     return structs.replace(
         blank,
         size_bytes=len(one.content or b""),
         entropy_bytes=one.entropy_bytes,
         sha256=one.sha256,
-        n_samples=counts.n,
+        n_samples=found.agreement.n,
         accuracy=found.accuracy.value,
         accuracy_ci95=_pair(found.accuracy),
         accuracy_ratio=None if found.ratio is None else found.ratio.value,
         accuracy_ratio_ci95=_pair(found.ratio) if one.recipe.quantized else None,
-        accuracy_delta_ci95=None if delta is None else (delta.low, delta.high),
+        accuracy_delta_ci95=_pair(delta),
         accuracy_evidence="unproven" if shown == "proven" and one.saturation_unknown else shown,
-        samples_needed=samples_needed(counts, bound) if bound is not None and shown == "unproven" else None,
+        samples_needed=needed,
+        accuracy_words=words_of(found, needed) if one.recipe.quantized else None,
+        metric=found.metric.name,
+        metric_direction=found.metric.direction,
+        metrics=found.others,
         agreement=found.agreement.value,
         agreement_ci95=_pair(found.agreement) if one.recipe.quantized else None,
     )
@@ -110,12 +114,11 @@ def _evidence(limits: Limits, found: Quality, one: Measured) -> Evidence | None:
     limit = limits.accuracy
     if limit is None:
         return None
-    if limit.min is not None:
-        return evidence(limit.min, _interval(found.accuracy))
-    bound = limit.min_fraction_of_baseline or 0.0
-    if one.recipe.quantized:
-        return evidence(bound, _interval(found.ratio))
-    return "proven" if bound <= 1.0 else "refuted"
+    if limit.absolute is not None:
+        return evidence(limit.absolute, _interval(found.accuracy), limit.direction)
+    bound = limit.of_baseline or 0.0
+    own = _interval(found.ratio) if one.recipe.quantized else Interval(1.0, 1.0)
+    return evidence(bound, own, limit.direction)
 
 
 def _interval(measure: Measure | None) -> Interval | None:

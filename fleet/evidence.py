@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from fleet.inventory import Device
 from wire.figures import PairedCounts, paired_ratio_interval, wilson_interval
-from wire.measures import Measure, Source, TrialResult
+from wire.measures import Measure, Source, TrialResult, pooled_mean
 from wire.messages import ModelState, OrderOutcome, Phase
 from wire.sla import Limits, Measures
 
@@ -302,17 +302,25 @@ def _agreement(trials: Sequence[TrialResult]) -> Measure | None:
 
 
 def _share(own: Sequence[TrialResult], field: str) -> Measure:
-    """A proportion pooled over distinct shards, with Wilson's interval.
+    """A proportion pooled over distinct shards, with Wilson's interval; any other mean by its own.
 
     Where a trial does not say on how many samples its figure rests, the lowest figure stands alone.
     """
     measures: list[Measure] = [getattr(trial, field) for trial in _distinct(own)]
     if any(measure.n == 0 for measure in measures):
         return min(measures, key=lambda measure: measure.value)
+    if not all(_is_share(measure) for measure in measures):
+        return pooled_mean(measures)
     n = sum(measure.n for measure in measures)
     right = min(n, sum(round(measure.value * measure.n) for measure in measures))
     interval = wilson_interval(right, n)
     return Measure(value=right / n, low=interval.low, high=interval.high, n=n)
+
+
+def _is_share(measure: Measure) -> bool:
+    """A whole number of samples over their number; a cosine or an error is not, but by chance."""
+    right = measure.value * measure.n
+    return 0.0 <= measure.value <= 1.0 and abs(right - round(right)) < 1e-6
 
 
 def _accuracy_ratio(trials: Sequence[TrialResult]) -> Measure | None:
@@ -322,8 +330,8 @@ def _accuracy_ratio(trials: Sequence[TrialResult]) -> Measure | None:
     counts = _counts(own, "against_baseline")
     interval = None if counts is None else paired_ratio_interval(counts)
     if counts is None or interval is None:
-        lowest: list[Measure] = [t.accuracy_ratio for t in own if t.accuracy_ratio is not None]
-        return min(lowest, key=lambda measure: measure.value)
+        ratios: list[Measure] = [t.accuracy_ratio for t in _distinct(own) if t.accuracy_ratio is not None]
+        return pooled_mean(ratios)
     value = (counts.both + counts.candidate_only) / (counts.both + counts.reference_only)
     return Measure(value=value, low=interval.low, high=interval.high, n=counts.n)
 

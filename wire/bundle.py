@@ -17,7 +17,8 @@ from msgspec import Meta, Struct
 
 from wire.errors import ContentError
 from wire.measures import Latency, Measure
-from wire.sla import Limits, checked
+from wire.sla import Limits, checked, require_direction
+from wire.tasks import TOP1, Answer, Kind, Metric
 from wire.types import (
     Digest,
     ModelName,
@@ -84,11 +85,28 @@ Operation = Scale | Normalize
 
 
 class InputData(Struct, frozen=True, kw_only=True):
-    """How the stored samples of one input become the model's tensor."""
+    """How the stored samples of one input become the model's tensor.
+
+    Attributes:
+        stored: raw samples are preprocessed, the model's own are not.
+        layout: which axis holds the channels.
+        preprocessing: in order.
+        role: a sample's data; the state of a recurrent model, zeros when a sample begins; or an array
+            that is the same for all samples. State and constants are stored per sample as well.
+        sample_axis: 0: a stored sample lacks the model's first axis, which counts samples; None: a stored
+            sample is the whole tensor, as a sequence whose first axis is time.
+    """
 
     stored: Literal["raw", "model_input"] = "model_input"
     layout: Literal["NCHW", "NHWC", "other"] = "other"
     preprocessing: tuple[Operation, ...] = ()
+    role: Literal["data", "state", "constant"] = "data"
+    sample_axis: Literal[0] | None = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether a stored sample is the model's tensor, without an axis added."""
+        return self.sample_axis is None or self.role != "data"
 
 
 class Requirements(Struct, frozen=True, kw_only=True):
@@ -177,13 +195,19 @@ class Provenance(Struct, frozen=True, kw_only=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True, tag_field="kind", tag="release"):
-    """A release. `created_at` is information (RFC 3339); nothing is decided by it."""
+    """A release. `created_at` is information (RFC 3339); nothing is decided by it.
+
+    A manifest without `metric` and `answer` is of a time that knew classification only, which the defaults
+    describe.
+    """
 
     version: int = 1
     model: ModelName
     release: ReleaseName
     created_at: Name
-    task: Literal["classification"]
+    task: Kind
+    metric: Metric = TOP1
+    answer: Answer = Answer()
     target: Name
     sla: Limits
     inputs: Annotated[tuple[TensorSpec, ...], Meta(min_length=1, max_length=64)]
@@ -218,6 +242,7 @@ def check(manifest: Manifest) -> Manifest:
         LimitsError: an SLA that cannot be judged.
     """
     checked(manifest.sla)
+    require_direction(manifest.sla, manifest.metric)
     ids = [variant.id for variant in manifest.variants]
     _require(len(set(ids)) == len(ids), "two variants have the same id")
     for variant in manifest.variants:

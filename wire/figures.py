@@ -121,6 +121,64 @@ def paired_ratio_interval(counts: PairedCounts) -> Interval | None:
     return Interval(max(0.0, 1.0 + delta.low / reference), 1.0 + delta.high / reference)
 
 
+def t_quantile(degrees: int) -> float:
+    """97.5% quantile of Student's t, to within 2% from two degrees of freedom on.
+
+    Cornish-Fisher expansion about the normal (Abramowitz and Stegun 26.7.5); the first two are exact.
+
+    Raises:
+        ValueError: no degree of freedom.
+    """
+    if degrees < 1:
+        raise ValueError("an interval needs two values")
+    if degrees <= 2:
+        return (12.706204736432095, 4.302652729911275)[degrees - 1]
+    z, v = _Z95, float(degrees)
+    return (
+        z
+        + (z**3 + z) / (4 * v)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * v**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * v**3)
+    )
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """95% interval of a mean: Wilson's where all values are 0 or 1, else Student's t.
+
+    Raises:
+        ValueError: no values.
+    """
+    n = len(values)
+    if n and all(value in {0.0, 1.0} for value in values):
+        return wilson_interval(int(math.fsum(values)), n)
+    if n < 2:
+        raise ValueError(f"{n} values have no interval")
+    mean = math.fsum(values) / n
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    half = t_quantile(n - 1) * math.sqrt(variance / n)
+    return Interval(mean - half, mean + half)
+
+
+def mean_ratio_interval(values: Sequence[float], reference: Sequence[float]) -> Interval | None:
+    """95% interval of the ratio of two means over the same samples; None where the reference's is zero.
+
+    Linearised (Cochran 1977, section 6.3): the ratio r has the standard error of the mean of
+    `(value - r reference) / mean(reference)`.
+
+    Raises:
+        ValueError: fewer than two values, or lengths that differ.
+    """
+    if len(values) != len(reference) or len(values) < 2:
+        raise ValueError(f"{len(values)} and {len(reference)} values make no pairs to compare")
+    n, below = len(values), math.fsum(reference) / len(values)
+    if below == 0.0:
+        return None
+    ratio = math.fsum(values) / n / below
+    squares = math.fsum(((a - ratio * b) / below) ** 2 for a, b in zip(values, reference, strict=True))
+    half = t_quantile(n - 1) * math.sqrt(squares / (n - 1) / n)
+    return Interval(ratio - half, ratio + half)
+
+
 def sign_test_p_value(counts: PairedCounts) -> float:
     """One-sided exact McNemar p-value that the candidate is no worse than the reference.
 

@@ -9,6 +9,8 @@ A figure that was not measured is `None` and reads "unknown", never zero. An est
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from enum import StrEnum
 
 from msgspec import Struct
@@ -42,6 +44,28 @@ class Measure(Struct, frozen=True, kw_only=True):
     high: float | None = None
     n: Count = 0
     source: Source = Source.MEASURED
+
+
+def pooled_mean(measures: Sequence[Measure]) -> Measure:
+    """Means of distinct samples as one, each weighted by its samples.
+
+    The standard errors are read from the intervals, taken to be normal; without samples behind a figure
+    it counts as one, and without all intervals there is none.
+
+    Raises:
+        ValueError: nothing to pool.
+    """
+    if not measures:
+        raise ValueError("no figures to pool")
+    weights = [max(1, measure.n) for measure in measures]
+    whole = sum(weights)
+    value = math.fsum(m.value * w for m, w in zip(measures, weights, strict=True)) / whole
+    n = sum(measure.n for measure in measures)
+    if any(measure.low is None or measure.high is None for measure in measures):
+        return Measure(value=value, n=n)
+    halves = [((m.high or 0.0) - (m.low or 0.0)) / 2 for m in measures]
+    half = math.sqrt(math.fsum((h * w) ** 2 for h, w in zip(halves, weights, strict=True))) / whole
+    return Measure(value=value, low=value - half, high=value + half, n=n)
 
 
 class Latency(Struct, frozen=True, kw_only=True):

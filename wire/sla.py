@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 
 from wire.errors import LimitsError
 from wire.measures import Measure, Source
+from wire.tasks import Direction, Metric
 from wire.types import Fraction, Text
 
 _Above0 = Annotated[float, Meta(gt=0.0)]
@@ -44,10 +45,38 @@ class Maximum(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class AccuracyLimit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Exactly one of the two forms; the metric is the task's, higher is better."""
+    """Exactly one of the forms; the metric is the task's.
 
-    min: Fraction | None = None
+    Attributes:
+        min: least value, where higher is better.
+        min_fraction_of_baseline: least ratio to FP32's, where higher is better.
+        max: largest value, where lower is better.
+        max_ratio_to_baseline: largest ratio to FP32's, where lower is better.
+    """
+
+    min: Annotated[float, Meta(ge=0.0)] | None = None
     min_fraction_of_baseline: Annotated[float, Meta(gt=0.0, le=2.0)] | None = None
+    max: _Above0 | None = None
+    max_ratio_to_baseline: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
+
+    @property
+    def direction(self) -> Direction:
+        """Of the metrics that the form is made for."""
+        return "higher" if self.max is None and self.max_ratio_to_baseline is None else "lower"
+
+    @property
+    def of_baseline(self) -> float | None:
+        """The bound on the ratio to FP32's, in either direction."""
+        return (
+            self.min_fraction_of_baseline
+            if self.max_ratio_to_baseline is None
+            else self.max_ratio_to_baseline
+        )
+
+    @property
+    def absolute(self) -> float | None:
+        """The bound on the value itself, in either direction."""
+        return self.min if self.max is None else self.max
 
 
 class AgreementLimit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -194,16 +223,45 @@ def checked(limits: Limits) -> Limits:
         LimitsError: accuracy with none or both of its forms, or a limit that is not finite.
     """
     accuracy = limits.accuracy
-    if accuracy is not None and (accuracy.min is None) == (accuracy.min_fraction_of_baseline is None):
-        raise LimitsError(
-            "sla_malformed",
-            "accuracy needs exactly one of `min` and `min_fraction_of_baseline`",
-        )
+    if accuracy is not None:
+        forms = [bound for bound in msgspec.structs.astuple(accuracy) if bound is not None]
+        if len(forms) != 1:
+            raise LimitsError(
+                "sla_malformed",
+                "accuracy needs exactly one of `min` and `min_fraction_of_baseline`, or, where lower is "
+                "better, of `max` and `max_ratio_to_baseline`",
+            )
+        if not math.isfinite(forms[0]):
+            raise LimitsError("sla_malformed", "the accuracy limit must be a finite number")
     for name in _MAXIMA:
         bound = _maximum(limits, name)
         if bound is not None and not math.isfinite(bound.max):
             raise LimitsError("sla_malformed", f"{name}_max must be a finite number")
     return limits
+
+
+def require_direction(limits: Limits, metric: Metric) -> None:
+    """Refuses an accuracy limit that points the wrong way for the metric, or that nothing can meet.
+
+    Raises:
+        LimitsError: `sla_direction`, `sla_out_of_range`.
+    """
+    limit = limits.accuracy
+    if limit is None:
+        return
+    if limit.direction != metric.direction:
+        fit = (
+            "`min` or `min_fraction_of_baseline`"
+            if metric.direction == "higher"
+            else "`max` or `max_ratio_to_baseline`"
+        )
+        raise LimitsError(
+            "sla_direction", f"of {metric.name}, {metric.direction} is better: limit accuracy by {fit}"
+        )
+    if limit.min is not None and metric.high is not None and limit.min > metric.high:
+        raise LimitsError(
+            "sla_out_of_range", f"{metric.name} is at most {metric.high:g}; `min` is {limit.min:g}"
+        )
 
 
 _MAXIMA = ("latency_ms_p95", "size_bytes", "energy_mj", "memory_bytes")
@@ -223,11 +281,13 @@ def judge(limits: Limits, measures: Measures, scope: Scope) -> Verdict:
     model 18% of the time (FACTS.md section 4).
     """
     findings: list[Finding] = []
-    if limits.accuracy is not None and limits.accuracy.min is not None:
-        findings.append(_at_least("accuracy", limits.accuracy.min, measures.accuracy, scope))
-    if limits.accuracy is not None and limits.accuracy.min_fraction_of_baseline is not None:
-        bound = limits.accuracy.min_fraction_of_baseline
-        findings.append(_at_least("accuracy_ratio", bound, measures.accuracy_ratio, scope))
+    if limits.accuracy is not None:
+        reaches = _at_least if limits.accuracy.direction == "higher" else _no_more_than
+        if limits.accuracy.absolute is not None:
+            findings.append(reaches("accuracy", limits.accuracy.absolute, measures.accuracy, scope))
+        if limits.accuracy.of_baseline is not None:
+            bound = limits.accuracy.of_baseline
+            findings.append(reaches("accuracy_ratio", bound, measures.accuracy_ratio, scope))
     if limits.agreement is not None:
         findings.append(_at_least("agreement", limits.agreement.min, measures.agreement, scope))
     for name in _MAXIMA:
@@ -272,6 +332,21 @@ def _at_least(name: str, bound: float, raw: Measure | None, scope: Scope) -> Fin
         why = f"{value:.4g} (95% up to {measure.high:.4g}) is not shown to miss {bound:.4g}"
         return _finding(name, Outcome.INCONCLUSIVE, bound, value, why)
     return _finding(name, Outcome.FAIL, bound, value, f"{value:.4g} is below {bound:.4g}")
+
+
+def _no_more_than(name: str, bound: float, raw: Measure | None, scope: Scope) -> Finding:
+    """`_at_least`, for an accuracy whose metric is an error."""
+    measure = _usable(raw)
+    if measure is None:
+        return _finding(name, Outcome.UNMEASURED, bound, None, f"is unknown, limit {bound:.4g}")
+    value = measure.value
+    if value <= bound:
+        return _finding(name, Outcome.PASS, bound, value, f"{value:.4g} is within {bound:.4g}")
+    by_interval = scope in {Scope.DEVICE, Scope.WAVE}
+    if by_interval and measure.low is not None and measure.low <= bound:
+        why = f"{value:.4g} (95% from {measure.low:.4g}) is not shown to exceed {bound:.4g}"
+        return _finding(name, Outcome.INCONCLUSIVE, bound, value, why)
+    return _finding(name, Outcome.FAIL, bound, value, f"{value:.4g} is above {bound:.4g}")
 
 
 def _at_most(name: str, maximum: Maximum, raw: Measure | None, scope: Scope) -> Finding:

@@ -7,7 +7,7 @@ Not for: running anything. No numpy here: the daemon imports this module.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
@@ -16,6 +16,7 @@ from agent.errors import FinalError
 from agent.worker.limits import WorkerLimits
 from wire.bundle import InputData, TensorSpec
 from wire.measures import TrialResult
+from wire.tasks import TOP1, Answer, Kind, Metric
 from wire.types import Code, Count, Digest, Name, Text, VariantId
 
 ORDER_BYTES_MAX = 8 * 1024 * 1024
@@ -72,6 +73,9 @@ class TrialJob(Struct, frozen=True, kw_only=True):
         shards: absolute paths of the validation shards, in the order of `shard_indices`.
         shard_indices: their indices in the manifest, repeated in the result.
         data: how stored samples become inputs, by input name.
+        task: what the model is for.
+        metric: what is called accuracy.
+        answer: how outputs are read.
         system_root: where /sys and /proc are looked for.
     """
 
@@ -82,7 +86,9 @@ class TrialJob(Struct, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     data: dict[str, InputData] = {}
-    task: Literal["classification"] = "classification"
+    task: Kind = "classification"
+    metric: Metric = TOP1
+    answer: Answer = Answer()
     settings: TrialSettings = TrialSettings()
     system_root: str = "/"
 

@@ -8,6 +8,7 @@ Not for: judging; the figures go back and `wire.sla.judge` decides in the daemon
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec import Struct
@@ -23,16 +24,17 @@ from agent.worker.job import ModelRun, TrialJob
 from agent.worker.runtimes import Session
 from agent.worker.shards import Samples
 from agent.worker.timing import Runner, all_outputs, interleaved, latency_of, ratio_of
+from wire.bundle import InputData
 from wire.measures import TrialResult
 
 NOTE_CHARS_MAX = 1000
 
 
 class Incumbent(Struct, frozen=True, kw_only=True):
-    """What is active now, ready to be compared with."""
+    """What is active now, ready to be compared with; by its answers only where those are classes."""
 
     runner: Runner
-    answers: Classes
+    answers: Classes | None
 
 
 def run_trial(job: TrialJob) -> TrialResult:
@@ -47,11 +49,11 @@ def run_trial(job: TrialJob) -> TrialResult:
     samples = shards.read_samples(job)
     session, load_ms = _load(job.candidate, job)
     _check(session, job)
-    candidate = Runner(session=session, inputs=samples.inputs)
+    candidate = Runner(session=session, inputs=samples.inputs, whole=_whole(job.data))
     outputs = all_outputs(candidate, [spec.name for spec in job.outputs])
     memory_bytes_peak = peak_memory_bytes()
     incumbent, notes = _incumbent(job, samples)
-    answers = answers_of(outputs, samples, incumbent.answers if incumbent else None)
+    answers = answers_of(job, outputs, samples, incumbent.answers if incumbent else None)
     took_ms = interleaved([candidate, incumbent.runner] if incumbent else [candidate], job.settings)
     power = energy.measure(root, job.settings, candidate.infer)
     machine = hardware.detect(root)
@@ -112,13 +114,19 @@ def _incumbent(job: TrialJob, samples: Samples) -> tuple[Incumbent | None, tuple
         own = (
             samples.inputs if run.data is None else shards.model_inputs(samples.stored, job.inputs, run.data)
         )
-        runner = Runner(session=session, inputs=own)
-        wanted = job.outputs[0].name
-        name = wanted if wanted in session.output_names else session.output_names[0]
-        answers = classes(all_outputs(runner, [name])[name], samples.n)
+        runner = Runner(session=session, inputs=own, whole=_whole(job.data if run.data is None else run.data))
+        answers = None
+        if job.task == "classification":
+            wanted = job.answer.output or job.outputs[0].name
+            name = wanted if wanted in session.output_names else session.output_names[0]
+            answers = classes(all_outputs(runner, [name])[name], samples.n, job.answer)
     except (AgentError, MemoryError) as error:
         return None, (f"the incumbent was not compared: {error}"[:NOTE_CHARS_MAX],)
     return Incumbent(runner=runner, answers=answers), ()
+
+
+def _whole(data: Mapping[str, InputData]) -> frozenset[str]:
+    return frozenset(name for name, one in data.items() if one.whole)
 
 
 def peak_memory_bytes() -> int | None:

@@ -23,6 +23,7 @@ from agent.worker.job import TrialJob
 from wire.bundle import LABELS_KEY, InputData, TensorSpec, fp32_key, host_key, input_key
 from wire.errors import ContentError
 from wire.preprocess import preprocess
+from wire.tasks import Kind
 
 UNPACKED_BYTES_MAX = 256 * 1024 * 1024
 """Of all arrays of all shards of one trial."""
@@ -67,7 +68,7 @@ def read_samples(job: TrialJob) -> Samples:
     left_bytes = UNPACKED_BYTES_MAX
     for path in job.shards:
         shard = _open(Path(path), wanted, left_bytes)
-        _check_shard(Path(path), shard, set(inputs.values()))
+        _check_shard(Path(path), shard, set(inputs.values()), job.task)
         left_bytes -= sum(array.nbytes for array in shard.values())
         shards.append(shard)
     stored = {name: _joined(shards, key) for name, key in inputs.items()}
@@ -97,7 +98,7 @@ def _unreadable(path: Path, why: str) -> FinalError:
     return FinalError("shard_unreadable", f"validation shard {path.name[:80]}: {why}"[:1000])
 
 
-def _check_shard(path: Path, shard: Arrays, inputs: set[str]) -> None:
+def _check_shard(path: Path, shard: Arrays, inputs: set[str], task: Kind) -> None:
     """One shard by itself: all inputs there, numbers only, one entry a sample in every array."""
     missing = sorted(inputs - set(shard))
     if missing:
@@ -112,8 +113,12 @@ def _check_shard(path: Path, shard: Arrays, inputs: set[str]) -> None:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise _unreadable(path, f"{name} holds values that are not finite")
     labels = shard.get(LABELS_KEY)
-    if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise _unreadable(path, f"labels are {labels.dtype}{list(labels.shape)}, not one class a sample")
+    if labels is None or task != "classification":
+        return
+    # In rows of several labels -1 fills up.
+    least = 0 if labels.ndim == 1 else -1
+    if labels.ndim > 2 or labels.dtype.kind not in "iu" or labels.min(initial=least) < least:
+        raise _unreadable(path, f"labels are {labels.dtype}{list(labels.shape)}, not classes of each sample")
 
 
 def _joined(shards: Sequence[Arrays], key: str) -> NDArray[Any]:
@@ -143,8 +148,9 @@ def _input(stored: NDArray[Any], spec: TensorSpec, data: InputData | None) -> ND
         values: NDArray[Any] = stored if data is None else preprocess(data, stored)
     except ContentError as error:
         raise FinalError("shard_unreadable", f"samples of {spec.name}: {error.args[0]}") from None
-    fits = len(values.shape) == len(spec.shape) and all(
-        want is None or want == have for want, have in zip(spec.shape[1:], values.shape[1:], strict=True)
+    needed = spec.shape if data is not None and data.whole else spec.shape[1:]
+    fits = len(values.shape) - 1 == len(needed) and all(
+        want is None or want == have for want, have in zip(needed, values.shape[1:], strict=True)
     )
     if not fits or values.dtype.name != spec.dtype:
         raise FinalError(

@@ -23,15 +23,23 @@ from wire.measures import Latency, Measure
 
 
 class Runner(Struct, frozen=True, kw_only=True):
-    """A loaded model with the samples as it takes them; first axis samples."""
+    """A loaded model with the samples as it takes them; first axis samples.
+
+    Attributes:
+        whole: inputs of which a sample is the model's whole tensor (`wire.bundle.InputData.whole`).
+    """
 
     session: Session
     inputs: Arrays
+    whole: frozenset[str] = frozenset()
 
     def one(self, index: int) -> Arrays:
-        """A single sample, first axis kept; past the end it begins again."""
-        n = len(next(iter(self.inputs.values())))
-        return {name: values[index % n : index % n + 1] for name, values in self.inputs.items()}
+        """A single sample, first axis kept unless it is whole; past the end it begins again."""
+        i = index % len(next(iter(self.inputs.values())))
+        return {
+            name: values[i] if name in self.whole else values[i : i + 1]
+            for name, values in self.inputs.items()
+        }
 
     def infer(self, index: int) -> Arrays:
         """The outputs on one sample."""
@@ -49,11 +57,24 @@ def all_outputs(runner: Runner, names: Sequence[str]) -> Arrays:
     for index in range(n):
         outputs = runner.infer(index)
         for name, kept in runs.items():
-            kept.append(outputs[name])
+            kept.append(outputs[name][None] if runner.whole else outputs[name])
     try:
-        return {name: np.concatenate(kept) for name, kept in runs.items()}
+        return {name: np.concatenate(_filled(kept)) for name, kept in runs.items()}
     except ValueError as error:
         raise FinalError("output_mismatch", f"the model's outputs change their shape: {error}") from None
+
+
+def _filled(rows: list[np.ndarray]) -> list[np.ndarray]:
+    """Rows `[1,k,...]` of one `k`, as the host fills them: a detector's count of boxes may vary."""
+    if any(row.ndim < 2 for row in rows) or len({row.shape[1] for row in rows}) == 1:
+        return rows
+    longest = max(row.shape[1] for row in rows)
+    return [
+        np.pad(row, [(0, 0), (0, longest - row.shape[1]), *[(0, 0)] * (row.ndim - 2)])
+        if row.shape[1] < longest
+        else row
+        for row in rows
+    ]
 
 
 def interleaved(runners: Sequence[Runner], settings: TrialSettings) -> list[list[float]]:

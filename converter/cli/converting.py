@@ -7,12 +7,14 @@ Not for: work (`converter.pipeline`).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from converter.cli.screen import progress
 from converter.cli.showing import show_candidates
 from converter.limits import LATENCY_RUNS_DEFAULT, LATENCY_RUNS_MIN
+from wire.tasks import Kind
 
 EXIT_NONE_PASSES = 3
 
@@ -53,6 +55,9 @@ _REQUIRED = ("model", "calibration", "validation", "target", "sla", "output")
 @click.option("--name", help="Model name; default: the file's name.")
 @click.option("--release", help="Release name; default: the time, UTC.")
 @click.option("--dataset", type=_FILE, help="dataset.yaml; default: the one beside the calibration set.")
+@click.option("--task", type=click.Choice(get_args(Kind)), help="What the model is for; default: inferred.")
+@click.option("--metric", help="mae or rmse (regression), or module:function (custom).")
+@click.option("--search", type=_FILE, help="Labelled samples that a search may look at; they judge nothing.")
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Of timed runs.")
 @click.option(
     "--latency-samples",

@@ -108,10 +108,10 @@ def accuracy_bound(report: Report) -> float | None:
     limit = None if report.limits is None else report.limits.accuracy
     if limit is None:
         return None
-    if limit.min is not None or limit.min_fraction_of_baseline is None:
-        return limit.min
+    if limit.absolute is not None or limit.of_baseline is None:
+        return limit.absolute
     base = report.baseline.accuracy
-    return None if base is None else limit.min_fraction_of_baseline * base
+    return None if base is None else limit.of_baseline * base
 
 
 def pareto(report: Report) -> Chart | None:

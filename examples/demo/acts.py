@@ -190,7 +190,7 @@ class Acts:
         device = self.first_back = next(d for d in DEVICES if d != canary)
         ready = self.rollouts["2"]["rollback"]
         self._say(f"6. Roll {device} back with one MQTT message, as a person with mosquitto_pub would.")
-        url = self.house.server + ready["url_per_device"].replace("DEVICE", device)
+        url = ready["url_per_device"].replace("DEVICE", device)
         with urllib.request.urlopen(url, timeout=10) as answer:
             payload, topic = answer.read(), answer.headers["X-Topic"]
         file = self.house.folder / f"rollback-{device}.json"

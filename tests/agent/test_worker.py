@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from onnx import TensorProto, helper
 
 from agent.errors import FinalError
-from agent.worker.answers import NO_ANSWER, Classes, answers_of, classes
+from agent.worker.answers import Classes, answers_of, classes
 from agent.worker.job import (
     OUTCOME_BYTES_MAX,
     TrialFailure,
@@ -50,8 +50,10 @@ from tests.agent.models import (
     weight,
     with_arrays,
 )
+from wire.agreement import NO_CLASS
 from wire.bundle import InputData, Normalize, Scale, TensorSpec, host_key
 from wire.figures import wilson_interval
+from wire.tasks import Answer
 
 HOST = host_key(VARIANT, "y")
 
@@ -371,7 +373,7 @@ def test_any_outputs_give_figures_that_json_can_hold(
     outputs = {"y": np.array(own, np.float32)}
     references = {"y": np.array(host, np.float32)}
     of = Samples(n=4, stored={}, inputs={}, labels=np.array(labels), fp32=references, host=references)
-    said = answers_of(outputs, of, classes(references["y"], 4))
+    said = answers_of(job_of(Path("m.onnx")), outputs, of, classes(references["y"], 4, Answer()))
     assert said.conformance is not None
     assert said.agreement is not None
     assert said.accuracy is not None
@@ -388,11 +390,11 @@ def test_any_outputs_give_figures_that_json_can_hold(
 
 def test_a_model_that_gives_no_numbers_is_right_about_nothing() -> None:
     outputs = np.array([[np.nan, np.nan], [np.nan, -np.inf], [1.0, np.nan], [np.nan, np.inf]], np.float32)
-    assert classes(outputs, 4).tolist() == [NO_ANSWER, 1, 0, 1]
+    assert classes(outputs, 4, Answer()).tolist() == [NO_CLASS, 1, 0, 1]
 
 
 def test_of_equal_scores_the_first_class_is_the_answer() -> None:
-    answers: Classes = classes(np.array([[1, 1, 0], [0, 2, 2]], np.uint8), 2)
+    answers: Classes = classes(np.array([[1, 1, 0], [0, 2, 2]], np.uint8), 2, Answer())
     assert answers.tolist() == [0, 1]
 
 

@@ -46,7 +46,7 @@ def changed_shards() -> dict[str, dict[str, Array | None]]:
         "words": {input_key("x"): np.array([["a"] * FEATURES] * 40)},
         "dates": {"labels": np.zeros(40, "datetime64[s]")},
         "few labels": {"labels": np.zeros(39, np.int64)},
-        "wide labels": {"labels": np.zeros((40, 2), np.int64)},
+        "deep labels": {"labels": np.zeros((40, 2, 2), np.int64)},
         "float labels": {"labels": np.zeros(40, np.float32)},
         "negative labels": {"labels": np.full(40, -1, np.int64)},
         "unknown class": {"labels": np.full(40, CLASSES, np.int64)},

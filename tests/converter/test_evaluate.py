@@ -13,6 +13,7 @@ from onnx import helper
 from converter.dataset import Samples
 from converter.errors import RecipeError
 from converter.evaluate import outputs_of, quality
+from converter.evaluate.tasks.classification import Classification
 from converter.latency import latency_of, measure_pairs, ratio_of
 from converter.limits import LATENCY_RUNS_MIN, LATENCY_WARMUP_RUNS
 from converter.runtime import open_session
@@ -47,14 +48,16 @@ def test_outputs_that_are_no_numbers_are_refused() -> None:
 def test_figures_count_what_they_say(triples: list[tuple[int, int, int]]) -> None:
     mine, theirs, labels = (np.array(column) for column in zip(*triples, strict=True))
     eye = np.eye(CLASSES, dtype=np.float32)
-    found = quality(eye[mine], eye[theirs], labels)
+    truth = Samples(path="here", sha256="0" * 64, arrays={}, data={}, n=len(labels), labels=labels)
+    found = quality(Classification(), {"y": eye[mine]}, {"y": eye[theirs]}, truth)
     n = len(triples)
     assert found.accuracy.value == sum(m == label for m, _, label in triples) / n
     assert found.agreement.value == sum(m == t for m, t, _ in triples) / n
+    assert found.against_baseline is not None
     assert found.against_baseline.n == n
     right = sum(t == label for _, t, label in triples)
     assert (found.ratio is None) == (right == 0)
-    for measure in filter(None, (found.accuracy, found.agreement, found.ratio)):
+    for measure in filter(None, (found.accuracy, found.agreement, found.ratio, found.delta)):
         assert measure.low is not None
         assert measure.high is not None
         assert measure.low <= measure.value <= measure.high

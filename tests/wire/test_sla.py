@@ -147,7 +147,7 @@ def test_the_worst_finding_is_the_status() -> None:
         ({"accuracy": {}}, "exactly one"),
         ({"accuracy": {"min": 0.9, "min_fraction_of_baseline": 0.9}}, "exactly one"),
         ({"accuracy": {"minimum": 0.9}}, "minimum"),
-        ({"accuracy": {"min": 1.2}}, "min"),
+        ({"accuracy": {"min": -0.1}}, "min"),
         ({"latency_ms_p95_max": "30"}, "latency_ms_p95_max"),
         ({"latency_ms_p95_max": -1}, "latency_ms_p95_max"),
         ({"latency_ms_p95_max": {"max": 0}}, "max"),
