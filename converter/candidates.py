@@ -20,6 +20,9 @@ from wire.tasks import Direction, Kind
 
 Evidence = Literal["proven", "unproven", "refuted"]
 
+_LATENCY_TIE = 0.05
+"""Of the fastest ratio: nearer than this nobody tells them apart on a device, and intervals of 200 pairs are
+narrower than the difference from one start of a process to the next (docs/adr/0007)."""
 _Z_ONE_SIDED_5 = 1.6448536269514722
 _Z_POWER_80 = 0.8416212335729143
 
@@ -93,7 +96,9 @@ class Report(Struct, frozen=True, kw_only=True):
         sla_text: the SLA's file as it was written, comments included.
         limits: the same as it was read.
         target_profile: the target's rules, each with source and confidence, as they were that day.
-        sensitivity: tensor, kind, effect in dB and cost, worst first; None where it was not measured.
+        sensitivity: of each tensor, quantized alone: its name, kind, `effect_db` (noise at the outputs,
+            in dB above a millionth of the signal) and `gain_db` (what an island there gains over full
+            quantization), worst first; None where it was not measured.
         sparsity: FP32 weights of which some share is zero (`converter.lossless.Sparsity`), most first.
         metric: name and direction of what stands in every field called accuracy; None is top-1.
         unneeded: recipes that are no candidates of this model and SLA, by name, and why.
@@ -219,7 +224,9 @@ def _best_measured(passing: Sequence[Candidate], objective: str) -> tuple[Candid
     if best.latency_ratio is None:
         reason = "first in the target's order of preference; no latency was measured"
     elif ties > 1:
-        reason = f"of {ties} equally fast (95% intervals overlap) the best agreement, then the smallest"
+        reason = (
+            f"of {ties} equally fast (within 5% or their intervals) the best agreement, then the smallest"
+        )
     if objective == "energy":
         reason += "; energy is decided on the device"
     return best, reason
@@ -231,7 +238,7 @@ def _fastest(rows: Sequence[Candidate]) -> tuple[Candidate, int]:
     if not measured:
         return rows[0], 1
     lead = min(measured, key=lambda row: row.latency_ratio or 0.0)
-    high = _ratio_interval(lead).high
+    high = max(_ratio_interval(lead).high, (lead.latency_ratio or 0.0) * (1.0 + _LATENCY_TIE))
     ties = [row for row in measured if _ratio_interval(row).low <= high]
     return min(ties, key=lambda row: (-(row.agreement or 0.0), _size(row))), len(ties)
 

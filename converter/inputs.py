@@ -148,7 +148,7 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
         calibration=calibration, validation=validation, search=search, task=task, task_reason=task_reason,
         limits=limits,
         sla_sha256=hashlib.sha256(sla_text).hexdigest(), sla_text=sla_text.decode("utf-8", "replace"),
-        target=target, machine=machine, host_of_target_class=meets(machine, target.requires.value),
+        target=target, machine=machine, host_of_target_class=not target.accelerated and meets(machine, target.requires.value),
         threads=options.threads,
         latency_samples=LATENCY_RUNS_MIN if options.quick else options.latency_samples,
     )  # fmt: skip

@@ -90,7 +90,7 @@ EQUALIZE_SWEEPS_MAX = 12
 EQUALIZE_FACTOR_MAX = 1e4
 """A channel is scaled by no more: beyond it float32 itself gets coarse beside the others."""
 
-SEARCH_SAMPLES_MAX = 64
+SEARCH_SAMPLES_MAX = 48
 """Calibration samples that each assignment of a search is computed on."""
 
 SEARCH_SAMPLES_MIN = 16
@@ -98,7 +98,7 @@ SEARCH_SAMPLES_MIN = 16
 
 SEARCH_BYTES = 512 * 1024**2
 """Of all activations that one evaluation of a search computes: its work in bytes. A small model is searched
-on SEARCH_SAMPLES_MAX samples, EfficientNet-Lite0 (27 MB a sample) on 16."""
+on SEARCH_SAMPLES_MAX samples, EfficientNet-Lite0 (107 MB a sample) on 16."""
 
 SWITCHBOARD_BYTES_MAX = 32 * 1024**2
 """Of activations of one batch while an assignment is computed. Small, for elementwise work lives in the
@@ -110,7 +110,7 @@ SWITCHBOARD_INPUT_BYTES_MAX = 256 * 1024**2
 BIAS_LAYERS_MAX = 64
 """Layers whose biases are corrected, one after another; each costs one evaluation."""
 
-AUTO_EVALUATIONS_MAX = 160
+AUTO_EVALUATIONS_MAX = 80
 """Of the choice of a range method for each tensor."""
 
 ISLAND_SAMPLES_MAX = 512
@@ -127,3 +127,6 @@ PROFILE_RUNS = 15
 
 CANDIDATES_BYTES_MAX = 64 * 1024**2
 """Of a `candidates.json` that is read back."""
+
+CHART_ISLANDS_MAX = 12
+"""Worst activations of which the sensitivity chart shows what an island there gains."""

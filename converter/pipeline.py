@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 
@@ -44,12 +43,14 @@ from converter.pack import MANIFEST_NAME, pack
 from converter.passes import SameAnswers, clean_checked
 from converter.passes.opset import convert_opset
 from converter.quantize import Material
+from converter.quantize.given import given_recipe
 from converter.quantize.weights.scheme import weight_facts
 from converter.recipe import Recipe, format_recipe
 from converter.repair.goal import goal_of
 from converter.report import CANDIDATES_NAME, PAGE_NAME, render
 from converter.rows import Timing, row, timing_of, timing_of_baseline
 from converter.runtime import VERSION
+from converter.sensitivity import measure_sensitivity
 from converter.targets.choose import recipes_for
 from wire.bundle import Manifest, Provenance
 from wire.tasks import Kind
@@ -57,6 +58,9 @@ from wire.tasks import Kind
 _CLEAN_TOLERANCE = 1e-4
 """Of the largest output: what re-ordered float arithmetic may change, and no more."""
 _CLEAN_SAMPLES = 8
+_SENSITIVITY_NAMED_MAX = 60
+_NOISE_FLOOR_DB = 60.0
+"""A tensor whose noise lies further below the signal than this hurts nobody; effects count from here."""
 _ZEROS_MIN = 0.01
 """Share of zeros from which a weight is reported; trained weights hit zero by chance."""
 
@@ -151,15 +155,17 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     material = Material(
         model=graph, calibration=ranges, samples=inputs.calibration,
         signature=inputs.source.signature, rules=inputs.target.rules,
+        accelerated=inputs.target.accelerated, given=inputs.source.quantized,
         goal=goal_of(inputs.limits, inputs.calibration, _searchable(inputs)),
     )  # fmt: skip
     bench = Bench(inputs=inputs, material=material, progress=progress)
     baseline = structs.replace(measure_baseline(bench), decisions=changes)
     _require_classes(inputs, baseline)
     bench = structs.replace(bench, work=multiplications(graph), baseline=baseline)
-    recipes = inputs.target.recipes if options.candidates else recipes_for(inputs.target, weight_facts(graph))
-    answered = _answered(bench, recipes, executor, options.executor)
-    found = [time_candidate(bench, one) for one in answered if one.unneeded is None]
+    recipes = _recipes(inputs, graph, asked=bool(options.candidates))
+    with executor as workers:
+        sweep = _Sweep(bench=bench, workers=workers, name=options.executor)
+        answered, found = _candidates(sweep, recipes, asked=bool(options.candidates))
     baseline = _timed_baseline(bench, baseline, found)
     timings = {one.id: timing_of(inputs, one) for one in found}
     timings[baseline.id] = timing_of_baseline(inputs, baseline, found)
@@ -234,24 +240,90 @@ def _calibrated(inputs: Inputs, graph: onnx.ModelProto, progress: Progress | Non
     return structs.replace(found, findings=(*compared, *found.findings))
 
 
-def _answered(
-    bench: Bench, recipes: Sequence[Recipe], executor: AbstractContextManager[Executor], name: str | None
-) -> list[Measured]:
+def _recipes(inputs: Inputs, graph: onnx.ModelProto, *, asked: bool) -> tuple[Recipe, ...]:
+    """What is tried: what was asked for, else what suits target and model; a given quantization first."""
+    if asked:
+        return inputs.target.recipes
+    recipes = recipes_for(inputs.target, weight_facts(graph))
+    given = None if inputs.source.quantized is None else given_recipe(inputs.source.quantized)
+    return recipes if given is None else (given, *recipes)
+
+
+class _Sweep(Struct, frozen=True, kw_only=True):
+    """Where candidates are made: the bench, the workers and what these are called."""
+
+    bench: Bench
+    workers: Executor
+    name: str | None
+
+
+def _candidates(
+    sweep: _Sweep, recipes: Sequence[Recipe], *, asked: bool
+) -> tuple[list[Measured], list[Measured]]:
+    """All that was tried, and what of it became candidates, measured, in the recipes' order.
+
+    Islands are searched only where no static candidate passes, or where they were asked for by name: the
+    search is the longest work of a conversion, and what it gives is slower than what passes without.
+    """
+    inputs = sweep.bench.inputs
+    plain = [one for one in recipes if one.kind != "mixed" or asked]
+    mixed = [one for one in recipes if one not in plain]
+    answered = _answered(sweep, plain)
+    found = _timed(sweep.bench, answered)
+    static = [one for one in found if one.recipe.kind == "static"]
+    if any(row(inputs, one, timing_of(inputs, one)).status == "pass" for one in static):
+        why = "a candidate without islands passes the SLA"
+        answered += [Measured(id=variant_id(one), recipe=one, unneeded=why) for one in mixed]
+    else:
+        more = _answered(sweep, mixed)
+        answered, found = answered + more, found + _timed(sweep.bench, more)
+    kinds = [recipe.kind for recipe in recipes]
+    found.sort(key=lambda one: kinds.index(one.recipe.kind))
+    return answered, found
+
+
+def _timed(bench: Bench, answered: Sequence[Measured]) -> list[Measured]:
+    return [time_candidate(bench, one) for one in answered if one.unneeded is None]
+
+
+def _answered(sweep: _Sweep, recipes: Sequence[Recipe]) -> list[Measured]:
     """Every candidate, built and answered; one whose worker died is a row that says so."""
+    bench, name = sweep.bench, sweep.name
     # A bar on this terminal cannot be reached from another process: there, whole candidates are told.
     shared = bench if name is None else structs.replace(bench, progress=None)
     found: list[Measured] = []
-    with executor as workers:
-        try:
-            for one in workers.run(answer_candidate, shared, recipes):
-                found.append(one)
-                if name is not None and bench.progress is not None:
-                    bench.progress("candidates", len(found), len(recipes))
-        except Exception as error:  # noqa: BLE001 - whatever ends a worker ends no conversion
-            why = f"the executor {name or 'serial'} gave no answer: {reason_of(error)}"
-            left = recipes[len(found) :]
-            found += [Measured(id=variant_id(recipe), recipe=recipe, error=why) for recipe in left]
+    try:
+        for one in sweep.workers.run(answer_candidate, shared, recipes):
+            found.append(one)
+            if name is not None and bench.progress is not None:
+                bench.progress("candidates", len(found), len(recipes))
+    except Exception as error:  # noqa: BLE001 - whatever ends a worker ends no conversion
+        why = f"the executor {name or 'serial'} gave no answer: {reason_of(error)}"
+        left = recipes[len(found) :]
+        found += [Measured(id=variant_id(recipe), recipe=recipe, error=why) for recipe in left]
     return found
+
+
+def _sensitivity(material: Material, recipes: Sequence[Recipe]) -> tuple[dict[str, object], ...] | None:
+    """What each tensor costs alone, for the report's chart; None where it could not be measured."""
+    static = next((recipe for recipe in recipes if recipe.kind == "static"), None)
+    if static is None:
+        return None
+    plain = structs.replace(static, method="minmax", extras=tuple(x for x in static.extras if x == "sym"))
+    try:
+        chart = measure_sensitivity(material, plain)
+    except Exception:  # noqa: BLE001 - a chart that cannot be drawn ends no conversion
+        return None
+    return tuple(
+        {
+            "tensor": one.tensor,
+            "kind": one.kind,
+            "effect_db": round(_NOISE_FLOOR_DB - one.alone_db, 2),
+            "gain_db": one.gain_db,
+        }
+        for one in chart.tensors[:_SENSITIVITY_NAMED_MAX]
+        if one.alone_db < _NOISE_FLOOR_DB
+    )
 
 
 def _searchable(inputs: Inputs) -> Samples | None:

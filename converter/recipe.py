@@ -4,7 +4,7 @@ For: naming a way to quantize so that the name alone says what was done, and rea
 Not for: doing it (`converter.quantize`), or deciding which recipes suit a target (`converter.targets`).
 
     RECIPE      = KIND "_w" TYPE "_a" TYPE [ "_" GRANULARITY ] [ "_" METHOD ] { "_" EXTRA }
-    KIND        = "float" | "static" | "dynamic" | "weight" | "mixed"
+    KIND        = "float" | "static" | "dynamic" | "weight" | "mixed" | "given"
     TYPE        = ( "i" | "u" ) ( "4" | "8" | "16" )  |  "f" ( "16" | "32" )
     GRANULARITY = "pt" | "pc" | "g" NUMBER          of the weights: per tensor, per channel, per group
     METHOD      = "minmax" | "average" | "percentile" | "mse" | "entropy" | "auto"      of activations' ranges
@@ -17,7 +17,8 @@ cross-layer equalization, bias correction, N float islands, scales shared with a
 What each kind needs: `float` has float types and neither granularity nor method; `dynamic` has integer
 weights and float activations and no method (ranges are found at run time); `weight` the same, needs a
 granularity and may name a method of rounding (`rtn` where none is said); `static` has integer types, a
-granularity and a method of ranges; `mixed` has integer types, the rest is free.
+granularity and a method of ranges; `mixed` has integer types, the rest is free; `given` (the model came with
+its Q/DQ pairs) has integer types, a granularity and no method.
 
 >>> parse("static_wi8_au8_pc_minmax_rr").extras
 ('rr',)
@@ -35,7 +36,7 @@ from msgspec import Struct
 
 from wire.errors import ShallopError
 
-Kind = Literal["float", "static", "dynamic", "weight", "mixed"]
+Kind = Literal["float", "static", "dynamic", "weight", "mixed", "given"]
 Method = Literal["minmax", "average", "percentile", "mse", "entropy", "auto", "rtn", "hqq", "gptq", "awq"]
 
 EXTRAS = ("sym", "rr", "qop", "cle", "bc", "islands", "twin")
@@ -137,12 +138,14 @@ def parse(name: str) -> Recipe:
 
 _WEIGHT_IS_FLOAT: dict[Kind, bool] = {
     "float": True, "static": False, "dynamic": False, "weight": False, "mixed": False,
+    "given": False,
 }  # fmt: skip
 _ACTIVATION_IS_FLOAT: dict[Kind, bool] = {
     "float": True, "static": False, "dynamic": True, "weight": True, "mixed": False,
+    "given": False,
 }  # fmt: skip
 _ROUNDING: frozenset[Method] = frozenset({"rtn", "hqq", "gptq", "awq"})
-_NEEDS_GRANULARITY: frozenset[Kind] = frozenset({"static", "weight"})
+_NEEDS_GRANULARITY: frozenset[Kind] = frozenset({"static", "weight", "given"})
 
 
 def _contradiction(recipe: Recipe) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from converter.errors import RecipeError
 from converter.quantize.dynamic_int8 import quantize_dynamic
 from converter.quantize.float16 import quantize_float16
+from converter.quantize.given import quantize_given
 from converter.quantize.material import Made, Material
 from converter.quantize.mixed_int8 import quantize_mixed
 from converter.quantize.static_int8 import quantize_static
@@ -30,6 +31,7 @@ def _float(material: Material, recipe: Recipe) -> Made:
 SCHEMES: Mapping[Kind, Scheme] = {
     "float": _float,
     "dynamic": quantize_dynamic,
+    "given": quantize_given,
     "static": quantize_static,
     "weight": quantize_weights,
     "mixed": quantize_mixed,

@@ -27,6 +27,8 @@ class Material(Struct, frozen=True, kw_only=True):
         samples: the calibration set itself.
         signature: of the model.
         rules: of the target.
+        accelerated: whether something other than a CPU runs the model there.
+        given: the model as it was given, where it carries Q/DQ pairs; `model` is then its float twin.
         goal: what a search for islands must reach; None where the SLA limits no accuracy.
     """
 
@@ -35,6 +37,8 @@ class Material(Struct, frozen=True, kw_only=True):
     samples: Samples
     signature: Signature
     rules: Rules
+    accelerated: bool = False
+    given: onnx.ModelProto | None = None
     goal: Goal | None = None
 
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from converter.errors import RecipeError
 from converter.quantize.material import Material
-from converter.quantize.operators import CPU, OPERATORS, Placement, Role
+from converter.quantize.operators import OPERATORS, Placement, Role, placement_of
 from converter.quantize.qparams import (
     DTYPES,
     Floats,
@@ -90,7 +90,7 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
     decisions: tuple[str, ...] = ()
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913 - every argument but the first three is a keyword
     material: Material,
     recipe: Recipe,
     ranges: Mapping[str, Interval],
@@ -98,7 +98,8 @@ def make_plan(
     islands: frozenset[str] = frozenset(),
     wide: frozenset[str] = frozenset(),
     reduced: Mapping[str, Sequence[int]] | None = None,
-    placement: Placement = CPU,
+    placement: Placement | None = None,
+    view: View | None = None,
 ) -> Plan:
     """The plan of a static recipe.
 
@@ -111,13 +112,17 @@ def make_plan(
         wide: tensors with 16-bit activations, and those that share their scale.
         reduced: output channels by node whose weights keep to 7 bits (without a scale per channel, all of
             the node's); None for what the recipe's `rr` says, all or none.
-        placement: where the target wants integers.
+        placement: where integers are wanted; by default what the target's rules say.
+        view: of the graph, where the caller makes many plans of it; inference of shapes is most of a plan's
+            time on a large model.
 
     Raises:
         RecipeError: `recipe_type` (no such type here), `recipe_opset` (the graph's is too low).
         ValueError: a range or a weight is not finite.
     """
-    view = View(material.model)
+    view = View(material.model) if view is None else view
+    if placement is None:
+        placement = placement_of(material.rules, accelerated=material.accelerated)
     _require(view, recipe)
     groups = view.groups()
     closed = {name for name, head in groups.items() if head in {groups.get(i, i) for i in islands}}

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 from msgspec import Struct, structs
 
 from converter.calibrate import Ranges, calibrate, ranges_of
 from converter.calibrate.ranges import RANGE_METHODS
+from converter.dataset import Samples
 from converter.errors import RecipeError
 from converter.limits import ISLAND_SAMPLES_MAX
 from converter.quantize.emit import emit
 from converter.quantize.material import Material
 from converter.quantize.plan import Plan, make_plan
 from converter.quantize.simulate import assignment_of
+from converter.quantize.view import View
 from converter.recipe import Method, Recipe
 from converter.repair.bias import correct_biases
 from converter.repair.choose import choose_ranges
@@ -81,7 +84,7 @@ def repair(material: Material, recipe: Recipe) -> Repaired:
     plan = plan_of(material, recipe, ranges)
     if "bc" in recipe.extras:
         full = assignment_of(material.model, plan)
-        model, words = correct_biases(material.model, material.samples, material.signature, full)
+        model, words = correct_biases(material.model, trusted(material), material.signature, full)
         material = structs.replace(material, model=model)
         said += words
         plan = plan_of(material, recipe, ranges)
@@ -101,15 +104,30 @@ def repair(material: Material, recipe: Recipe) -> Repaired:
 
 
 def plan_of(
-    material: Material, recipe: Recipe, ranges: Ranges, islands: frozenset[str] = frozenset()
+    material: Material,
+    recipe: Recipe,
+    ranges: Ranges,
+    islands: frozenset[str] = frozenset(),
+    view: View | None = None,
 ) -> Plan:
     """The plan with weights in full range: which of them need less is decided of the last plan."""
-    return make_plan(material, recipe, ranges, islands=islands, reduced={})
+    return make_plan(material, recipe, ranges, islands=islands, reduced={}, view=view)
+
+
+def trusted(material: Material) -> Samples:
+    """The calibration samples without those that the inspection named as wild.
+
+    One of them would decide what a channel reaches, and its error would be the mean error of all.
+    """
+    wild = {one.sample for one in material.calibration.outliers}
+    samples = material.samples
+    kept = [i for i in range(samples.n) if i not in wild]
+    return samples.taken(np.array(kept, dtype=np.int64)) if wild and kept else samples
 
 
 def equalized(material: Material, recipe: Recipe) -> tuple[Material, tuple[str, ...]]:
     """The material with an equalized graph, calibrated again, for histograms cannot be scaled by channel."""
-    model, said = equalize(material.model, material.samples, material.signature, recipe)
+    model, said = equalize(material.model, trusted(material), material.signature, recipe)
     if model is material.model:
         return material, said
     calibration = calibrate(model, material.samples, material.signature)
@@ -125,9 +143,10 @@ def _ranges(material: Material, recipe: Recipe) -> tuple[Ranges, tuple[str, ...]
     if len(spans) == 1:
         return first, (f"range method: {next(iter(spans))}, the only one of this calibration",)
     begun = time.monotonic()
+    view = View(material.model)
 
     def planner(ranges: Ranges) -> Assignment:
-        return assignment_of(material.model, plan_of(material, recipe, ranges))
+        return assignment_of(material.model, plan_of(material, recipe, ranges, view=view))
 
     board = board_of(material, planner(first))
     by_tensor = {name: {method: ranges[name] for method, ranges in spans.items()} for name in first}
@@ -149,7 +168,7 @@ def _spans(material: Material, recipe: Recipe) -> Spans:
 def board_of(material: Material, full: Assignment) -> Switchboard:
     """The switchboard of everything that `full` quantizes, on calibration samples."""
     return Switchboard(
-        material.model, material.samples, material.signature,
+        material.model, trusted(material), material.signature,
         tensors=frozenset(full.activations), weights=frozenset(full.weights),
     )  # fmt: skip
 
@@ -159,16 +178,18 @@ def _islands(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The islands that the goal needs, and why."""
     begun = time.monotonic()
+    view = View(material.model)
     quantized = plan_of(material, recipe, ranges)
     full = assignment_of(material.model, quantized)
 
     def planner(islands: frozenset[str]) -> Assignment:
-        plan = plan_of(material, recipe, ranges, islands) if islands else quantized
+        plan = plan_of(material, recipe, ranges, islands, view) if islands else quantized
         return assignment_of(material.model, plan)
 
     board = board_of(material, full)
+    judging = trusted(material) if goal.samples is material.samples else goal.samples
     judge = Switchboard(
-        material.model, goal.samples, material.signature, tensors=frozenset(full.activations),
+        material.model, judging, material.signature, tensors=frozenset(full.activations),
         weights=frozenset(full.weights), samples_max=ISLAND_SAMPLES_MAX,
     )  # fmt: skip
     price = costs(material.model, emit(material.model, quantized), material.samples.feeds(0, 1))

@@ -147,8 +147,10 @@ def sensitivity_bars(entries: Iterable[Mapping[str, object]]) -> list[Bar]:
     read.sort(key=lambda pair: (pair[1] is None, -(pair[1] or 0.0)))
     bars = []
     for one, effect in read:
-        cost = one.get("cost")
+        cost, gain = one.get("cost"), _float(one.get("gain_db"))
         shown = words.UNKNOWN if effect is None else f"{effect:.2f} dB"
+        if gain is not None:
+            shown += f", in float with what it touches gains {gain:.1f} dB"
         bars.append(
             Bar(
                 tensor=str(one.get("tensor", words.UNKNOWN)),

@@ -274,6 +274,10 @@ def forbidden(target: Target, recipe: Recipe) -> str | None:
             f"{recipe.activation} activations, for which this target lists no kernels",
         ),
         (not recipe.per_channel or rules.per_channel.value, "per channel"),
+        (
+            "qop" not in recipe.extras or rules.format.value == "QOperator",
+            "integer operators, not Q/DQ pairs",
+        ),
         (not recipe.reduce_range or rules.reduce_range.value, "a reduced range without need"),
         (not static or not rules.symmetric.value or recipe.symmetric, "asymmetric activations"),
     )

@@ -253,7 +253,7 @@ def test_a_shared_weight_is_stored_once_unless_its_scales_differ() -> None:
     lines[1] = ("Conv", "x w v", "b")
     made = graph(lines, {"w": floats(1, 4, 3, 3, 3), "v": np.full(4, 1e9, np.float32)}, outputs=IMAGE)
     names = {t.name for t in emit(made, plan(made)).graph.initializer}
-    assert {"w_quantized", "w_quantized_2"} <= names
+    assert {"w_quantized", "w_quantized_2", "w_scale", "w_scale_2"} <= names
 
 
 def test_data_movement_between_float_operators_stays_in_float() -> None:
@@ -266,6 +266,27 @@ def test_data_movement_between_float_operators_stays_in_float() -> None:
         outputs=IMAGE,
     )  # fmt: skip
     assert list(plan(made).activations) == ["e", "y"]
+
+
+@pytest.mark.parametrize("operator", ["Transpose", "Sigmoid"])
+def test_what_reads_a_float_tensor_beside_a_convolution_stays_in_float(operator: str) -> None:
+    made = graph(
+        [("Conv", "x w", "y"), (operator, "x", "t"), ("Erf", "t", "z")],
+        {"w": floats(1, 4, 3, 3, 3)},
+        outputs={**IMAGE, "z": [None, None, None, None]},
+    )
+    assert list(plan(made).integer) == ["n_y"]
+
+
+def test_a_permutation_before_a_convolution_moves_integers() -> None:
+    made = graph(
+        [("Tanh", "x", "t"), ("Transpose", "t", "u", {"perm": [0, 1, 3, 2]}), ("Conv", "u w", "y")],
+        {"w": floats(1, 4, 3, 3, 3)},
+        outputs=IMAGE,
+    )
+    found = plan(made)
+    assert set(found.integer) == {"n_u", "n_y"}
+    assert found.activations["u"] is found.activations["t"]
 
 
 def test_a_float_reader_of_a_float_tensor_reads_it_exactly() -> None:
@@ -305,9 +326,10 @@ def test_a_subgraph_reads_what_it_did() -> None:
     near(made, result, 20)
 
 
-def test_a_tensor_that_is_answer_and_input_at_once_is_one_tensor() -> None:
+@pytest.mark.parametrize("read", ["c", "z"])
+def test_a_tensor_that_is_answer_and_input_at_once_is_one_tensor(read: str) -> None:
     made = graph(
-        [("Conv", "x w", "c"), ("Relu", "c", "z"), ("Conv", "c v", "y")],
+        [("Conv", "x w", "c"), ("Relu", "c", "z"), ("Conv", f"{read} v", "y")],
         {"w": floats(1, 8, 3, 3, 3), "v": floats(2, 4, 8, 1, 1)},
         outputs={"y": ["N", 4, None, None], "c": ["N", 8, None, None], "z": ["N", 8, None, None]},
     )

@@ -112,6 +112,14 @@ def test_a_range_above_zero_is_widened_to_hold_it() -> None:
     assert of_range(-5.1, -2.0, "i8").interval == pytest.approx((-5.1, 0.0))
 
 
+@given(span=spans, dtype=dtypes)
+def test_the_steps_reach_from_end_to_end_of_the_range(span: tuple[float, float], dtype: str) -> None:
+    """A scale rounded down to float32 would cut the end of the range."""
+    steps = 255 if dtype in {"u8", "i8"} else 65535
+    width = max(span[1], 0.0) - min(span[0], 0.0)
+    assert float(of_range(*span, dtype).scale) * steps >= min(width, 6.8e38)
+
+
 @pytest.mark.parametrize("span", [(0.0, float("inf")), (float("nan"), 1.0), (1.0, -1.0)])
 def test_what_is_no_range_is_refused(span: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="no range"):

@@ -42,6 +42,7 @@ _LABELS = np.array([0, 0, 1, 0])
         ({"agreement_min": 1.0}, None, 0.75),
         ({"accuracy_fraction_min": 1.0}, None, 0.75),
         ({"accuracy_min": 0.5}, None, 1.5),
+        ({"accuracy_min": 0.5, "agreement_min": 1.0}, None, 0.75),
         ({"accuracy_fraction_min": 1.5}, None, 0.75),
         ({"accuracy_fraction_min": 1.0}, _LABELS, 2 / 3),
         ({"accuracy_min": 0.5}, _LABELS, 1.0),
@@ -100,7 +101,7 @@ def _full(board: Switchboard, coarse: dict[str, float]) -> Assignment:
 def test_the_ranking_puts_what_is_spared_per_cost_first() -> None:
     made = outlier_net(1, 1.0)
     board = _board(made)
-    full = _full(board, {"r1": 2.0, "r3": 1.5})
+    full = _full(board, {"r1": 3.0, "r3": 0.8})
     planner = island_planner(full, made)
     free = rank(board, planner, {})
     assert len(free) == board.evaluations == len(board.tensors)
@@ -111,9 +112,9 @@ def test_the_ranking_puts_what_is_spared_per_cost_first() -> None:
     priced = {one.tensor: one for one in rank(board, planner, {"w1": 1.0, "w2": 2.0, "b2": 0.5, "w5": 4.0})}
     assert priced["r1"].cost == 2.5
     assert priced["g"].cost == 4.0
-    dear = rank(board, planner, {"w2": 1e9})
-    places = {one.tensor: place for place, one in enumerate(dear)}
-    assert places["r3"] < places["r1"], "less noise, but at a price"
+    without, with_price = ([one.tensor for one in rank(board, planner, price)] for price in ({}, {"w2": 1e9}))
+    assert without.index("r1") < without.index("r3")
+    assert with_price.index("r3") < with_price.index("r1"), "less noise, but the other is dear"
 
 
 def test_islands_are_the_tensors_that_hurt_and_no_others() -> None:
@@ -141,6 +142,23 @@ def test_no_islands_where_nothing_hurts() -> None:
     found = find_islands(board, board, island_planner(full, made), goal, "logits", {})
     assert (found.islands, found.met) == ((), True)
     assert found.decisions[0].startswith("no islands: the goal")
+
+
+def test_what_does_no_harm_is_never_an_island() -> None:
+    made = outlier_net(1, 1.0)
+    board = _board(made)
+    full = structs.replace(
+        _full(board, {}), activations={"c4": FakeQuant(step=9.0, low=-1, high=1), "g": OPEN}
+    )
+    goal = Goal(samples=samples_of(images(32)), accuracy_min=1.0, accuracy_fraction_min=1.0)
+    found = find_islands(board, board, island_planner(full, made), goal, "logits", {})
+    assert found.islands == ("c4",)
+    nothing = structs.replace(full, activations={"r2": OPEN, "g": OPEN})
+    judge = _board(made)
+    judge.labels = np.full(judge.n, 9)
+    impossible = find_islands(board, judge, island_planner(nothing, made), goal, "logits", {})
+    assert (impossible.islands, impossible.met) == ((), False)
+    assert judge.evaluations == 1, "there is nothing to try"
 
 
 class _Ranges:
@@ -189,6 +207,29 @@ def test_each_tensor_gets_the_method_that_suits_it() -> None:
     changed = [name for name in board.tensors if found.methods[name] != found.decisions[0].split(": ")[1][0]]
     assert f"{len(changed)} tensors changed method" in found.decisions[1]
     assert set(found.decisions[2:]) == {f"{name}: {found.methods[name]}" for name in changed}
+
+
+def test_a_choice_that_is_worse_as_a_whole_is_given_up() -> None:
+    """A planner that ruins every mixture: tensors that share a scale are not free to choose."""
+    made = outlier_net(1, 1.0)
+    board = _board(made)
+    right = _spans(board, made)
+    wide = {name: Interval(span.low * 20, span.high * 20) for name, span in right.items()}
+    candidates = {name: {"a": right[name], "b": wide[name]} for name in board.tensors}
+    candidates["r1"] = {"a": Interval(0.0, right["r1"].high / 8), "b": right["r1"]}
+    honest = _Ranges(board.tensors)
+
+    def planner(ranges: dict[str, Interval]) -> Assignment:
+        mixed = len({"ab"[ranges[name] == candidates[name]["b"]] for name in ranges}) > 1
+        return honest(
+            {name: Interval(span.low * 99, span.high * 99) for name, span in ranges.items()}
+            if mixed
+            else ranges
+        )
+
+    found = choose_ranges(board, planner, candidates)
+    assert set(found.methods.values()) == {"b"}
+    assert "no tensor gained" in found.decisions[1]
 
 
 def test_where_methods_agree_nothing_is_tried() -> None:

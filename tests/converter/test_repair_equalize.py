@@ -82,6 +82,41 @@ def test_an_outlier_channel_is_cured(recipe: Recipe) -> None:
     assert any(line.startswith("c1:") for line in said[1:])
 
 
+def test_a_channel_that_only_its_bias_makes_wild_is_cured_too() -> None:
+    """Its weights are like the others', so the paper's factors, from weights alone, would not see it."""
+    made = outlier_net(3, 1.0)
+    bias = next(t for t in made.graph.initializer if t.name == "b3")
+    values = numpy_helper.to_array(bias).copy()
+    values[5] = 80.0
+    bias.CopyFrom(numpy_helper.from_array(values, "b3"))
+    samples = samples_of(images(40, seed=8))
+    changed, _ = equalize(made, samples, signature(made), _PC)
+    spread = []
+    for graph in (made, changed):
+        reach = channel_statistics(graph, samples, signature(graph), {"r3": 1})["r3"].reach
+        spread.append(float(reach.max() / np.median(reach)))
+    assert spread[0] > 15
+    assert spread[1] < spread[0] / 4
+
+
+def test_a_mean_that_keeps_its_axes_is_passed() -> None:
+    rng = np.random.default_rng(5)
+    constants = [weights(rng, "w1", 8, 1, 3, 3), weights(rng, "w2", CLASSES, 8, 1, 1)]
+    nodes = [
+        helper.make_node("Conv", ["image", "w1"], ["c1"]),
+        helper.make_node("ReduceMean", ["c1"], ["g"], axes=[2, 3], keepdims=1),
+        helper.make_node("Conv", ["g", "w2"], ["c2"]),
+        helper.make_node("Flatten", ["c2"], ["logits"]),
+    ]
+    made = model(nodes, constants, 17)
+    assert _links(made)["c1"].axes == (1, 1)
+    over_channels = model(
+        [nodes[0], helper.make_node("ReduceMean", ["c1"], ["g"], axes=[1], keepdims=1), *nodes[2:]],
+        [constants[0], weights(rng, "w2", CLASSES, 1, 6, 6)], 17,
+    )  # fmt: skip
+    assert "c1" in _refusals(over_channels)
+
+
 def test_channels_of_the_equalized_tensor_are_near_one_another() -> None:
     made = outlier_net(3, 150.0)
     samples = samples_of(images(40, seed=8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -10,19 +12,22 @@ from onnx import numpy_helper
 
 from converter.errors import RecipeError
 from converter.fusion import audit, multiplications
+from converter.inputs import read_inputs, utc_now
+from converter.measured import Bench, answer_candidate, measure_baseline
 from converter.model import signature
 from converter.passes import clean
 from converter.quantize import Material, quantize
 from converter.quantize.emit import emit
 from converter.quantize.mixed_int8 import with_islands
 from converter.quantize.plan import make_plan
+from converter.quantize.repaired import equalized, trusted
 from converter.quantize.simulate import assignment_of
 from converter.recipe import Recipe, format_recipe, parse
 from converter.repair.bias import correct_biases
 from converter.repair.effects import decibels, noise_by_sample
-from converter.repair.goal import Goal
+from converter.repair.goal import Goal, goal_of
 from converter.repair.switchboard import Assignment, FakeQuant, Switchboard
-from tests.converter.builders import answers, batch_norm_net, conv_net, images, material_of
+from tests.converter.builders import Workshop, answers, batch_norm_net, conv_net, images, material_of
 from tests.converter.repairing import outlier_net, read_assignment, samples_of
 
 _PC = parse("static_wi8_au8_pc_minmax")
@@ -80,6 +85,23 @@ def test_equalization_is_an_extra_of_the_static_scheme(recipe: str) -> None:
     assert _snr(made, cured.model) > _snr(made, plain.model) + 8
     assert any("equalized" in line for line in cured.decisions)
     assert plain.decisions == ()
+
+
+def test_a_wild_calibration_image_decides_nothing() -> None:
+    """Its range does, until a method cuts it off; the repairs do not look at it."""
+    made = outlier_net(3, 150.0)
+    array = images(96, seed=8)
+    array[7] *= 40
+    wild = material_of(made, samples_of(array))
+    assert [one.sample for one in wild.calibration.outliers] == [7]
+    kept = trusted(wild)
+    assert kept.n == 95
+    np.testing.assert_array_equal(kept.arrays["image"], np.delete(array, 7, axis=0))
+    calm = material_of(made, kept)
+    assert trusted(calm) is kept
+    recipe = parse("static_wi8_au8_pc_minmax_cle")
+    graphs = [equalized(material, recipe)[0].model.SerializeToString() for material in (wild, calm)]
+    assert graphs[0] == graphs[1]
 
 
 def _shifted() -> tuple[onnx.ModelProto, Assignment]:
@@ -162,6 +184,26 @@ def test_a_mixed_recipe_leaves_the_tensor_that_hurts_in_float_with_what_it_touch
     assert 0.0 < whole < 1.0
 
 
+def test_a_mixed_row_bears_the_number_of_its_islands(tmp_path: Path) -> None:
+    """Through the measuring of candidates, as a conversion runs it."""
+    made = outlier_net(3, 400.0, wild=("w3",))
+    inputs = read_inputs(Workshop(tmp_path, made).options(), utc_now())
+    material = structs.replace(
+        material_of(made, inputs.calibration), goal=goal_of(inputs.limits, inputs.calibration, None)
+    )
+    bench = Bench(inputs=inputs, material=material, work=multiplications(made))
+    bench = structs.replace(bench, baseline=measure_baseline(bench))
+    row = answer_candidate(bench, parse("mixed_wi8_au8_pc_minmax"))
+    assert row.error is None
+    assert row.id == f"onnxruntime/{format_recipe(row.recipe)}"
+    assert row.recipe.extras == ("islands1",)
+    assert any("tensor r3 stays float" in line for line in row.decisions)
+    plain = answer_candidate(bench, _PC)
+    assert row.quality is not None
+    assert plain.quality is not None
+    assert row.quality.agreement.value > plain.quality.agreement.value + 0.2
+
+
 def test_a_goal_that_islands_cannot_meet_gives_the_best_and_what_is_missing() -> None:
     material = _material(outlier_net(3, 2000.0))
     right = answers(material.model, material.samples.arrays["image"]).argmax(axis=1)
@@ -198,14 +240,8 @@ def test_the_recipe_that_comes_out_says_how_many_islands(before: str, after: str
     assert format_recipe(with_islands(parse(before), 3)) == after
 
 
-def test_method_auto_says_what_it_measured() -> None:
-    made = quantize(_material(conv_net()), parse("static_wi8_au8_pc_auto"))
-    assert "range method by measured effect" in made.decisions[0]
-    assert any("evaluations" in said for said in made.decisions)
-
-
-def test_method_auto_with_one_known_method_says_so() -> None:
-    material = _material(conv_net())
-    extremes = structs.replace(material.calibration, tensors={})
-    made = quantize(structs.replace(material, calibration=extremes), parse("static_wi8_au8_pc_auto"))
-    assert made.decisions == ("range method: minmax, the only one of this calibration",)
+def test_method_auto_says_how_it_chose_and_is_no_worse() -> None:
+    made = conv_net()
+    chosen, plain = quantize(_material(made), parse("static_wi8_au8_pc_auto")), quantize(_material(made), _PC)
+    assert chosen.decisions[0].startswith("range method")
+    assert _snr(made, chosen.model) > _snr(made, plain.model) - 3

@@ -61,12 +61,21 @@ def test_what_a_wrong_ranking_put_in_is_dropped_again() -> None:
     assert found.met
 
 
+def test_of_two_that_do_the_same_the_one_more_worth_it_stays() -> None:
+    def evaluate(islands: tuple[str, ...]) -> float:
+        return float("d" in islands and bool({"a", "b"} & set(islands)))
+
+    found = run(begin(("a", "b", "c", "d"), 1.0, _MANY), evaluate)
+    assert found.best == ("a", "d")
+
+
 def test_a_goal_that_nothing_meets_gives_the_best_found_and_says_so() -> None:
     landscape = Landscape({"a": 0.3, "b": 0.1})
     found = run(begin(("a", "b"), 2.0, _MANY), landscape)
     assert not found.met
     assert found.best == ("a", "b")
     assert found.best_score == 1.0
+    assert landscape.asked == [(), ("a",), ("a", "b")]
 
 
 def test_of_equal_failures_the_one_with_fewer_islands_is_answered() -> None:
@@ -185,6 +194,21 @@ def test_what_drowns_in_noise_is_refused() -> None:
     assert is_better((before, before), (steady, steady))
     assert not is_better((before, before), (before, steady)), "no difference is not better"
     assert not is_better((steady, steady), (before, before)), "worse is not better"
+
+
+def test_a_name_that_goes_back_did_not_change() -> None:
+    """Once q is right, p was better as it began."""
+    errors = {("one", "one"): 10.0, ("two", "one"): 9.0, ("two", "two"): 5.0, ("one", "two"): 4.0}
+
+    def evaluate(chosen: Mapping[str, str]) -> Errors:
+        error = [errors[chosen["p"], chosen["q"]]] * 4
+        return error, error
+
+    options = {"p": ("one", "two"), "q": ("one", "two")}
+    found = descend(options, {"p": "one", "q": "one"}, evaluate, _MANY)
+    assert found.chosen == {"p": "one", "q": "two"}
+    assert found.changed == ("q",)
+    assert (found.before, found.after) == (10.0, 4.0)
 
 
 def test_one_sample_a_half_is_enough_to_compare() -> None:

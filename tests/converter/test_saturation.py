@@ -79,7 +79,8 @@ def test_a_convolution_is_unrolled_channels_last(kernel: int, extra: dict[str, o
     """Against loops over positions, with weights and inputs large enough that many sums leave 16 bits."""
     rng = np.random.default_rng(3)
     groups = int(str(extra.get("group", 1)))
-    lift = numpy_helper.from_array(rng.uniform(0.5, 1, (4, 1, 1, 1)).astype(np.float32), "lift")
+    gains = np.array([-1.0, 0.4, 0.5, -0.8], dtype=np.float32).reshape(4, 1, 1, 1)
+    lift = numpy_helper.from_array(gains, "lift")
     raw = np.sign(rng.normal(0, 1, (6, 4 // groups, kernel, kernel))) * rng.uniform(
         0.7, 1, (6, 4 // groups, kernel, kernel)
     )
@@ -99,6 +100,7 @@ def test_a_convolution_is_unrolled_channels_last(kernel: int, extra: dict[str, o
     found = {one.node: one for one in saturating(made, plan, material.samples)}
     assert found["wide"].samples == 3
     params = plan.activations["a"]
+    assert int(params.zero_point) > 140
     lifted = array * numpy_helper.to_array(lift).reshape(1, 4, 1, 1)
     stored = quantize(lifted.astype(np.float32), params).astype(np.int32)
     weights = quantize(raw.astype(np.float32), plan.weights["wide"].params).astype(np.int32)

@@ -12,6 +12,7 @@ from converter.recipe import parse
 from converter.repair.cost import costs, kernel_times
 from converter.repair.sensitivity import Sensitivity, sensitivities
 from converter.repair.switchboard import Assignment, Switchboard
+from converter.sensitivity import measure_sensitivity
 from tests.converter.builders import conv_net, images, material_of
 from tests.converter.repairing import island_planner, outlier_net, read_assignment, samples_of
 
@@ -59,6 +60,18 @@ def test_alone_means_alone() -> None:
         == np.square(only.astype(np.float64) - exact).mean() / np.square(exact.astype(np.float64)).mean()
     )
     assert all(s.gain_db is None for s in found)
+
+
+def test_the_chart_says_what_it_was_measured_on() -> None:
+    made = outlier_net(3, 300.0)
+    material = material_of(made, samples_of(images(24)))
+    chart = measure_sensitivity(material, _RECIPE)
+    assert (chart.recipe, chart.n_samples) == ("static_wi8_au8_pc_minmax", 24)
+    activations = [one for one in chart.tensors if one.kind == "activation"]
+    assert activations[0].tensor == "r3"
+    assert (activations[0].gain_db or 0.0) > 1.0
+    assert chart.evaluations == len(chart.tensors) + 1 + sum(one.island_db is not None for one in activations)
+    assert chart.seconds > 0.0
 
 
 def test_costs_are_times_by_kernel_where_both_graphs_can_be_followed() -> None:
