@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from converter.errors import RecipeError
 from converter.quantize.material import Material
-from converter.quantize.operators import CPU, OPERATORS, Placement, Role
+from converter.quantize.operators import OPERATORS, Placement, Role
+from converter.quantize.placement import placement_of
 from converter.quantize.qparams import (
     DTYPES,
     Floats,
@@ -98,7 +99,7 @@ def make_plan(
     islands: frozenset[str] = frozenset(),
     wide: frozenset[str] = frozenset(),
     reduced: Mapping[str, Sequence[int]] | None = None,
-    placement: Placement = CPU,
+    placement: Placement | None = None,
 ) -> Plan:
     """The plan of a static recipe.
 
@@ -111,13 +112,14 @@ def make_plan(
         wide: tensors with 16-bit activations, and those that share their scale.
         reduced: output channels by node whose weights keep to 7 bits (without a scale per channel, all of
             the node's); None for what the recipe's `rr` says, all or none.
-        placement: where the target wants integers.
+        placement: where the target wants integers; None for what its rules say.
 
     Raises:
         RecipeError: `recipe_type` (no such type here), `recipe_opset` (the graph's is too low).
         ValueError: a range or a weight is not finite.
     """
     view = View(material.model)
+    placement = placement_of(material.rules) if placement is None else placement
     _require(view, recipe)
     groups = view.groups()
     closed = {name for name, head in groups.items() if head in {groups.get(i, i) for i in islands}}
