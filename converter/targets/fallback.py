@@ -14,7 +14,7 @@ from math import prod
 import onnx
 from msgspec import Struct
 
-from converter.targets.graph import QDQ, GraphView, graphs_of, options, shapes_of
+from converter.targets.graph import NO_WORK, GraphView, graphs_of, options, shapes_of
 from converter.targets.lint import LintFinding, beyond_limits, lint
 from converter.targets.loader import Target
 
@@ -22,7 +22,7 @@ _KINDS_NAMED_MAX = 5
 
 
 class Fallback(Struct, frozen=True, kw_only=True):
-    """What is expected to run where; Q/DQ pairs are no operators.
+    """What is expected to run where; Q/DQ pairs and Constants are no operators.
 
     Attributes:
         accelerated: nodes on the accelerator.
@@ -68,10 +68,10 @@ def fallback(target: Target, model: onnx.ModelProto) -> Fallback | None:
         for graph in graphs_of(model.graph)
         for view in (main if graph is model.graph else GraphView(graph),)
         for node in graph.node
-        if node.op_type not in QDQ
+        if node.op_type not in NO_WORK
         and (node.op_type not in known or any(beyond_limits(target.rules, view, node)))
     }
-    nodes = sum(node.op_type not in QDQ for graph in graphs_of(model.graph) for node in graph.node)
+    nodes = sum(node.op_type not in NO_WORK for graph in graphs_of(model.graph) for node in graph.node)
     return Fallback(
         accelerated=nodes - len(left),
         on_cpu=dict(sorted(Counter(left.values()).items())),

@@ -12,6 +12,8 @@ import onnx
 from onnx import helper
 
 QDQ = frozenset({"QuantizeLinear", "DequantizeLinear"})
+NO_WORK = QDQ | {"Constant"}
+"""What a compiler folds away: it runs nowhere."""
 _TYPES = {
     onnx.TensorProto.UINT4: "u4", onnx.TensorProto.INT4: "i4",
     onnx.TensorProto.UINT8: "u8", onnx.TensorProto.INT8: "i8",

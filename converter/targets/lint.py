@@ -17,7 +17,7 @@ from msgspec import Struct
 from onnx import numpy_helper
 
 from converter.errors import InputError
-from converter.targets.graph import QDQ, GraphView, graphs_of, integers, options, shapes_of
+from converter.targets.graph import NO_WORK, QDQ, GraphView, graphs_of, integers, options, shapes_of
 from converter.targets.loader import Rule, Rules, Target, activations_of, weights_of
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
@@ -209,7 +209,7 @@ def _operator(rules: Rules, view: GraphView, node: onnx.NodeProto) -> Iterator[L
     if node.op_type in rules.exclude.value and any(view.dequantized(one) for one in node.input):
         words = f"{node.op_type} reads quantized values, it must stay in float"
         yield _finding("excluded_operator", rules.exclude, name, words)
-    if rules.operators.value and node.op_type not in rules.operators.value:
+    if rules.operators.value and node.op_type not in {*rules.operators.value, *NO_WORK}:
         words = f"{node.op_type} is not on the accelerator's list and falls to the CPU"
         yield _finding("fallback", rules.operators, name, words, "warning")
     yield from beyond_limits(rules, view, node)

@@ -195,6 +195,9 @@ def test_what_falls_to_the_cpu_is_predicted_from_the_list() -> None:
     part = fallback(find_target("ethos-u"), model)
     assert part is not None
     assert (part.on_cpu, part.share) == ({"Erf": 1}, 1.0)
+    assert part.accelerated == len(model.graph.node) - 1
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["unread"], value_float=1.0))
+    assert fallback(find_target("ethos-u"), model) == part
     assert "fallback" in _codes(find_target("ethos-u"), model)
 
 
@@ -264,11 +267,51 @@ def test_weights_are_told_from_activations_behind_a_whole_pair(
     assert _codes(find_target("orin"), model) - {"channel_axis"} == wanted
 
 
+def test_products_behind_a_whole_pair_are_counted() -> None:
+    model = _paired(transposed=True, axis=0, whole=True)
+    assert multiplications(model.graph.node[-1], GraphView(model.graph), shapes_of(model)) == 16
+
+
+@pytest.mark.parametrize(
+    ("op_type", "shape", "axis", "right"),
+    [("ConvTranspose", [1, 4, 2, 2], 1, True), ("ConvTranspose", [1, 4, 2, 2], 0, False),
+     ("Conv", [1, 4, 2, 2], 0, True), ("Conv", [1, 4, 2, 2], 1, False),
+     ("MatMul", [1, 4], 1, True), ("MatMul", [1, 4], 0, False)],
+)  # fmt: skip
+def test_scales_lie_on_the_output_channels(op_type: str, shape: list[int], axis: int, right: bool) -> None:
+    size = [4, 4, 1, 1] if len(shape) == 4 else [4, 4]
+    constants = [
+        numpy_helper.from_array(np.ones(size, dtype=np.int8), "w"),
+        numpy_helper.from_array(np.full(4, 0.1, dtype=np.float32), "s"),
+        numpy_helper.from_array(np.zeros(4, dtype=np.int8), "z"),
+    ]
+    model = _single(helper.make_node(op_type, ["x", "d"], ["y"]), shape, *constants)
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=axis))
+    assert _codes(find_target("x86_vnni"), model) == (set() if right else {"channel_axis"})
+
+
+@pytest.mark.parametrize(
+    ("zero", "wrong"), [(None, "arm64_dotprod"), (np.uint8(3), "arm64_dotprod"), (np.int8(0), "x86_vnni")]
+)
+def test_a_pair_without_a_zero_point_has_the_type_of_what_it_reads(
+    zero: np.uint8 | np.int8 | None, wrong: str
+) -> None:
+    """ONNX: uint8 without a zero point; a DequantizeLinear takes the type of its input."""
+    constants = [numpy_helper.from_array(np.float32(0.1), "s")]
+    constants += [] if zero is None else [numpy_helper.from_array(np.asarray(zero), "z")]
+    model = _single(helper.make_node("DequantizeLinear", ["q", "s"], ["y"]), [1, 4], *constants)
+    given = ["x", "s"] if zero is None else ["x", "s", "z"]
+    model.graph.node.insert(0, helper.make_node("QuantizeLinear", given, ["q"]))
+    right = "x86_vnni" if wrong == "arm64_dotprod" else "arm64_dotprod"
+    assert _codes(find_target(right), model) == set()
+    assert [one.code for one in lint(find_target(wrong), model)] == ["activation_type"] * 2
+
+
 def test_four_bit_weights_only_where_they_are_read() -> None:
     stored = helper.make_tensor("w", TensorProto.INT4, [4, 4], [1] * 16)
-    scale = numpy_helper.from_array(np.full((4, 1), 0.1, dtype=np.float32), "s")
+    scale = numpy_helper.from_array(np.full((1, 4), 0.1, dtype=np.float32), "s")
     model = _single(helper.make_node("MatMul", ["x", "d"], ["y"]), [1, 4], stored, scale)
-    pair = helper.make_node("DequantizeLinear", ["w", "s"], ["d"], axis=1, block_size=4)
+    pair = helper.make_node("DequantizeLinear", ["w", "s"], ["d"], axis=0, block_size=4)
     model.graph.node.insert(0, pair)
     model.opset_import[0].version = 21
     assert _codes(find_target("x86_vnni"), model) == set()
@@ -295,14 +338,17 @@ def test_open_shapes_are_refused_with_the_way_out() -> None:
 
 
 def test_a_verdict_in_words() -> None:
-    told = verdict(find_target("jetson_dla"), _quantized("static_wi8_au8_pc_minmax"))
+    model = _quantized("static_wi8_au8_pc_minmax")
+    told, found = verdict(find_target("jetson_dla"), model), lint(find_target("jetson_dla"), model)
     text = "\n".join(told.words)
     assert told.words[0].startswith("not compiled, not run: TensorRT")
     assert "breaks a rule of jetson_dla: activations of type u8, i8 is wanted" in text
-    assert "more like it" in text
+    alike = sum(one.code == "activation_type" for one in found)
+    assert f" at image_quantized_QuantizeLinear and {alike - 1} more like it (" in text
     assert "breaks advice of jetson_dla" in text
     assert "predicted, not compiled: 5 of 5 operators on the accelerator, 100% of the mult" in text
-    assert told.errors > 0
+    assert told.errors == sum(one.severity == "error" for one in found)
+    assert told.errors != len(found) - told.errors
     assert told.falls_back is False
     plain = verdict(find_target("x86_vnni"), _quantized("static_wi8_au8_pc_minmax"))
     assert plain == Verdict(words=(), errors=0, falls_back=None)

@@ -82,6 +82,8 @@ def test_a_misspelt_name_finds_its_neighbour() -> None:
         ("vip_npu_imx8mp", "static_wu8_au8_pc_minmax", "per channel"),
         ("arm64_dotprod", "static_wu8_ai8_pc_minmax", "weights other than i8"),
         ("x86_vnni", "weight_wi4_af32_g32_awq", None),
+        ("qnn_htp", "weight_wi4_af32_g32_awq", "4-bit weights, which are not read there"),
+        ("qnn_htp", "static_wu8_au8_pt_minmax", None),
         ("x86_vnni", "mixed_wi8_ai8_pc_auto", "activations other than u8"),
     ],
 )
@@ -229,6 +231,12 @@ def test_an_accelerator_gets_its_input_model_and_the_truth(tmp_path: Path, name:
         assert any(word.startswith("not compiled, not run") for word in row.decisions)
     assert any(told in word for row in report.candidates for word in row.decisions)
     assert conversion.manifest is not None
+
+
+def test_on_a_class_of_cpu_the_row_keeps_what_its_own_audit_predicts(tmp_path: Path) -> None:
+    report = run(Workshop(tmp_path).options("x86_vnni")).report
+    assert {row.fallback_predicted for row in report.candidates if row.precision == "int8"} == {False}
+    assert not any("not compiled" in word for row in report.candidates for word in row.decisions)
 
 
 def test_an_open_batch_is_refused_where_shapes_must_be_fixed(tmp_path: Path) -> None:
