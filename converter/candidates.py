@@ -224,9 +224,7 @@ def _best_measured(passing: Sequence[Candidate], objective: str) -> tuple[Candid
     if best.latency_ratio is None:
         reason = "first in the target's order of preference; no latency was measured"
     elif ties > 1:
-        reason = (
-            f"of {ties} equally fast (within 5% or their intervals) the best agreement, then the smallest"
-        )
+        reason = f"of {ties} equally fast (within 5% or the interval) the best agreement, then the smallest"
     if objective == "energy":
         reason += "; energy is decided on the device"
     return best, reason

@@ -32,7 +32,8 @@ from converter.evaluate.registry import inferred
 from converter.limits import LATENCY_RUNS_DEFAULT, LATENCY_RUNS_MIN, QUICK_SAMPLES_MAX, TEXT_BYTES_MAX
 from converter.model import Signature, SourceModel, read_bytes, read_model, words
 from converter.recipe import format_recipe, parse
-from converter.targets.detect import Machine, detect_machine, detect_target, meets
+from converter.targets.detect import Machine, detect_machine, detect_target, of_class
+from converter.targets.lint import require_shapes
 from converter.targets.loader import Rule, Target, broken_rule, usable_target
 from converter.truth import LABELS
 from wire.errors import LimitsError
@@ -136,6 +137,7 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
     name = _checked_name(options.name or default_name(options.model), ModelName, "--name")
     release = _checked_name(options.release or f"{now:%Y%m%d-%H%M%S}", ReleaseName, "--release")
     source = read_model(options.model)
+    require_shapes(target, source.proto)
     description = _description(options)
     calibration = read_samples(options.calibration, description, source.signature, labelled=False)
     task, task_reason = read_task(options, description, source.signature)
@@ -148,7 +150,7 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
         calibration=calibration, validation=validation, search=search, task=task, task_reason=task_reason,
         limits=limits,
         sla_sha256=hashlib.sha256(sla_text).hexdigest(), sla_text=sla_text.decode("utf-8", "replace"),
-        target=target, machine=machine, host_of_target_class=not target.accelerated and meets(machine, target.requires.value),
+        target=target, machine=machine, host_of_target_class=of_class(machine, target),
         threads=options.threads,
         latency_samples=LATENCY_RUNS_MIN if options.quick else options.latency_samples,
     )  # fmt: skip

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
-import onnx
 from msgspec import Struct, structs
 
 from converter.dataset import Feeds
@@ -27,7 +26,6 @@ from converter.lossless import entropy_bytes
 from converter.quantize import Material, quantize
 from converter.recipe import FLOAT32, Recipe, format_recipe
 from converter.runtime import NAME, open_session
-from converter.targets.lint import fallback, lint
 
 Progress = Callable[[str, int, int], None]
 
@@ -35,7 +33,6 @@ _FEEDS_TIMED = 32
 _LEFT_NAMED_MAX = 20
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
 _WEIGHT_SAFE_MAX = 64
-_RULES_NAMED_MAX = 5
 _UNNEEDED = frozenset({"given_none", "recipe_goal", "recipe_islands", "weights_none"})
 """What a recipe is for is not there: no limit that islands could meet, none needed, no matrix."""
 
@@ -177,7 +174,7 @@ def _answered(bench: Bench, recipe: Recipe) -> Measured:
         id=variant_id(made_as), recipe=made_as, content=content, outputs=outputs,
         quality=quality(inputs.task, outputs, baseline.outputs, inputs.validation),
         audit=audited, entropy_bytes=entropy_bytes(made.model), saturation_unknown=unknown,
-        decisions=(*made.decisions, *audit_notes(audited), *notes, *_against_rules(inputs, made.model)),
+        decisions=(*made.decisions, *audit_notes(audited), *notes),
     )  # fmt: skip
 
 
@@ -259,20 +256,6 @@ def saturation(
     who = "the target" if target_saturates else "this host"
     notes = tuple(f"saturates without VNNI: {one}" for one in saturating or ())
     return True, (f"accuracy unproven: {who} may saturate 16-bit sums and the other does not", *notes)
-
-
-def _against_rules(inputs: Inputs, model: onnx.ModelProto) -> tuple[str, ...]:
-    """What the target's rules have against a candidate, and what would fall back to the CPU, in words."""
-    found = lint(inputs.target, model)
-    notes = [f"target rule {one.code}: {one.words}" + (f" ({one.node})" if one.node else "") for one in found]
-    shown = notes[:_RULES_NAMED_MAX]
-    if len(notes) > len(shown):
-        shown.append(f"and {len(notes) - len(shown)} more against the target's rules")
-    left = fallback(inputs.target, model)
-    if left is not None and left.any:
-        names = ", ".join(f"{n} {name}" for name, n in left.on_cpu.items())
-        shown.append(f"predicted to fall back to the CPU: {names}; {left.accelerated} nodes accelerated")
-    return tuple(shown)
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     material = Material(
         model=graph, calibration=ranges, samples=inputs.calibration,
         signature=inputs.source.signature, rules=inputs.target.rules,
-        accelerated=inputs.target.accelerated, given=inputs.source.quantized,
+        given=inputs.source.quantized,
         goal=goal_of(inputs.limits, inputs.calibration, _searchable(inputs)),
     )  # fmt: skip
     bench = Bench(inputs=inputs, material=material, progress=progress)

@@ -112,9 +112,11 @@ def parse(name: str) -> Recipe:
     """
     match = _GRAMMAR.fullmatch(name)
     if match is None:
+        said = "floats of 8 bits are made by none (they need a GPU newer than Orin's)"
+        hint = said if "f8" in name else "see converter.recipe"
         raise RecipeNameError(
             "recipe_malformed",
-            f"{name[:80]!r} is no recipe; one looks like static_wi8_au8_pc_minmax (see converter.recipe)",
+            f"{name[:80]!r} is no recipe; one looks like static_wi8_au8_pc_minmax; {hint}",
         )
     extras = tuple(word for word in match["extras"].split("_") if word)
     places = [EXTRAS.index(word.rstrip("0123456789")) for word in extras]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import onnx
 from msgspec import Struct, structs
 
 from converter.candidates import Candidate, Evidence, evidence
@@ -19,6 +20,7 @@ from converter.latency import Ratio, latency_of, ratio_of
 from converter.measured import Measured, latency_scope
 from converter.recipe import format_recipe
 from converter.runtime import NAME, VERSION
+from converter.targets.fallback import verdict
 from wire.bundle import HostFigures
 from wire.figures import Interval
 from wire.measures import Latency, Measure
@@ -74,7 +76,18 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
             int8_fraction=one.audit.int8_fraction,
             fallback_predicted=one.audit.float_multiplies > 0 if recipe.quantized else None,
         )
-    return _judged(filled, inputs, one.quality, timing)
+    return _judged(_with_rules(filled, inputs, one.content), inputs, one.quality, timing)
+
+
+def _with_rules(row: Candidate, inputs: Inputs, content: bytes) -> Candidate:
+    """What the target's rules say of the graph; a graph that cannot be checked keeps its row."""
+    try:
+        told = verdict(inputs.target, onnx.load_model_from_string(content))
+    except Exception as error:  # noqa: BLE001 - the check reads whatever graph it is given
+        said = f"not checked against the rules of {inputs.target.id}: {type(error).__name__}: {error}"
+        return structs.replace(row, decisions=(*row.decisions, said))
+    falls_back = told.falls_back if inputs.target.accelerated else row.fallback_predicted
+    return structs.replace(row, decisions=row.decisions + told.words, fallback_predicted=falls_back)
 
 
 def _with_quality(blank: Candidate, one: Measured, found: Quality, limits: Limits) -> Candidate:

@@ -53,13 +53,13 @@ def targets_command(target: str | None, as_json: bool) -> None:
 
 def list_targets() -> None:
     """The targets, with what this machine is."""
-    from converter.targets.detect import detect_machine, meets  # noqa: PLC0415
+    from converter.targets.detect import detect_accelerators, detect_machine, of_class  # noqa: PLC0415
     from converter.targets.loader import all_targets  # noqa: PLC0415
 
-    machine = detect_machine()
+    machine, attached = detect_machine(), detect_accelerators()
     table = Table("target", "aliases", "what", "this machine", box=SIMPLE_HEAD, pad_edge=False)
     for target in all_targets():
-        here = "yes" if meets(machine, target.requires.value) else ""
+        here = "yes" if of_class(machine, target) else "attached" if target.id in attached else ""
         table.add_row(target.id, ", ".join(target.aliases), target.title, here)
     console().print(table)
 

@@ -26,9 +26,7 @@ def quantize_given(material: Material, _recipe: Recipe) -> Made:
     """
     found = None if material.given is None else describe(material.given)
     if material.given is None or found is None:
-        raise RecipeError(
-            "given_none", "the model came without Q/DQ pairs: there is nothing to take as it is"
-        )
+        raise RecipeError("given_none", "the model came without Q/DQ pairs to take as they are")
     return Made(model=material.given, decisions=(_words(found),))
 
 

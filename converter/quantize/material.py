@@ -27,7 +27,6 @@ class Material(Struct, frozen=True, kw_only=True):
         samples: the calibration set itself.
         signature: of the model.
         rules: of the target.
-        accelerated: whether something other than a CPU runs the model there.
         given: the model as it was given, where it carries Q/DQ pairs; `model` is then its float twin.
         goal: what a search for islands must reach; None where the SLA limits no accuracy.
     """
@@ -37,7 +36,6 @@ class Material(Struct, frozen=True, kw_only=True):
     samples: Samples
     signature: Signature
     rules: Rules
-    accelerated: bool = False
     given: onnx.ModelProto | None = None
     goal: Goal | None = None
 

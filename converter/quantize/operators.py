@@ -16,8 +16,6 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from converter.targets.loader import Rules
-
 
 class Role(StrEnum):
     """What an operator does with quantized values."""
@@ -123,14 +121,3 @@ CPU = Placement(operators=CPU_KERNELS)
 """ONNX Runtime's CPU provider."""
 ACCELERATOR = Placement(operators=frozenset(OPERATORS), whole=True)
 """An accelerator's compiler that takes every operator of the table; `Placement` narrows it."""
-
-
-def placement_of(rules: Rules, *, accelerated: bool) -> Placement:
-    """Where a target wants integers, from its rules."""
-    plain = ACCELERATOR if accelerated else CPU
-    return Placement(
-        operators=plain.operators - set(rules.exclude.value),
-        whole=plain.whole,
-        biases=rules.quantize_bias.value,
-        fused_activations=accelerated and rules.symmetric.value,
-    )

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from converter.errors import RecipeError
 from converter.quantize.material import Material
-from converter.quantize.operators import OPERATORS, Placement, Role, placement_of
+from converter.quantize.operators import OPERATORS, Placement, Role
+from converter.quantize.placement import placement_of
 from converter.quantize.qparams import (
     DTYPES,
     Floats,
@@ -121,8 +122,7 @@ def make_plan(  # noqa: PLR0913 - every argument but the first three is a keywor
         ValueError: a range or a weight is not finite.
     """
     view = View(material.model) if view is None else view
-    if placement is None:
-        placement = placement_of(material.rules, accelerated=material.accelerated)
+    placement = placement_of(material.rules) if placement is None else placement
     _require(view, recipe)
     groups = view.groups()
     closed = {name for name, head in groups.items() if head in {groups.get(i, i) for i in islands}}

@@ -86,6 +86,11 @@ def meets(machine: Machine, requires: Requirements) -> bool:
     )
 
 
+def of_class(machine: Machine, target: Target) -> bool:
+    """Whether what is measured on the machine speaks for the target: never where an accelerator runs it."""
+    return not target.accelerated and meets(machine, target.requires.value)
+
+
 def detect_target(machine: Machine) -> Target:
     """The target that this machine is.
 

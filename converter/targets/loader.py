@@ -27,8 +27,9 @@ T = TypeVar("T")
 
 _FOLDER = Path(__file__).parent
 _IMPOSSIBLE = {
-    "jetson_nano": "its Maxwell GPU has no INT8 (FACTS.md section 1); convert for arm64_v8_0, its CPU",
-    "hailo10": "its compiler is not the one of hailo8 and takes other models; there is no profile of it yet",
+    "jetson_nano": "its Maxwell GPU has no INT8 (NVIDIA's support matrix); convert for arm64_v8_0, its CPU",
+    "hailo10": "its driver, runtime and compiler (5) are not those of hailo8 (4); there is no profile of it",
+    "jetson_thor_dla": "Thor has no DLA (NVIDIA, Working with DLA); convert for jetson_gpu_trt",
 }
 """Devices that people ask for by name and that cannot do what this program is for."""
 _FILE_BYTES_MAX = 64 * 1024
@@ -48,7 +49,9 @@ def _rule(value: T) -> Rule[T]:
 
 
 _OPSET_PER_CHANNEL: Rule[int] = Rule(
-    value=13, confidence="V", source="per-channel QDQ below opset 13 is an invalid graph (FACTS.md, trap 2)"
+    value=13,
+    confidence="V",
+    source="per-channel QDQ below opset 13 is an invalid graph (the axis came with opset 13)",
 )
 _OPSET_SAFE: Rule[int] = Rule(
     value=21, confidence="S", source="onnxruntime#25932: QuantizeLinear(23) is missing in older runtimes"
@@ -75,13 +78,27 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         format: of quantized models: Q/DQ pairs, integer operators, or TFLite.
         exclude: operators that stay in float.
         quantize_bias: whether biases become 32-bit integers.
+        whole: whether everything that can be quantized is, for what reads quantized graphs only.
+        fused_activations: whether Relu and Clip run within the operator before them, so that no pair
+            stands between the two.
         wide_activation: 16-bit types of activations that have kernels there; only then are islands of 16
             bits and 16-bit candidates made.
         static_shapes: whether every axis but the samples' must be fixed.
         operators: what the accelerator runs; empty where that is not known or all run.
         stride: least and largest of convolutions; empty where there is no such limit.
         kernel: least and largest height of a dilated kernel.
+        kernel_area_max: largest height times width of a dilated kernel.
+        average_pool_max: largest side of an average pool's kernel where it pads.
+        max_pool_height_max: largest height of a maximum pool's kernel.
         rank_max: of tensors; None where there is no such limit.
+        inner_axes_max: how many of the innermost axes may be larger than 1.
+        batch_max: largest first axis of an input.
+        size_max: largest axis of a tensor.
+        also_activation: further types of activations that are taken as well.
+        also_weight: the same of weights.
+        weight_pairs: whether weights must stay float behind a whole pair of QuantizeLinear and
+            DequantizeLinear.
+        int4: whether 4-bit weights can be read there.
     """
 
     activation: Rule[ActivationType]
@@ -98,12 +115,24 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     format: Rule[Literal["QDQ", "QOperator", "TFLite"]] = _rule("QDQ")
     exclude: Rule[tuple[str, ...]] = _rule(())
     quantize_bias: Rule[bool] = _rule(True)
+    whole: Rule[bool] = _rule(False)
+    fused_activations: Rule[bool] = _rule(False)
     wide_activation: Rule[tuple[Literal["u16", "i16"], ...]] = _rule(())
     static_shapes: Rule[bool] = _rule(False)
     operators: Rule[tuple[str, ...]] = _rule(())
     stride: Rule[tuple[int, ...]] = _rule(())
     kernel: Rule[tuple[int, ...]] = _rule(())
+    kernel_area_max: Rule[int | None] = _rule(None)
+    average_pool_max: Rule[int | None] = _rule(None)
+    max_pool_height_max: Rule[int | None] = _rule(None)
     rank_max: Rule[int | None] = _rule(None)
+    inner_axes_max: Rule[int | None] = _rule(None)
+    batch_max: Rule[int | None] = _rule(None)
+    size_max: Rule[int | None] = _rule(None)
+    also_activation: Rule[tuple[ActivationType, ...]] = _rule(())
+    also_weight: Rule[tuple[Literal["u8", "i8"], ...]] = _rule(())
+    weight_pairs: Rule[bool] = _rule(False)
+    int4: Rule[bool] = _rule(False)
 
 
 class Detection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,12 +155,16 @@ class Compiler(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         name: of the program.
+        version: that these rules were read for; None where any will do.
         here: whether it can be had from PyPI and run on a host.
+        cache_key: what a compiled model depends on; one that differs in any of it must be compiled again.
         words: what has to be done with the bundle's model, for the report.
     """
 
     name: Name
+    version: Name | None = None
     here: bool
+    cache_key: tuple[Name, ...] = ()
     words: Annotated[str, Meta(min_length=1, max_length=400)]
 
 
@@ -191,6 +224,16 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return config
 
 
+def activations_of(rules: Rules) -> frozenset[str]:
+    """Every type of activation that is taken there, the 16-bit ones with kernels among them."""
+    return frozenset({rules.activation.value, *rules.also_activation.value, *rules.wide_activation.value})
+
+
+def weights_of(rules: Rules) -> frozenset[str]:
+    """Every type of 8-bit weight that is taken there."""
+    return frozenset({rules.weight.value, *rules.also_weight.value})
+
+
 @cache
 def all_targets() -> tuple[Target, ...]:
     """Every target, by id.
@@ -205,14 +248,14 @@ def find_target(name: str) -> Target:
     """The target of that id or alias.
 
     Raises:
-        InputError: `unknown_target`; the message lists what there is.
+        InputError: `target_impossible`; or `unknown_target`, whose message lists what there is.
     """
     for target in all_targets():
         if name == target.id or name in target.aliases:
             return target
-    impossible = _IMPOSSIBLE.get(name)
-    if impossible is not None:
-        raise InputError("target_impossible", f"{name}: {impossible}")
+    words = _IMPOSSIBLE.get(name.lower().replace("-", "_"))
+    if words is not None:
+        raise InputError("target_impossible", f"{name[:80]}: {words}")
     names = [given for target in all_targets() for given in (target.id, *target.aliases)]
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -224,11 +267,12 @@ def usable_target(name: str) -> Target:
     """The target of that id or alias, for which a model can be made.
 
     Raises:
-        InputError: as `find_target`, or `target_refused`: no model for it is made here.
+        InputError: as `find_target`; `target_needs_tflite` or `target_refused`: none is made for it here.
     """
     target = find_target(name)
     if target.refused is not None:
-        raise InputError("target_refused", f"{target.id}: {target.refused.value}")
+        code = "target_needs_tflite" if target.rules.format.value == "TFLite" else "target_refused"
+        raise InputError(code, f"{target.id}: {target.refused.value}")
     return target
 
 
@@ -261,16 +305,17 @@ def forbidden(target: Target, recipe: Recipe) -> str | None:
     """Why a recipe does not suit a target's rules, in words, or None."""
     rules = target.rules
     static = recipe.kind in {"static", "mixed"}
-    eight = recipe.weight[1:] == "8"
+    bits = int(recipe.weight[1:])
     wide = recipe.activation in {"u16", "i16"}
     checks = (
-        (not eight or recipe.weight == rules.weight.value, f"weights other than {rules.weight.value}"),
+        (bits != 8 or recipe.weight in weights_of(rules), f"weights other than {rules.weight.value}"),
+        (bits != 4 or rules.int4.value, "4-bit weights, which are not read there"),
         (
-            not static or wide or recipe.activation == rules.activation.value,
+            not static or wide or recipe.activation in activations_of(rules),
             f"activations other than {rules.activation.value}",
         ),
         (
-            not wide or recipe.activation in {rules.activation.value, *rules.wide_activation.value},
+            not wide or recipe.activation in activations_of(rules),
             f"{recipe.activation} activations, for which this target lists no kernels",
         ),
         (not recipe.per_channel or rules.per_channel.value, "per channel"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct, structs
 
-from converter.targets.detect import Machine, meets
+from converter.targets.detect import Machine, of_class
 from converter.targets.loader import Rule, Target, all_targets
 
 _CONFIDENCE = "VSM"
@@ -46,7 +46,6 @@ def targets_table(machine: Machine | None = None) -> tuple[TargetRow, ...]:
 def _row(target: Target, machine: Machine | None) -> TargetRow:
     rules = target.rules
     model = "ONNX" if target.recipes else "ONNX FP32 for its compiler"
-    here = machine is not None and not target.accelerated and meets(machine, target.requires.value)
     return TargetRow(
         id=target.id,
         aliases=target.aliases,
@@ -57,7 +56,7 @@ def _row(target: Target, machine: Machine | None) -> TargetRow:
         per_channel=rules.per_channel.value,
         confidence=max((rule.confidence for rule in _said(target)), key=_CONFIDENCE.index),
         compiled=target.compiler is None,
-        this_host=None if machine is None else here,
+        this_host=None if machine is None else of_class(machine, target),
     )
 
 

@@ -11,6 +11,7 @@ from converter.recipe import EXTRAS, FLOAT32, Recipe, RecipeNameError, format_re
 _INTEGERS = st.sampled_from(["i4", "u4", "i8", "u8", "i16", "u16"])
 _FLOATS = st.sampled_from(["f16", "f32"])
 _METHODS = st.sampled_from(["minmax", "percentile", "mse", "entropy", "auto"])
+_ROUNDING = st.sampled_from(["rtn", "hqq", "gptq", "awq"])
 _GRANULARITIES = st.one_of(st.sampled_from(["pt", "pc"]), st.integers(1, 9999).map(lambda n: f"g{n}"))
 
 
@@ -20,7 +21,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     floats, integers = draw(_FLOATS), draw(_INTEGERS)
     needs = kind in {"static", "weight"}
     granularity = None if kind == "float" else draw(_GRANULARITIES if needs else st.none() | _GRANULARITIES)
-    method = draw(_METHODS) if kind == "static" else draw(st.none() | _METHODS) if kind == "mixed" else None
+    methods = {"static": _METHODS, "mixed": st.none() | _METHODS, "weight": st.none() | _ROUNDING}
+    method = draw(methods.get(kind, st.none()))
     chosen = draw(st.sets(st.sampled_from(EXTRAS)))
     extras = tuple(f"{e}{draw(st.integers(1, 999))}" if e == "islands" else e for e in EXTRAS if e in chosen)
     return Recipe(
@@ -52,6 +54,9 @@ def test_a_name_is_refused_or_is_the_only_name_of_its_recipe(name: str) -> None:
     [
         ("", "is no recipe"),
         ("static_wi8_au8_pc_minmax\n", "is no recipe"),
+        ("static_wf8_af8_pc_minmax", "floats of 8 bits are made by none"),
+        ("static_wi8_au8_pc_awq", "method awq with static"),
+        ("weight_wi4_af32_g32_minmax", "method minmax with weight"),
         ("static_wi8_au8_pc_minmax_rr_sym", "in the order"),
         ("static_wi8_au8_pc_minmax_rr_rr", "once each"),
         ("static_wi8_au8_pc", "needs a method"),

@@ -8,9 +8,12 @@ import pytest
 from msgspec import structs
 
 from converter.errors import InputError
+from converter.pipeline import run
+from converter.quantize.operators import CPU
+from converter.quantize.placement import placement_of
 from converter.recipe import parse
 from converter.targets.choose import ModelFacts, recipes_for
-from converter.targets.detect import Machine, detect_accelerators
+from converter.targets.detect import Machine, detect_accelerators, of_class
 from converter.targets.docs import page
 from converter.targets.loader import (
     Rule,
@@ -21,6 +24,7 @@ from converter.targets.loader import (
     usable_target,
 )
 from converter.targets.show import describe, targets_table
+from tests.converter.builders import Workshop, conv_net
 from tests.device_trees import build
 
 ROOT = Path(__file__).parents[2]
@@ -36,12 +40,16 @@ def test_the_profiles_of_the_draft_are_here() -> None:
     assert {target.id for target in all_targets()} == DRAFT
 
 
-@pytest.mark.parametrize("name", ["coral", "stm32mp2", "ethos-u", "imx500"])
-def test_what_no_model_can_be_made_for_is_refused_with_what_to_do(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("coral", "target_needs_tflite"), ("stm32mp2", "target_needs_tflite"),
+     ("ethos-u", "target_needs_tflite"), ("imx500", "target_refused")],
+)  # fmt: skip
+def test_what_no_model_can_be_made_for_is_refused_with_what_to_do(name: str, code: str) -> None:
     assert find_target(name).refused is not None
     with pytest.raises(InputError) as caught:
         usable_target(name)
-    assert caught.value.code == "target_refused"
+    assert caught.value.code == code
     assert any(word in caught.value.args[0] for word in ("convert for its CPU", "model-compression-toolkit"))
 
 
@@ -49,7 +57,9 @@ def test_a_usable_target_is_itself() -> None:
     assert usable_target("orin").id == "jetson_gpu_trt"
 
 
-@pytest.mark.parametrize(("name", "word"), [("jetson_nano", "Maxwell"), ("hailo10", "hailo8")])
+@pytest.mark.parametrize(
+    ("name", "word"), [("jetson_nano", "Maxwell"), ("Jetson-Nano", "arm64_v8_0"), ("hailo10", "hailo8")]
+)
 def test_the_impossible_is_named(name: str, word: str) -> None:
     with pytest.raises(InputError, match=word) as caught:
         find_target(name)
@@ -72,6 +82,8 @@ def test_a_misspelt_name_finds_its_neighbour() -> None:
         ("vip_npu_imx8mp", "static_wu8_au8_pc_minmax", "per channel"),
         ("arm64_dotprod", "static_wu8_ai8_pc_minmax", "weights other than i8"),
         ("x86_vnni", "weight_wi4_af32_g32_awq", None),
+        ("qnn_htp", "weight_wi4_af32_g32_awq", "4-bit weights, which are not read there"),
+        ("qnn_htp", "static_wu8_au8_pt_minmax", None),
         ("x86_vnni", "mixed_wi8_ai8_pc_auto", "activations other than u8"),
     ],
 )
@@ -125,6 +137,8 @@ def test_the_table_says_which_one_this_machine_is() -> None:
     assert rows["coral_edgetpu"].model == "refused"
     assert rows["rk3588_rknpu2"].model == "ONNX FP32 for its compiler"
     assert rows["hailo8"].confidence == "M"
+    x86 = Machine(arch="x86_64", features=frozenset({"avx2", "avx512_vnni"}), cpu="one")
+    assert [row.id for row in targets_table(x86) if row.this_host] == ["x86_vnni"]
     assert all(row.this_host is None for row in targets_table())
 
 
@@ -167,3 +181,75 @@ def test_a_jetson_of_the_sample_trees_is_found_by_its_board(tmp_path: Path) -> N
     assert detect_accelerators(tmp_path) == ()
     (tmp_path / "proc/device-tree/compatible").write_bytes(b"nvidia,p3767-0005\0nvidia,tegra234\0")
     assert detect_accelerators(tmp_path) == ("jetson_gpu_trt",)
+
+
+def test_no_machine_speaks_for_an_accelerator() -> None:
+    """What runs here runs on this machine's CPU, whatever accelerator a target names."""
+    features = frozenset({"avx2", "avx512_vnni", "asimddp", "i8mm"})
+    for arch in ("x86_64", "aarch64"):
+        machine = Machine(arch=arch, features=features, cpu="one")
+        speaks = {target.id for target in all_targets() if of_class(machine, target)}
+        assert speaks <= {"x86_vnni", "arm64_dotprod", "arm64_i8mm"}
+        assert speaks
+
+
+def test_every_source_can_be_read_by_whoever_has_the_program() -> None:
+    for target in all_targets():
+        text = str(describe(target))
+        assert "FACTS.md" not in text, target.id
+        assert "profile draft" not in text, target.id
+
+
+def test_rules_become_the_place_of_integers() -> None:
+    for target in all_targets():
+        placement = placement_of(target.rules)
+        if not target.accelerated:
+            assert placement == CPU, target.id
+    orin, dla, qnn = (placement_of(find_target(name).rules) for name in ("orin", "dla", "qnn"))
+    assert (orin.biases, orin.fused_activations, orin.whole) == (False, True, False)
+    assert orin.operators == CPU.operators - {"Softmax"}
+    assert (dla.whole, qnn.whole, qnn.biases) == (True, True, True)
+    assert "Softmax" not in dla.operators
+    assert "Gather" in qnn.operators
+    assert "Gather" not in dla.operators
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("qnn_htp", "nothing on the CPU"), ("orin", "a whole Q/DQ pair"), ("hailo8", "Dataflow Compiler"),
+     ("openvino_npu", "OpenVINO compiles"), ("rk3588", "rknn-toolkit2"), ("coreml", "Core ML")],
+)  # fmt: skip
+def test_an_accelerator_gets_its_input_model_and_the_truth(tmp_path: Path, name: str, told: str) -> None:
+    """Latency of this host never decides for it, and every row says that nothing was compiled."""
+    shop = Workshop(tmp_path)
+    shop.model.write_bytes(conv_net(batch=1).SerializeToString())
+    conversion = run(structs.replace(shop.options("x86_vnni"), target=name, candidates=()))
+    report = conversion.report
+    for row in report.candidates:
+        assert row.status != "error", row.reason
+        assert row.latency_scope != "target"
+        assert any(word.startswith("not compiled, not run") for word in row.decisions)
+    assert any(told in word for row in report.candidates for word in row.decisions)
+    assert conversion.manifest is not None
+
+
+def test_on_a_class_of_cpu_the_row_keeps_what_its_own_audit_predicts(tmp_path: Path) -> None:
+    report = run(Workshop(tmp_path).options("x86_vnni")).report
+    assert {row.fallback_predicted for row in report.candidates if row.precision == "int8"} == {False}
+    assert not any("not compiled" in word for row in report.candidates for word in row.decisions)
+
+
+def test_an_open_batch_is_refused_where_shapes_must_be_fixed(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path)
+    with pytest.raises(InputError) as caught:
+        run(structs.replace(shop.options("x86_vnni"), target="qnn_htp", candidates=()))
+    assert caught.value.code == "target_static_shapes"
+    assert not shop.output.exists()
+
+
+def test_on_a_cpu_16_bit_activations_are_refused_by_name(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path)
+    asked = structs.replace(shop.options("x86_vnni"), candidates=("static_wi8_au16_pc_minmax",))
+    with pytest.raises(InputError, match="lists no kernels") as caught:
+        run(asked)
+    assert caught.value.code == "candidate_forbidden"
