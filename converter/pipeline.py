@@ -177,9 +177,8 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
         host_of_target_class=inputs.host_of_target_class,
     )
     unneeded = {format_recipe(one.recipe): one.unneeded for one in answered if one.unneeded is not None}
-    report = structs.replace(
-        _report(inputs, list(rows.values()), choice, material, command), unneeded=unneeded
-    )
+    report = _report(inputs, list(rows.values()), choice, material, command)
+    report = structs.replace(report, unneeded=unneeded, sensitivity=_sensitivity(material, recipes))
     return _written(options, inputs, report, choice, {one.id: one for one in (baseline, *found)}, timings)
 
 

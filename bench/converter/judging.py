@@ -32,11 +32,10 @@ def subject_feeds(folder: Path, n_max: int | None = None) -> list[Feeds]:
         arrays = {name: held[name] for name in held.files if name != "labels"}
     n = max(len(array) for array in arrays.values())
     clip = folder.name == "audio_vad"
+    begin = folder / "state.npz"
+    state = dict(np.load(begin)) if begin.is_file() else {}
     return [
-        {
-            name: array if len(array) == 1 else array[i] if clip else array[i : i + 1]
-            for name, array in arrays.items()
-        }
+        {name: array[i] if clip else array[i : i + 1] for name, array in arrays.items()} | state
         for i in range(min(n, n_max or n))
     ]
 

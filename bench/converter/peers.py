@@ -26,7 +26,6 @@ Feeds = dict[str, NDArray[Any]]
 
 _SAMPLES_MAX = 300
 """NNCF's own default subset; the others get as many."""
-_CONSTANT_ROWS = 1
 
 
 def feeds(path: str, whole_clips: tuple[str, ...] = ("audio_vad",)) -> Iterator[Feeds]:
@@ -35,11 +34,10 @@ def feeds(path: str, whole_clips: tuple[str, ...] = ("audio_vad",)) -> Iterator[
         arrays = {name: held[name] for name in held.files if name != "labels"}
     n = max(len(array) for array in arrays.values())
     clip = Path(path).parent.name in whole_clips
+    begin = Path(path).with_name("state.npz")
+    state = dict(np.load(begin)) if begin.is_file() else {}
     for i in range(min(n, _SAMPLES_MAX)):
-        yield {
-            name: array if len(array) == _CONSTANT_ROWS else array[i] if clip else array[i : i + 1]
-            for name, array in arrays.items()
-        }
+        yield {name: array[i] if clip else array[i : i + 1] for name, array in arrays.items()} | state
 
 
 def ort_static(model: str, calibration: str, out: str, **settings: object) -> None:

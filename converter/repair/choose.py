@@ -25,6 +25,9 @@ _SAME = 0.01
 """Spans whose ends differ by less of their width are one option, not two."""
 _NAMED_MAX = 8
 
+_AS_GOOD = 10**0.05
+"""Half a decibel: nearer to the best a method is as good, and the first, which clips least, is taken."""
+
 
 class Chosen(Struct, frozen=True, kw_only=True):
     """What was chosen.
@@ -65,7 +68,8 @@ def choose_ranges(
     already = board.evaluations
     plans = {method: planner(_all(candidates, method)) for method in methods}
     errors = {method: _errors(board, plan) for method, plan in plans.items()}
-    best = min(methods, key=lambda method: mean_of(errors[method]))
+    least = min(mean_of(found) for found in errors.values())
+    best = next(method for method in methods if mean_of(errors[method]) <= _AS_GOOD * least)
     plain = plans[best]
 
     def evaluate(chosen: Mapping[str, str]) -> Errors:
