@@ -127,6 +127,10 @@ class Samples(Struct, frozen=True, kw_only=True):
         """All right answers by name."""
         return self.truth if self.labels is None else {LABELS: self.labels, **self.truth}
 
+    def together(self, wanted: int) -> int:
+        """How many samples may run at once where `wanted` would: a whole sample runs alone."""
+        return 1 if self.whole else wanted
+
     def feeds(self, start: int, stop: int) -> Feeds:
         """The model's input tensors of samples `start` to `stop`; a whole sample has no axis added.
 
@@ -142,7 +146,7 @@ class Samples(Struct, frozen=True, kw_only=True):
 
     def batches(self, size: int) -> Iterator[Feeds]:
         """All samples in order, `size` at a time, the last batch shorter; whole samples singly."""
-        size = 1 if self.whole else size
+        size = self.together(size)
         for start in range(0, self.n, size):
             yield self.feeds(start, min(start + size, self.n))
 

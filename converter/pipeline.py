@@ -156,7 +156,9 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
         model=graph, calibration=ranges, samples=inputs.calibration,
         signature=inputs.source.signature, rules=inputs.target.rules,
         given=inputs.source.quantized,
-        goal=goal_of(inputs.limits, inputs.calibration, _searchable(inputs)),
+        goal=goal_of(
+            inputs.limits, inputs.calibration, _searchable(inputs), classes=_one_class_each(inputs)
+        ),
     )  # fmt: skip
     bench = Bench(inputs=inputs, material=material, progress=progress)
     baseline = structs.replace(measure_baseline(bench), decisions=changes)
@@ -328,9 +330,13 @@ def _sensitivity(material: Material, recipes: Sequence[Recipe]) -> tuple[dict[st
 def _searchable(inputs: Inputs) -> Samples | None:
     """The labelled samples that the search can score: one class for each; others are searched label-free."""
     search = inputs.search
-    if search is None or search.labels is None or search.labels.ndim != 1:
-        return None
-    return search if inputs.task.kind == "classification" and not inputs.task.answer.frames else None
+    scored = search is not None and search.labels is not None and search.labels.ndim == 1
+    return search if scored and _one_class_each(inputs) else None
+
+
+def _one_class_each(inputs: Inputs) -> bool:
+    """Whether the answer to a sample is one class."""
+    return inputs.task.kind == "classification" and not inputs.task.answer.frames
 
 
 def _require_classes(inputs: Inputs, baseline: Measured) -> None:

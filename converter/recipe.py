@@ -9,10 +9,12 @@ Not for: doing it (`converter.quantize`), or deciding which recipes suit a targe
     GRANULARITY = "pt" | "pc" | "g" NUMBER          of the weights: per tensor, per channel, per group
     METHOD      = "minmax" | "average" | "percentile" | "mse" | "entropy" | "auto"      of activations' ranges
                 | "rtn" | "hqq" | "gptq" | "awq"                            of the weights' rounding
-    EXTRA       = "sym" | "rr" | "qop" | "cle" | "bc" | "islands" NUMBER | "twin"    each once, this order
+    EXTRA       = "sym" | "rr" | "qop" | "cle" | "bc" | "islands" NUMBER | "prune" NUMBER | "twin"
+                  each once, in this order
 
 Extras: symmetric activations, reduced range (7-bit weights), QOperator instead of QDQ format,
-cross-layer equalization, bias correction, N float islands, scales shared with a twin in another runtime.
+cross-layer equalization, bias correction, N float islands, N percent of each weight set to zero first,
+scales shared with a twin in another runtime.
 
 What each kind needs: `float` has float types and neither granularity nor method; `dynamic` has integer
 weights and float activations and no method (ranges are found at run time); `weight` the same, needs a
@@ -39,15 +41,15 @@ from wire.errors import ShallopError
 Kind = Literal["float", "static", "dynamic", "weight", "mixed", "given"]
 Method = Literal["minmax", "average", "percentile", "mse", "entropy", "auto", "rtn", "hqq", "gptq", "awq"]
 
-EXTRAS = ("sym", "rr", "qop", "cle", "bc", "islands", "twin")
-"""In the order in which they stand; `islands` carries a number."""
+EXTRAS = ("sym", "rr", "qop", "cle", "bc", "islands", "prune", "twin")
+"""In the order in which they stand; `islands` and `prune` carry a number."""
 
 _GRAMMAR = re.compile(
     rf"(?P<kind>{'|'.join(get_args(Kind))})"
     r"_w(?P<weight>[iu](?:4|8|16)|f(?:16|32))_a(?P<activation>[iu](?:4|8|16)|f(?:16|32))"
     r"(?:_(?P<granularity>pt|pc|g[1-9][0-9]{0,3}))?"
     rf"(?:_(?P<method>{'|'.join(get_args(Method))}))?"
-    r"(?P<extras>(?:_(?:sym|rr|qop|cle|bc|islands[1-9][0-9]{0,2}|twin))*)",
+    r"(?P<extras>(?:_(?:sym|rr|qop|cle|bc|islands[1-9][0-9]{0,2}|prune[1-9][0-9]?|twin))*)",
     re.ASCII,
 )
 
@@ -80,6 +82,11 @@ class Recipe(Struct, frozen=True, kw_only=True):
     def symmetric(self) -> bool:
         """Whether activations have their zero point in the middle."""
         return "sym" in self.extras
+
+    @property
+    def pruned_percent(self) -> int:
+        """Percent of each weight that is set to zero first; 0 for none."""
+        return next((int(one.removeprefix("prune")) for one in self.extras if one.startswith("prune")), 0)
 
     @property
     def quantized(self) -> bool:

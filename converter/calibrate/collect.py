@@ -81,6 +81,7 @@ def calibrate(
 
 def _runs(samples: Samples, size: int, wild: frozenset[int]) -> Iterator[tuple[range, Feeds]]:
     """All samples in order, at most `size` in a run; a run is wholly wild or holds no wild sample."""
+    size = samples.together(size)
     for start in range(0, samples.n, size):
         block = range(start, min(start + size, samples.n))
         feeds = samples.feeds(block.start, block.stop)
@@ -88,7 +89,9 @@ def _runs(samples: Samples, size: int, wild: frozenset[int]) -> Iterator[tuple[r
             places = list(group)
             run = range(places[0], places[-1] + 1)
             inside = slice(run.start - start, run.stop - start)
-            yield run, {name: tensor[inside] for name, tensor in feeds.items()}
+            # A whole sample is a run of its own, and its first axis counts no samples.
+            part = feeds if samples.whole else {name: tensor[inside] for name, tensor in feeds.items()}
+            yield run, part
 
 
 class _Tally:

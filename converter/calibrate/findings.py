@@ -61,10 +61,12 @@ def inspect_inputs(samples: Samples) -> Seen:
         InputError: `calibration_not_finite`: preprocessing gave NaN or infinity; input and sample are named.
     """
     spreads: dict[str, _Spread] = {}
-    for start in range(0, samples.n, PREPROCESS_BATCH):
-        for name, tensor in samples.feeds(start, min(start + PREPROCESS_BATCH, samples.n)).items():
-            if tensor.dtype == np.float32:
-                _spread(spreads.setdefault(name, _Spread(largest=[])), name, tensor, start)
+    size = samples.together(PREPROCESS_BATCH)
+    for start in range(0, samples.n, size):
+        for name, tensor in samples.feeds(start, min(start + size, samples.n)).items():
+            if tensor.dtype == np.float32 and name in samples.arrays:
+                rows = tensor[None] if samples.whole else tensor
+                _spread(spreads.setdefault(name, _Spread(largest=[])), name, rows, start)
     found = _outliers({name: one.largest for name, one in spreads.items()})
     reach = tuple(sorted({one.sample for one in found}))
     wild = reach if len(reach) <= _WILD_SHARE_MAX * samples.n else ()

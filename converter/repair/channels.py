@@ -63,7 +63,7 @@ def channel_statistics(
     session = open_session(
         with_outputs(model, list(axes)).SerializeToString(), threads=2, optimization="BASIC"
     )
-    size = CALIBRATION_BATCH_MAX if signature.batch_free else 1
+    size = samples.together(CALIBRATION_BATCH_MAX if signature.batch_free else 1)
     found: dict[str, list[tuple[Floats, Floats, Floats]]] = {name: [] for name in axes}
     used = min(samples.n, CHANNEL_SAMPLES_MAX)
     counts = []

@@ -28,16 +28,20 @@ class Goal(Struct, frozen=True, kw_only=True):
         accuracy_fraction_min: of FP32's accuracy; None where the SLA has no accuracy limit.
         accuracy_min: absolute; None where the SLA has no such limit.
         agreement_min: with FP32's top class; None where the SLA has no such limit.
+        classes: whether the answer is one class for each sample; else signal over noise stands for all.
     """
 
     samples: Samples
     accuracy_fraction_min: float | None = None
     accuracy_min: float | None = None
     agreement_min: float | None = None
+    classes: bool = True
 
     @property
     def words(self) -> str:
         """The goal and its samples, for people."""
+        if not self.classes:
+            return f"{_SQNR_DB_MIN:g} dB of signal over noise (on calibration samples, for want of classes)"
         limits = {
             "accuracy of at least {:.4g} of FP32's": self.accuracy_fraction_min,
             "accuracy of at least {:.4g}": self.accuracy_min,
@@ -50,12 +54,15 @@ class Goal(Struct, frozen=True, kw_only=True):
         return f"{' and '.join(said)} (on {on})"
 
 
-def goal_of(limits: Limits, calibration: Samples, search: Samples | None) -> Goal | None:
+def goal_of(
+    limits: Limits, calibration: Samples, search: Samples | None, *, classes: bool = True
+) -> Goal | None:
     """The goal that an SLA sets for a search; None where it limits neither accuracy nor agreement."""
     accuracy = limits.accuracy
     if accuracy is None and limits.agreement is None:
         return None
     return Goal(
+        classes=classes,
         samples=calibration if search is None else search,
         accuracy_fraction_min=None if accuracy is None else accuracy.min_fraction_of_baseline,
         accuracy_min=None if accuracy is None else accuracy.min,
@@ -75,7 +82,7 @@ def score(
         answer: output with the scores by class.
         labels: right class of each of those samples `[n]`; None without labels.
     """
-    agreeing = agreement(reference[answer], found[answer])
+    agreeing = agreement(reference[answer], found[answer]) if goal.classes else None
     if agreeing is None:
         return decibels(float(noise_by_sample(reference, found).mean())) / _SQNR_DB_MIN
     parts = [] if goal.agreement_min is None else [_over(agreeing, goal.agreement_min)]

@@ -143,7 +143,8 @@ class Switchboard:
         with ThreadPoolExecutor(max(1, min(os.cpu_count() or 1, EVALUATION_WORKERS_MAX))) as pool:
             rows = list(pool.map(run, self._feeds))
         self.evaluations += 1
-        return {name: _joined([row[i] for row in rows]) for i, name in enumerate(self._names)}
+        alone = len(self._feeds) == self.n
+        return {name: _joined([row[i] for row in rows], alone=alone) for i, name in enumerate(self._names)}
 
     def _switches(self, assignment: Assignment) -> dict[str, Any]:
         unknown = [name for name in assignment.activations if name not in self.tensors]
@@ -177,7 +178,8 @@ def _batches(
     model: onnx.ModelProto, samples: Samples, signature: Signature, picked: list[int]
 ) -> list[Feeds]:
     """The picked samples' tensors in batches; they are made once and held."""
-    size = batch_size(activation_bytes(model), len(picked)) if signature.batch_free else 1
+    fitting = batch_size(activation_bytes(model), len(picked)) if signature.batch_free else 1
+    size = samples.together(fitting)
     found = []
     for start in range(0, len(picked), size):
         parts = [samples.feeds(i, i + 1) for i in picked[start : start + size]]
@@ -274,8 +276,15 @@ def _weights(model: onnx.ModelProto, names: frozenset[str]) -> dict[str, Array]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in tensors}
 
 
-def _joined(rows: list[Array]) -> Array:
-    """Batches one after another, each sample as one row."""
+def _joined(rows: list[Array], *, alone: bool) -> Array:
+    """Batches one after another, each sample as one row.
+
+    Where every sample ran alone its tensor is its row, whatever its axes count (a whole sequence, frame by
+    frame); shorter rows are filled up with zeros, which carry no signal and no noise.
+    """
+    if alone:
+        longest = max(row.size for row in rows)
+        return np.stack([np.pad(row.reshape(-1), (0, longest - row.size)) for row in rows])
     return np.concatenate(
         [row.reshape(row.shape[0], -1) if row.ndim > 1 else row.reshape(-1, 1) for row in rows]
     )

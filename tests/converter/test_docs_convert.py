@@ -54,5 +54,6 @@ def test_every_command_and_option_that_the_page_names_exists() -> None:
 def test_every_recipe_that_the_page_names_is_one_and_the_grammar_is_whole() -> None:
     for name in re.findall(r"\b(?:static|dynamic|weight|float|mixed)_w\w+", TEXT):
         assert parse(name)
-    for word in (*get_args(Method), *(extra for extra in EXTRAS if extra != "islands"), "islands3"):
+    plain = [extra for extra in EXTRAS if extra not in {"islands", "prune"}]
+    for word in (*get_args(Method), *plain, "islands3", "prune30"):
         assert f"`{word}`" in TEXT, word

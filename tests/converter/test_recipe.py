@@ -24,7 +24,8 @@ def recipes(draw: st.DrawFn) -> Recipe:
     methods = {"static": _METHODS, "mixed": st.none() | _METHODS, "weight": st.none() | _ROUNDING}
     method = draw(methods.get(kind, st.none()))
     chosen = draw(st.sets(st.sampled_from(EXTRAS)))
-    extras = tuple(f"{e}{draw(st.integers(1, 999))}" if e == "islands" else e for e in EXTRAS if e in chosen)
+    numbers = {"islands": str(draw(st.integers(1, 999))), "prune": str(draw(st.integers(1, 99)))}
+    extras = tuple(e + numbers.get(e, "") for e in EXTRAS if e in chosen)
     return Recipe(
         kind=kind,  # type: ignore[arg-type] # sampled from the literals
         weight=floats if kind == "float" else integers,

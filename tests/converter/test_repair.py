@@ -56,7 +56,7 @@ _LABELS = np.array([0, 0, 1, 0])
 def test_the_limit_that_is_missed_most_decides(
     goal: dict[str, float], labels: np.ndarray[tuple[int], np.dtype[np.int64]] | None, expected: float
 ) -> None:
-    found = score(Goal(samples=_samples(), **goal), _EXACT, _FOUND, "y", labels)
+    found = score(structs.replace(Goal(samples=_samples()), **goal), _EXACT, _FOUND, "y", labels)
     assert found == pytest.approx(expected)
 
 
