@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup setup-dev demo check format test test-full bench clean system-packages
+.PHONY: help setup setup-dev demo check format test test-full bench bench-converter bench-memory clean system-packages
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -63,5 +63,11 @@ test: setup-dev system-packages ## Run every kind of test, the big matrices as a
 bench: setup-dev system-packages ## Measure, print JSON
 	@$(BIN)/python -m bench
 
+bench-converter: setup-dev ## The converter beside onnxruntime and NNCF (SHARED=folder of the models)
+	@$(BIN)/python -m bench.converter $(if $(SHARED),--shared $(SHARED)) $(if $(MINILM),--minilm $(MINILM))
+
+bench-memory: setup-dev ## Peak memory of a conversion's calibration, 50 samples against 2,000
+	@$(BIN)/python -m bench.calibration_memory
+
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
