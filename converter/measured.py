@@ -163,7 +163,10 @@ def _answered(bench: Bench, recipe: Recipe) -> Measured:
     inputs, baseline = bench.inputs, bench.baseline
     if baseline is None or baseline.outputs is None:
         raise RuntimeError("the baseline is measured first")
+    stage = f"make {format_recipe(recipe)}"
+    _tell(bench, stage, 0)
     made = quantize(bench.material, recipe)
+    _tell(bench, stage, 1)
     made_as = made.recipe or recipe
     content = made.model.SerializeToString()
     config = host_config(inputs, recipe)
@@ -188,6 +191,12 @@ def audit_notes(audited: Audit) -> tuple[str, ...]:
     )
 
 
+def _tell(bench: Bench, stage: str, done: int) -> None:
+    """A stage of one step: its bar shows that it runs and for how long."""
+    if bench.progress is not None:
+        bench.progress(stage, done, 1)
+
+
 def _outputs(bench: Bench, content: bytes, recipe: Recipe) -> Outputs:
     inputs, said = bench.inputs, bench.progress
     names = tuple(spec.name for spec in inputs.source.signature.outputs)
@@ -205,11 +214,9 @@ def _latency(bench: Bench, content: bytes, recipe: Recipe) -> tuple[Pairs | None
     session = open_session(content, threads=inputs.threads, config=host_config(inputs, recipe))
     cold_load_ms = (time.perf_counter() - begun) * 1000
     reference = open_session(baseline.content, threads=inputs.threads)
-    if bench.progress is not None:
-        bench.progress(f"time {format_recipe(recipe)}", 0, 1)
+    _tell(bench, f"time {format_recipe(recipe)}", 0)
     pairs = measure_pairs(session, reference, _feeds(inputs), inputs.latency_samples)
-    if bench.progress is not None:
-        bench.progress(f"time {format_recipe(recipe)}", 1, 1)
+    _tell(bench, f"time {format_recipe(recipe)}", 1)
     return pairs, cold_load_ms
 
 

@@ -180,7 +180,11 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     )
     unneeded = {format_recipe(one.recipe): one.unneeded for one in answered if one.unneeded is not None}
     report = _report(inputs, list(rows.values()), choice, material, command)
+    if progress is not None:
+        progress("sensitivity of each tensor", 0, 1)
     report = structs.replace(report, unneeded=unneeded, sensitivity=_sensitivity(material, recipes))
+    if progress is not None:
+        progress("sensitivity of each tensor", 1, 1)
     return _written(options, inputs, report, choice, {one.id: one for one in (baseline, *found)}, timings)
 
 
