@@ -1,8 +1,8 @@
 """Mixed precision: `mixed_wi8_au8_pc_auto`, integers with the float islands that the SLA needs.
 
 For: the static scheme with islands found by search; the recipe that comes out says how many (`..._islands3`).
-Not for: 16-bit islands: no target here lists 16-bit kernels that are worth it (on the CPU they take 3.86
-times FP32's time: FACTS.md, section 1).
+Islands are of 16 bits where the target lists kernels for them (QNN), else in float.
+Not for: finding them (`converter.repair.islands`).
 """
 
 from __future__ import annotations

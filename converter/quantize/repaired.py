@@ -8,6 +8,7 @@ Not for: emitting the graph (`converter.quantize.emit`).
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from msgspec import Struct, structs
@@ -97,7 +98,7 @@ def repair(material: Material, recipe: Recipe) -> Repaired:
     # What the plan says of islands the search has said better.
     said += plan.decisions
     if islands:
-        plan = plan_of(material, recipe, ranges, frozenset(islands))
+        plan = final_plan(material, recipe, ranges, frozenset(islands), {})
     return Repaired(
         material=material, ranges=ranges, plan=plan, islands=islands, searched=searched, decisions=tuple(said)
     )
@@ -112,6 +113,30 @@ def plan_of(
 ) -> Plan:
     """The plan with weights in full range: which of them need less is decided of the last plan."""
     return make_plan(material, recipe, ranges, islands=islands, reduced={}, view=view)
+
+
+def final_plan(
+    material: Material,
+    recipe: Recipe,
+    ranges: Ranges,
+    islands: frozenset[str],
+    reduced: Mapping[str, Sequence[int]],
+    view: View | None = None,
+) -> Plan:
+    """The plan with its islands: of 16 bits where the target lists kernels for them, else in float.
+
+    16 bits keep the graph in integers, which an accelerator wants; on a CPU they cost 3.86 times FP32's time
+    (FACTS.md section 1), and no CPU target lists them.
+    """
+    if wide_type(material, recipe) is None:
+        return make_plan(material, recipe, ranges, islands=islands, reduced=reduced, view=view)
+    return make_plan(material, recipe, ranges, wide=islands, reduced=reduced, view=view)
+
+
+def wide_type(material: Material, recipe: Recipe) -> str | None:
+    """The 16-bit type of islands on this target; None where it lists no kernels for it."""
+    wanted = f"{recipe.activation[0]}16"
+    return wanted if wanted in material.rules.wide_activation.value else None
 
 
 def trusted(material: Material) -> Samples:
@@ -186,6 +211,9 @@ def _islands(
         plan = plan_of(material, recipe, ranges, islands, view) if islands else quantized
         return assignment_of(material.model, plan)
 
+    def wide(islands: frozenset[str]) -> Assignment:
+        return assignment_of(material.model, final_plan(material, recipe, ranges, islands, {}, view))
+
     board = board_of(material, full)
     judging = trusted(material) if goal.samples is material.samples else goal.samples
     judge = Switchboard(
@@ -193,7 +221,8 @@ def _islands(
         weights=frozenset(full.weights), samples_max=ISLAND_SAMPLES_MAX,
     )  # fmt: skip
     price = costs(material.model, emit(material.model, quantized), material.samples.feeds(0, 1))
-    found = find_islands(board, judge, planner, goal, material.signature.answer, price.by_weight)
+    broad = None if wide_type(material, recipe) is None else wide
+    found = find_islands(board, judge, planner, goal, material.signature.answer, price.by_weight, broad)
     return found.islands, (*found.decisions, price.words, _took(judge, begun))
 
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from converter.errors import RecipeError
 from converter.quantize.emit import emit
 from converter.quantize.material import Made, Material
-from converter.quantize.plan import Plan, make_plan
+from converter.quantize.plan import Plan
 from converter.quantize.qoperator import to_qoperator
-from converter.quantize.repaired import Repaired, repair
+from converter.quantize.repaired import Repaired, final_plan, repair
 from converter.quantize.saturation import Saturating, saturating
 from converter.recipe import Recipe
 
@@ -58,7 +58,7 @@ def _guarded(repaired: Repaired, recipe: Recipe) -> tuple[Plan, tuple[str, ...] 
         return full, (), ("8-bit weights everywhere: no 16-bit sum saturates on the calibration samples",)
     reduced = {one.node: one.channels for one in found}
     islands = frozenset(repaired.islands)
-    plan = make_plan(material, recipe, repaired.ranges, islands=islands, reduced=reduced)
+    plan = final_plan(material, recipe, repaired.ranges, islands, reduced)
     left = saturating(material.model, plan, material.samples)
     return plan, tuple(one.words for one in left), (_reduced_words(found, full, recipe),)
 

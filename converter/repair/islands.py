@@ -101,6 +101,7 @@ def find_islands(
     goal: Goal,
     answer: str,
     costs: Mapping[str, float],
+    wide: Planner | None = None,
 ) -> Found:
     """Ranks, then searches.
 
@@ -111,46 +112,56 @@ def find_islands(
         goal: what to reach.
         answer: output with the scores by class.
         costs: see `rank()`.
+        wide: the assignment where islands are of 16 bits instead; None for float ones. What hurts in 8 bits
+            is ranked in the same way for both.
     """
+    judged = planner if wide is None else wide
     already = board.evaluations
     groups = [one for one in rank(board, planner, costs) if one.noise > 0.0][:ISLANDS_MAX]
     by_name = {one.tensor: one for one in groups}
     scores: dict[tuple[str, ...], float] = {}
 
     def evaluate(islands: tuple[str, ...]) -> float:
-        found = judge.outputs(planner(frozenset(islands)))
+        found = judge.outputs(judged(frozenset(islands)))
         scores[islands] = score(goal, judge.reference, found, answer, judge.labels)
         return scores[islands]
 
     search = run(begin(tuple(by_name), 1.0, ISLAND_EVALUATIONS_MAX), evaluate)
     ranked_with = board.evaluations - already
+    chosen = [by_name[name] for name in search.best]
     return Found(
         islands=search.best, met=search.met, score=search.best_score or 0.0, score_without=scores[()],
         evaluations=search.evaluations + ranked_with,
-        decisions=_words(search, goal, [by_name[name] for name in search.best], scores[()], ranked_with),
+        decisions=_words(search, goal, chosen, scores[()], ranked_with, wide=wide is not None),
     )  # fmt: skip
 
 
 def _words(
-    search: Search, goal: Goal, islands: Sequence[Group], without: float, ranked_with: int
+    search: Search, goal: Goal, islands: Sequence[Group], without: float, ranked_with: int, *, wide: bool
 ) -> tuple[str, ...]:
     evaluations = f"{ranked_with} evaluations to rank and {search.evaluations} to search"
     if not islands and search.met:
         return (f"no islands: the goal, {goal.words}, is met without ({evaluations})",)
     end = "meets" if search.met else "does not meet"
     reached = f"{without:.4f} of the goal is reached, with them {search.best_score or 0.0:.4f}"
-    said = [f"{len(islands)} float islands; {evaluations}. Without them {reached}: {end} {goal.words}"]
+    kind = "16-bit" if wide else "float"
+    said = [f"{len(islands)} {kind} islands; {evaluations}. Without them {reached}: {end} {goal.words}"]
     if not search.met:
         said.append(
             f"nothing that was tried meets the goal; missing is {1.0 - (search.best_score or 0.0):.4f} of it"
         )
     more = len(islands) - _NAMED_MAX
     said += [
-        f"tensor {one.tensor} stays float with its producer and its readers "
-        f"({', '.join(one.float_weights) or 'no weights'}): quantizing just these leaves "
+        f"tensor {one.tensor} {_kept(one, wide=wide)}: quantizing just these leaves "
         f"{decibels(one.noise):.1f} dB at the outputs"
         for one in islands[:_NAMED_MAX]
     ]
     if more > 0:
         said.append(f"and {more} more: {', '.join(one.tensor for one in islands[_NAMED_MAX:])}")
     return tuple(said)
+
+
+def _kept(one: Group, *, wide: bool) -> str:
+    if wide:
+        return "has 16 bits with all that share its scale"
+    return f"stays float with its producer and its readers ({', '.join(one.float_weights) or 'no weights'})"

@@ -143,3 +143,20 @@ def test_asked_for_by_name_without_pairs_it_is_told(tmp_path: Path) -> None:
         msgspec.json.decode((options.output / "candidates.json").read_bytes())["unneeded"] == report.unneeded
     )
     assert np.isfinite(report.baseline.accuracy or np.nan)
+
+
+def test_islands_have_sixteen_bits_where_the_target_lists_kernels(tmp_path: Path) -> None:
+    made = _wild()
+    made.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    made.graph.output[0].type.tensor_type.shape.dim[0].dim_value = 1
+    workshop = Workshop(tmp_path, _wild())
+    workshop.model.write_bytes(made.SerializeToString())
+    workshop.sla.write_text("agreement: {min: 0.97}\n")
+    options = structs.replace(workshop.options("qnn_htp"), candidates=("mixed_wi8_au8_pc_minmax",))
+    report = run(options).report
+    (mixed,) = (row for row in report.candidates if row.recipe.startswith("mixed"))
+    assert mixed.status == "pass"
+    assert any("16-bit islands" in words for words in mixed.decisions)
+    variant = (options.output / "variants" / mixed.recipe / "model.onnx").read_bytes()
+    kinds = {t.data_type for t in onnx.load_from_string(variant).graph.initializer}
+    assert onnx.TensorProto.UINT16 in kinds
