@@ -106,7 +106,8 @@ def _best_here(table: Table, chosen: Candidate, choice: real.Choice) -> None:
         return
     assert chosen.latency_ratio is not None
     lead = min(measured, key=lambda row: row.latency_ratio or 0.0)
-    ties = [row for row in measured if _span(row)[0] <= _span(lead)[1]]
+    reach = max(_span(lead)[1], (lead.latency_ratio or 0.0) * 1.05)
+    ties = [row for row in measured if _span(row)[0] <= reach]
     assert chosen in ties
     assert chosen.agreement == max(row.agreement or 0.0 for row in ties)
     equals = [row for row in ties if row.agreement == chosen.agreement]
@@ -188,3 +189,16 @@ def test_samples_needed_is_unknown_where_no_number_would_do() -> None:
     assert samples_needed(worse, 0.99) is None
     assert samples_needed(equal, 0.99) is None
     assert samples_needed(nothing, 0.99) is None
+
+
+@pytest.mark.parametrize(("slower", "chosen"), [(0.417, "exact"), (0.422, "quick")])
+def test_within_five_percent_the_better_agreement_wins(slower: float, chosen: str) -> None:
+    def row(name: str, ratio: float, agreement: float) -> Candidate:
+        return Candidate(
+            id=name, recipe=name, runtime="onnxruntime", precision="int8", status="pass", size_bytes=100,
+            agreement=agreement, latency_ratio=ratio, latency_ratio_ci95=(ratio - 0.001, ratio + 0.001),
+        )  # fmt: skip
+
+    rows = [row("quick", 0.4, 0.97), row("exact", slower, 0.99)]
+    choice = real.choose(row("float", 1.0, 1.0), rows, Limits(), host_of_target_class=True)
+    assert choice.chosen == chosen

@@ -127,6 +127,18 @@ def test_gptq_keeps_the_outputs_better_than_rounding(seed: int, block: int) -> N
     assert made.dequantized().shape == weight.shape
 
 
+def test_gptq_carries_errors_beyond_one_batch_of_columns() -> None:
+    """200 columns are two batches; rounding each alone would leave the second blind to the first's errors."""
+    weight, gram = _weight(4, 6, 200), _gram(5, 200, n=2000)
+    whole = gptq(weight, 32, gram)
+    parts = [
+        gptq(weight[:, a:b], 32, Gram(matrix=gram.matrix[a:b, a:b], n=gram.n))
+        for a, b in ((0, 128), (128, 200))
+    ]
+    apart = np.concatenate([part.dequantized() for part in parts], axis=1)
+    assert gram.error(weight - whole.dequantized()) < 0.9 * gram.error(weight - apart)
+
+
 def test_gptq_bears_inputs_that_were_never_seen() -> None:
     weight = _weight(3, 8, 32)
     silent = np.zeros((32, 32), dtype=np.float32)
