@@ -6,20 +6,30 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from converter.errors import InputError
 from converter.executor import open_executor
+from converter.pipeline import run
+from tests.converter.builders import Workshop
 
 
 def _add(shared: list[int], item: int) -> tuple[int, int]:
     if item == 13:
         raise ValueError("thirteen")
     return shared[0] + item, os.getpid()
+
+
+def _await_worker(address: str) -> None:
+    """Until the cluster has its worker; the processes start one after the other."""
+    distributed: Any = pytest.importorskip("distributed")
+    with distributed.Client(address, timeout=60) as client:
+        client.wait_for_workers(1, timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +52,7 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             whole = [sys.executable, "-m", "distributed.cli.dask_" + command[0], *command[1:]]
             processes.append(subprocess.Popen(whole, stdout=log, stderr=log, env=environment))
     try:
+        _await_worker(f"127.0.0.1:{port}")
         yield f"127.0.0.1:{port}"
     finally:
         for process in reversed(processes):
@@ -81,16 +92,27 @@ def test_what_is_no_executor_is_refused(name: str) -> None:
 
 @pytest.mark.slow
 def test_a_dask_cluster_does_the_same(scheduler: str) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            with open_executor(f"dask:{scheduler}") as executor:
-                found = list(executor.run(_add, [100], [3, 1, 2]))
-                break
-        except InputError:
-            assert time.monotonic() < deadline
+    with open_executor(f"dask:{scheduler}") as executor:
+        found = list(executor.run(_add, [100], [3, 1, 2]))
     assert [value for value, _ in found] == [103, 101, 102]
     assert all(pid != os.getpid() for _, pid in found)
+
+
+@pytest.mark.slow
+def test_a_whole_conversion_runs_on_the_cluster(scheduler: str, tmp_path: Path) -> None:
+    here = Workshop(_folder(tmp_path / "here"))
+    there = Workshop(_folder(tmp_path / "there"))
+    alone = run(here.options())
+    spread = run(structs.replace(there.options(), executor=f"dask:{scheduler}"))
+    assert [(row.recipe, row.sha256) for row in spread.report.candidates] == [
+        (row.recipe, row.sha256) for row in alone.report.candidates
+    ]
+    assert {row.status for row in spread.report.candidates} == {"pass"}
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def test_a_scheduler_that_does_not_answer_is_named() -> None:
