@@ -21,7 +21,7 @@ from converter.calibrate import Calibration, calibrate, compare_sets
 from converter.candidates import Candidate, Choice, Report, choose
 from converter.dataset import Array, Samples, check_labels
 from converter.evaluate import outputs_of
-from converter.executor import Executor, open_executor
+from converter.executor import open_executor
 from converter.fusion import multiplications
 from converter.inputs import Inputs, Options, command_of, read_inputs, utc_now
 from converter.limits import LATENCY_RUNS_DEFAULT
@@ -30,28 +30,22 @@ from converter.measured import (
     Bench,
     Measured,
     Progress,
-    answer_candidate,
     baseline_alone,
     measure_baseline,
     must_run,
-    reason_of,
-    time_candidate,
-    variant_id,
 )
 from converter.output import require_writable, write
 from converter.pack import MANIFEST_NAME, pack
 from converter.passes import SameAnswers, clean_checked
 from converter.passes.opset import convert_opset
 from converter.quantize import Material
-from converter.quantize.given import given_recipe
-from converter.quantize.weights.scheme import weight_facts
 from converter.recipe import Recipe, format_recipe
 from converter.repair.goal import goal_of
 from converter.report import CANDIDATES_NAME, PAGE_NAME, render
 from converter.rows import Timing, row, timing_of, timing_of_baseline
 from converter.runtime import VERSION
 from converter.sensitivity import measure_sensitivity
-from converter.targets.choose import recipes_for
+from converter.sweep import Sweep, recipes_of, try_all
 from wire.bundle import Manifest, Provenance
 from wire.tasks import Kind
 
@@ -164,10 +158,10 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     baseline = structs.replace(measure_baseline(bench), decisions=changes)
     _require_classes(inputs, baseline)
     bench = structs.replace(bench, work=multiplications(graph), baseline=baseline)
-    recipes = _recipes(inputs, graph, asked=bool(options.candidates))
+    recipes = recipes_of(inputs, graph, asked=bool(options.candidates))
     with executor as workers:
-        sweep = _Sweep(bench=bench, workers=workers, name=options.executor)
-        answered, found = _candidates(sweep, recipes, asked=bool(options.candidates))
+        sweep = Sweep(bench=bench, workers=workers, name=options.executor)
+        answered, found = try_all(sweep, recipes, asked=bool(options.candidates))
     baseline = _timed_baseline(bench, baseline, found)
     timings = {one.id: timing_of(inputs, one) for one in found}
     timings[baseline.id] = timing_of_baseline(inputs, baseline, found)
@@ -243,70 +237,6 @@ def _calibrated(inputs: Inputs, graph: onnx.ModelProto, progress: Progress | Non
         found = calibrate(graph, inputs.calibration, inputs.source.signature, told)
         compared = compare_sets(inputs.calibration, inputs.validation)
     return structs.replace(found, findings=(*compared, *found.findings))
-
-
-def _recipes(inputs: Inputs, graph: onnx.ModelProto, *, asked: bool) -> tuple[Recipe, ...]:
-    """What is tried: what was asked for, else what suits target and model; a given quantization first."""
-    if asked:
-        return inputs.target.recipes
-    recipes = recipes_for(inputs.target, weight_facts(graph))
-    given = None if inputs.source.quantized is None else given_recipe(inputs.source.quantized)
-    return recipes if given is None else (given, *recipes)
-
-
-class _Sweep(Struct, frozen=True, kw_only=True):
-    """Where candidates are made: the bench, the workers and what these are called."""
-
-    bench: Bench
-    workers: Executor
-    name: str | None
-
-
-def _candidates(
-    sweep: _Sweep, recipes: Sequence[Recipe], *, asked: bool
-) -> tuple[list[Measured], list[Measured]]:
-    """All that was tried, and what of it became candidates, measured, in the recipes' order.
-
-    Islands are searched only where no static candidate passes, or where they were asked for by name: the
-    search is the longest work of a conversion, and what it gives is slower than what passes without.
-    """
-    inputs = sweep.bench.inputs
-    plain = [one for one in recipes if one.kind != "mixed" or asked]
-    mixed = [one for one in recipes if one not in plain]
-    answered = _answered(sweep, plain)
-    found = _timed(sweep.bench, answered)
-    static = [one for one in found if one.recipe.kind == "static"]
-    if any(row(inputs, one, timing_of(inputs, one)).status == "pass" for one in static):
-        why = "a candidate without islands passes the SLA"
-        answered += [Measured(id=variant_id(one), recipe=one, unneeded=why) for one in mixed]
-    else:
-        more = _answered(sweep, mixed)
-        answered, found = answered + more, found + _timed(sweep.bench, more)
-    kinds = [recipe.kind for recipe in recipes]
-    found.sort(key=lambda one: kinds.index(one.recipe.kind))
-    return answered, found
-
-
-def _timed(bench: Bench, answered: Sequence[Measured]) -> list[Measured]:
-    return [time_candidate(bench, one) for one in answered if one.unneeded is None]
-
-
-def _answered(sweep: _Sweep, recipes: Sequence[Recipe]) -> list[Measured]:
-    """Every candidate, built and answered; one whose worker died is a row that says so."""
-    bench, name = sweep.bench, sweep.name
-    # A bar on this terminal cannot be reached from another process: there, whole candidates are told.
-    shared = bench if name is None else structs.replace(bench, progress=None)
-    found: list[Measured] = []
-    try:
-        for one in sweep.workers.run(answer_candidate, shared, recipes):
-            found.append(one)
-            if name is not None and bench.progress is not None:
-                bench.progress("candidates", len(found), len(recipes))
-    except Exception as error:  # noqa: BLE001 - whatever ends a worker ends no conversion
-        why = f"the executor {name or 'serial'} gave no answer: {reason_of(error)}"
-        left = recipes[len(found) :]
-        found += [Measured(id=variant_id(recipe), recipe=recipe, error=why) for recipe in left]
-    return found
 
 
 def _sensitivity(material: Material, recipes: Sequence[Recipe]) -> tuple[dict[str, object], ...] | None:

@@ -160,3 +160,9 @@ def test_islands_have_sixteen_bits_where_the_target_lists_kernels(tmp_path: Path
     variant = (options.output / "variants" / mixed.recipe / "model.onnx").read_bytes()
     kinds = {t.data_type for t in onnx.load_from_string(variant).graph.initializer}
     assert onnx.TensorProto.UINT16 in kinds
+
+
+def test_rows_stand_in_the_order_that_was_asked_for(tmp_path: Path) -> None:
+    asked = ("static_wi8_au8_pt_minmax", "dynamic_wi8_af32", "static_wi8_au8_pc_minmax")
+    options = structs.replace(_whole(Workshop(tmp_path)), candidates=asked)
+    assert tuple(row.recipe for row in run(options).report.candidates[1:]) == asked

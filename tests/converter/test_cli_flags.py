@@ -97,7 +97,7 @@ def _die(_bench: object, _recipe: object) -> None:
 def test_a_worker_that_dies_is_rows_with_their_reason(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("converter.pipeline.answer_candidate", _die)
+    monkeypatch.setattr("converter.sweep.answer_candidate", _die)
     done = invoke(*workshop.arguments("rpi4"), "--executor", "processes:1")
     assert done.exit_code == 0, "FP32 passes and stays"
     rows = json.loads((workshop.output / "candidates.json").read_bytes())["candidates"]
