@@ -1,0 +1,25 @@
+"""The operators that can be written, one module for each group.
+
+For: `ENTRIES`, by ONNX's operator type.
+Not for: anything else; a module's table is its own.
+"""
+
+from __future__ import annotations
+
+from converter.tflite.ops import (
+    activations,
+    arithmetic,
+    concat,
+    conv,
+    linear,
+    pooling,
+    quantize,
+    reduce,
+    reshapes,
+)
+from converter.tflite.ops.entry import Entry
+
+_MODULES = (activations, arithmetic, concat, conv, linear, pooling, quantize, reduce, reshapes)
+
+ENTRIES: dict[str, Entry] = {kind: entry for module in _MODULES for kind, entry in module.ENTRIES.items()}
+"""What is not listed cannot be written (`tflite_operator`)."""
