@@ -73,7 +73,9 @@ def write(model: onnx.ModelProto, options: Options | None = None) -> Written:
     lowering = Lowering(source, options)
     lowering.open(lambda name: _comes_to_an_image(source, lowering, name))
     for op in source.ops:
-        ENTRIES[op.op_type].lower(lowering, op)
+        # An edge that is stored needs no reals in front of it.
+        if options.edge == "float32" or op.op_type != "DequantizeLinear" or lowering.readers(op.outputs[0]):
+            ENTRIES[op.op_type].lower(lowering, op)
     lowering.close()
     graph = lowering.graph
     placed = lowering.placed()
@@ -114,7 +116,11 @@ def _comes_to_an_image(source: Source, b: Lowering, name: str) -> bool:
             if op.op_type in _SPATIAL:
                 return True
             if op.op_type in _PASSES_ON:
-                fresh = [n for n in op.outputs if n not in seen and len(source.shapes[n]) == len(source.shapes[name])]
+                fresh = [
+                    n
+                    for n in op.outputs
+                    if n not in seen and len(source.shapes[n]) == len(source.shapes[name])
+                ]
                 seen.update(fresh)
                 waiting += fresh
     return False

@@ -193,7 +193,12 @@ class Lowering:
         dtype, quant = self.source.dtypes[name], self.quant(name)
         made = self.new(name, laid(shape, axes), dtype, quant)
         self._values[name] = Value(tensor=made, shape=shape, axes=axes)
-        if like is not None and quant is not None and like.quant is not None and not quant.same_as(like.quant):
+        if (
+            like is not None
+            and quant is not None
+            and like.quant is not None
+            and not quant.same_as(like.quant)
+        ):
             inner = self.new(f"{name}_unscaled", made.shape, dtype, like.quant)
             self._pending[id(inner)] = made
             return inner
@@ -235,7 +240,9 @@ class Lowering:
             return tensor
         if tensor.values is not None:
             if tensor.quant is not None and tensor.quant.axis is not None:
-                raise TFLiteError("tflite_layout", f"{tensor.name} is stored per channel and cannot be reshaped")
+                raise TFLiteError(
+                    "tflite_layout", f"{tensor.name} is stored per channel and cannot be reshaped"
+                )
             return self.new_constant(tensor.values.reshape(shape), name, tensor.quant)
         made = self.new(name, shape, tensor.dtype, tensor.quant)
         self.reshape_into(tensor, made)
@@ -272,9 +279,9 @@ class Lowering:
         if not value.shape and value.tensor.values is not None:
             return value.tensor
         shape = (1,) * (rank - len(value.shape)) + value.shape
-        return self.reshape(self.take(name), laid(shape, axes), f"{name}_spread") if is_free(
-            shape, identity(rank), axes
-        ) else self._spread(name, shape, axes)
+        if is_free(shape, identity(rank), axes):
+            return self.reshape(self.take(name), laid(shape, axes), f"{name}_spread")
+        return self._spread(name, shape, axes)
 
     def _spread(self, name: str, shape: Shape, axes: Axes) -> Tensor:
         """An operand of lower rank whose axes change their order under the wanted layout."""
@@ -307,8 +314,10 @@ class Lowering:
         readers = self.readers(name)
         found = [self.quant(op.outputs[0]) for op in readers if op.op_type == "QuantizeLinear"]
         first = found[0] if found else None
-        if first is None or len(found) < len(readers) or any(
-            one is None or not one.same_as(first) for one in found
+        if (
+            first is None
+            or len(found) < len(readers)
+            or any(one is None or not one.same_as(first) for one in found)
         ):
             raise TFLiteError(
                 "tflite_quantization",

@@ -205,7 +205,9 @@ class _Reader:
         zeros = np.zeros(scale.shape, dtype=stored) if zero is None else zero
         if stored not in {np.dtype(np.int8), np.dtype(np.uint8), np.dtype(np.int32)} or scale.ndim > 1:
             how = "in blocks" if scale.ndim > 1 else f"as {stored}"
-            raise TFLiteError("tflite_quantization", f"{node.op_type} {node.name} stores {how}, TFLite as int8")
+            raise TFLiteError(
+                "tflite_quantization", f"{node.op_type} {node.name} stores {how}, TFLite as int8"
+            )
         if scale.dtype != np.float32:
             raise TFLiteError("tflite_type", f"the scale of {node.op_type} {node.name} is {scale.dtype}")
         axis = None
@@ -216,9 +218,7 @@ class _Reader:
             zeros = (zeros.astype(np.int16) - 128).astype(np.int8)
         if axis is None:
             scale, zeros = scale.reshape(()), zeros.reshape(())
-        return QParams(
-            scale=scale, zero_point=zeros, dtype="i32" if stored == np.int32 else "i8", axis=axis
-        )
+        return QParams(scale=scale, zero_point=zeros, dtype="i32" if stored == np.int32 else "i8", axis=axis)
 
     def _number(self, node: onnx.NodeProto, place: int) -> Array:
         constant = self._constants.get(node.input[place])

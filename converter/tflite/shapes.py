@@ -27,7 +27,6 @@ _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear"})
 """Not folded: they say how a constant is stored."""
 
 
-
 def fix(model: onnx.ModelProto, batch: int) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
     """A copy with fixed shapes and folded arithmetic, and the shape of every tensor.
 

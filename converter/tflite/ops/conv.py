@@ -107,7 +107,9 @@ def laid_filter(b: Lowering, op: Op, order: tuple[int, ...], axis: int) -> Filte
     quant = found.quant
     if quant is not None:
         if quant.zero_point.any():
-            raise TFLiteError("tflite_quantization", f"the weight of {op.where} has a zero point other than 0")
+            raise TFLiteError(
+                "tflite_quantization", f"the weight of {op.where} has a zero point other than 0"
+            )
         if quant.axis is not None:
             # With one spatial axis the height stands before it; channels stay in front of both.
             if order[axis] != quant.axis:

@@ -24,7 +24,9 @@ def gemm(b: Lowering, op: Op) -> None:
     """Writes one Gemm."""
     weight = b.constant(op.inputs[1])
     if weight is None or op.attributes.get("transA", 0):
-        raise TFLiteError("tflite_attribute", f"{op.where} multiplies two computed matrices or a transposed one")
+        raise TFLiteError(
+            "tflite_attribute", f"{op.where} multiplies two computed matrices or a transposed one"
+        )
     alpha, beta = op.attributes.get("alpha", 1.0), op.attributes.get("beta", 1.0)
     if (alpha, beta) != (1.0, 1.0):
         raise TFLiteError("tflite_attribute", f"{op.where} has alpha {alpha} and beta {beta}")
@@ -72,7 +74,9 @@ def _filter(op: Op, weight: Constant, *, transposed: bool) -> Filter:
     quant, channels = weight.quant, 0 if transposed else 1
     if quant is not None:
         if quant.zero_point.any():
-            raise TFLiteError("tflite_quantization", f"the weight of {op.where} has a zero point other than 0")
+            raise TFLiteError(
+                "tflite_quantization", f"the weight of {op.where} has a zero point other than 0"
+            )
         if quant.axis not in {None, channels}:
             raise TFLiteError(
                 "tflite_quantization", f"the weight of {op.where} is not stored per output channel"
@@ -91,7 +95,8 @@ def batch_matmul(b: Lowering, op: Op) -> None:
     for tensor in (left, right):
         if tensor.quant is not None and tensor.quant.axis is not None:
             raise TFLiteError(
-                "tflite_quantization", f"{op.where} multiplies by matrices stored per channel, TFLite per tensor"
+                "tflite_quantization",
+                f"{op.where} multiplies by matrices stored per channel, TFLite per tensor",
             )
     options = schema.BatchMatMulOptionsT()
     options.adjX, options.adjY, options.asymmetricQuantizeInputs = adj_x, adj_y, False

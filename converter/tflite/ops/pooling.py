@@ -26,7 +26,7 @@ def average_pool(b: Lowering, op: Op) -> None:
     """Writes one AveragePool; TFLite does not count what SAME pads."""
     window = _window(b, op)
     counted = bool(op.attributes.get("count_include_pad", 0))
-    if window.same and counted or window.explicit and not counted:
+    if (window.same and counted) or (window.explicit and not counted):
         raise TFLiteError(
             "tflite_attribute",
             f"{op.where} {'counts' if counted else 'does not count'} its padding, TFLite the other way",

@@ -53,7 +53,11 @@ def _only_multiplied(b: Lowering, op: Op, after: Shape) -> bool:
 
 
 def _multiplies(b: Lowering, reader: Op, name: str) -> bool:
-    if reader.op_type not in {"Gemm", "MatMul"} or reader.inputs[0] != name or reader.attributes.get("transA"):
+    if (
+        reader.op_type not in {"Gemm", "MatMul"}
+        or reader.inputs[0] != name
+        or reader.attributes.get("transA")
+    ):
         return False
     weight = b.constant(reader.inputs[1])
     return weight is not None and weight.values.ndim == 2
@@ -73,9 +77,7 @@ def transpose(b: Lowering, op: Op) -> None:
     value = b.value(op.inputs[0])
     rank = len(value.shape)
     permutation = tuple(op.attributes.get("perm", range(rank)[::-1]))
-    renamed = Value(
-        tensor=value.tensor, shape=b.shape(op.outputs[0]), axes=moved(value.axes, permutation)
-    )
+    renamed = Value(tensor=value.tensor, shape=b.shape(op.outputs[0]), axes=moved(value.axes, permutation))
     b.rename(op, renamed)
 
 
@@ -87,9 +89,7 @@ def identical(b: Lowering, op: Op) -> None:
 _INTEGER = Traits(integer=True)
 
 ENTRIES = {
-    **dict.fromkeys(
-        ("Flatten", "Reshape", "Squeeze", "Unsqueeze"), Entry(lower=reshape, traits=_INTEGER)
-    ),
+    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), Entry(lower=reshape, traits=_INTEGER)),
     "Transpose": Entry(lower=transpose, traits=_INTEGER),
     **dict.fromkeys(("Dropout", "Identity"), Entry(lower=identical, traits=_INTEGER)),
 }

@@ -1,0 +1,1 @@
+"""The TFLite writer, against ONNX's reference evaluator and ONNX Runtime."""
