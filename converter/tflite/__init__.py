@@ -1,7 +1,7 @@
 """The TFLite writer: a float or QDQ ONNX graph as a .tflite flatbuffer, with the same scales and zero points.
 
-For: `write()`. No TensorFlow: the graph is read (`reading`), lowered operator by operator (`lowering`, `ops`) and
-written through the schema's classes (`serialize`).
+For: `write()`. No TensorFlow: the graph is read (`reading`), lowered operator by operator (`lowering`,
+`ops`) and written through the schema's classes (`serialize`).
 Not for: quantizing (`converter.quantize` does that once, for both formats), or running (`converter.litert`).
 """
 
@@ -107,7 +107,7 @@ def _computes_in_float(source: Source, op: Op) -> bool:
 
 
 def _comes_to_an_image(source: Source, b: Lowering, name: str) -> bool:
-    """Whether an input of rank 3 or 4 is read, past operators that take any layout, by one that wants images."""
+    """Whether an input of rank 3 or 4 is read, past operators that take any layout, as an image."""
     if len(source.shapes[name]) not in {3, 4}:
         return False
     waiting, seen = [name], {name}

@@ -1,8 +1,8 @@
 """PURE. The algebra of axes: how a tensor lies in the file against how ONNX names its axes.
 
-For: permutations. A tensor with logical shape S lies in the file with shape [S[i] for i in axes]; `axes` is its
-layout. NCHW images lie as NHWC with axes (0, 2, 3, 1). Composition, what brings one layout to another, what a
-reshape makes of a layout without moving data, and TFLite's paddings.
+For: permutations. A tensor with logical shape S lies in the file with shape [S[i] for i in axes]; `axes` is
+its layout. NCHW images lie as NHWC with axes (0, 2, 3, 1). Composition, what brings one layout to another,
+what a reshape makes of a layout without moving data, and TFLite's paddings.
 Not for: tensors themselves.
 """
 
@@ -71,8 +71,8 @@ def without(axes: Axes, dropped: Sequence[int]) -> Axes:
 def reshaped(before: Shape, after: Shape, axes: Axes) -> Axes | None:
     """The layout behind a reshape that moves no data; None where data must be put in ONNX's order first.
 
-    Both shapes are cut into the smallest runs of axes with equal products. Data stays where it is if every run's
-    axes stand next to one another and in order in the file; ones stand anywhere.
+    Both shapes are cut into the smallest runs of axes with equal products. Data stays where it is if every
+    run's axes stand next to one another and in order in the file; ones stand anywhere.
 
     Args:
         before: logical shape, all lengths above 0.
@@ -149,8 +149,8 @@ def padding_of(
 ) -> Padding:  # fmt: skip
     """SAME or VALID where one of them gives just these pads, else an explicit PAD before VALID.
 
-    TFLite's SAME pads by max((ceil(size / stride) - 1) * stride + reach - size, 0), half of it (rounded down) in
-    front (tensorflow/lite/kernels/padding.h).
+    TFLite's SAME pads by max((ceil(size / stride) - 1) * stride + reach - size, 0), half of it (rounded
+    down) in front (tensorflow/lite/kernels/padding.h).
 
     Args:
         sizes: spatial lengths of the input.

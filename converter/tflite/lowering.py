@@ -1,8 +1,9 @@
 """From ONNX operators to TFLite's: the builder that every operator's lowering writes to.
 
 For: where each tensor lies and in which order of axes. Layouts are followed, not repaired: a tensor keeps the
-layout in which its maker gives it, Transpose only renames axes, operators that do not care take what comes, and
-a TRANSPOSE is written where an operator needs another order than the one at hand, once for all that need it.
+layout in which its maker gives it, Transpose only renames axes, operators that do not care take what comes,
+and a TRANSPOSE is written where an operator needs another order than the one at hand, once for all that need
+it.
 Not for: single operators (`converter.tflite.ops`), or reading ONNX (`converter.tflite.reading`).
 """
 
@@ -267,9 +268,10 @@ class Lowering:
         axes = identity(rank)
         for name in names:
             found = self._values.get(name)
-            if found is not None and len(found.shape) == rank and found.tensor.values is None:
-                if axes == identity(rank):
-                    axes = found.axes
+            if found is None or len(found.shape) != rank or found.tensor.values is not None:
+                continue
+            if axes == identity(rank):
+                axes = found.axes
         return [self._operand(name, rank, axes) for name in names], axes
 
     def _operand(self, name: str, rank: int, axes: Axes) -> Tensor:
@@ -327,7 +329,7 @@ class Lowering:
         return _edged(first, self.options.edge)
 
     def close(self) -> None:
-        """The graph's outputs, under ONNX's names; layouts other than channels last are put in ONNX's order."""
+        """The graph's outputs, under ONNX's names, with channels last or in ONNX's order."""
         for name in self.source.outputs:
             stored = self.source.aliases.get(name)
             if self.options.edge != "float32" and self.source.dtypes[name] == "float32":

@@ -1,13 +1,13 @@
 """A float or QDQ graph as the writer reads it: pairs resolved, activations fused.
 
-For: `read()`: from ONNX to a plain list of operators, each of which computes in integers or in float, with every
-tensor's shape, type and quantization. Where an operator stands between DequantizeLinear and QuantizeLinear and
-LiteRT has an INT8 kernel for it, it reads and writes the stored integers; any other pair becomes QUANTIZE or
-DEQUANTIZE.
+For: `read()`: from ONNX to a plain list of operators, each of which computes in integers or in float, with
+every tensor's shape, type and quantization. Where an operator stands between DequantizeLinear and
+QuantizeLinear and LiteRT has an INT8 kernel for it, it reads and writes the stored integers; any other pair
+becomes QUANTIZE or DEQUANTIZE.
 Not for: layouts and TFLite's operators (`converter.tflite.lowering`, `converter.tflite.ops`).
 
-Unsigned integers become signed by subtracting 128 from values and zero points: TFLite's INT8 kernels are signed
-(https://ai.google.dev/edge/litert/models/quantization_spec), and the reals stay the same.
+Unsigned integers become signed by subtracting 128 from values and zero points: TFLite's INT8 kernels are
+signed (https://ai.google.dev/edge/litert/models/quantization_spec), and the reals stay the same.
 """
 
 from __future__ import annotations
@@ -328,7 +328,7 @@ class _Reader:
         readers = self._readers.get(name, [])
         if not readers or name in self._outputs or any(n.op_type != "QuantizeLinear" for n in readers):
             return None
-        first, *others = (node.output[0] for node in readers)
+        first, *others = (str(node.output[0]) for node in readers)
         if any(not self._quants[first].same_as(self._quants[other]) for other in others):
             return None
         self._aliases |= dict.fromkeys(others, first)

@@ -1,7 +1,7 @@
 """The one door to the TFLite schema's classes.
 
-For: the object API that flatc generated of schema.fbs, as it ships in `ai_edge_litert` (importing it loads numpy
-and flatbuffers, and no runtime), and the names of enumerations.
+For: the object API that flatc generated of schema.fbs, as it ships in `ai_edge_litert` (importing it loads
+numpy and flatbuffers, and no runtime), and the names of enumerations.
 Not for: running models (`converter.litert`).
 """
 

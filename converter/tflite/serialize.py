@@ -1,7 +1,7 @@
 """From a graph to a .tflite file.
 
-For: the flatbuffer itself: buffers aligned to 16 bytes and shared where two constants are equal, operator codes
-with versions, a signature, metadata. Equal graphs give equal bytes.
+For: the flatbuffer itself: buffers aligned to 16 bytes and shared where two constants are equal, operator
+codes with versions, a signature, metadata. Equal graphs give equal bytes.
 Not for: what stands in the graph (`converter.tflite.lowering`).
 
 Format: schema.fbs of TensorFlow Lite, version 3. Buffer 0 is empty by convention and stands for "no data".

@@ -1,7 +1,7 @@
 """Fixed shapes, and the arithmetic on shapes done once.
 
-For: setting the batch, inferring every shape, and computing what depends on shapes and constants alone (Shape,
-Gather, Concat, Range in front of a Reshape), so that nothing of it is left in the file.
+For: setting the batch, inferring every shape, and computing what depends on shapes and constants alone
+(Shape, Gather, Concat, Range in front of a Reshape), so that nothing of it is left in the file.
 Not for: graphs of which a shape really depends on the data; those are refused by name.
 """
 

@@ -1,6 +1,7 @@
 """A TFLite file as plain data, before it is bytes.
 
-For: `Tensor`, `Operator` and `Graph`, which operators' lowerings build and `converter.tflite.serialize` writes.
+For: `Tensor`, `Operator` and `Graph`, which operators' lowerings build and `converter.tflite.serialize`
+writes.
 Not for: ONNX, layouts, or deciding anything.
 """
 

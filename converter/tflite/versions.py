@@ -1,10 +1,11 @@
 """PURE. The lowest version of each TFLite operator that does what is written.
 
-For: a file that old runtimes load too. A runtime refuses a version above what it knows, and a higher number buys
-nothing (FACTS.md section 1: tflite-runtime 2.14 refuses FULLY_CONNECTED 12 and computes 4 exactly).
+For: a file that old runtimes load too. A runtime refuses a version above what it knows, and a higher number
+buys nothing (FACTS.md section 1: tflite-runtime 2.14 refuses FULLY_CONNECTED 12 and computes 4 exactly).
 Not for: which kernels exist.
 
-Source: tensorflow/lite/tools/versioning/op_version.cc, whose answers for what this writer writes are the table.
+Source: tensorflow/lite/tools/versioning/op_version.cc, whose answers for what this writer writes are the
+table.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _INT8: dict[str, int] = {
 
 
 def version_of(kind: str, dtype: str) -> int:
-    """Of an operator whose first data operand has that type; what depends on more is said where it is written.
+    """By the type of its first data operand; what depends on more is said where it is written.
 
     >>> version_of("CONV_2D", "int8"), version_of("CONV_2D", "float32")
     (3, 1)

@@ -32,7 +32,12 @@ def leaky_relu(b: Lowering, op: Op) -> None:
 def clip(b: Lowering, op: Op) -> None:
     """Writes one Clip with constant bounds."""
     low, high = (_bound(b, op, place) for place in (1, 2))
-    kind = {(0.0, None): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}.get((low, high))
+    kinds: dict[tuple[float | None, float | None], str] = {
+        (0.0, None): "RELU",
+        (0.0, 6.0): "RELU6",
+        (-1.0, 1.0): "RELU_N1_TO_1",
+    }
+    kind = kinds.get((low, high))
     if kind is None:
         raise TFLiteError("tflite_attribute", f"{op.where} bounds by {low} and {high}")
     _write(b, op, kind, None)

@@ -4,8 +4,8 @@ For: ONNX Conv over one or two spatial axes, grouped or depthwise, with its bias
 Not for: transposed convolution.
 
 Weights: ONNX [O, I/group, kh, kw]; CONV_2D wants [O, kh, kw, I/group] with scales along axis 0,
-DEPTHWISE_CONV_2D [1, kh, kw, O] with scales along axis 3; biases are int32 with scale = scale_in * scale_weight
-(https://ai.google.dev/edge/litert/models/quantization_spec).
+DEPTHWISE_CONV_2D [1, kh, kw, O] with scales along axis 3; biases are int32 with scale = scale_in *
+scale_weight (https://ai.google.dev/edge/litert/models/quantization_spec).
 """
 
 from __future__ import annotations

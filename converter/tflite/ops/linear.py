@@ -1,7 +1,7 @@
 """Matrix products: FULLY_CONNECTED and BATCH_MATMUL.
 
-For: Gemm and MatMul. A product with a constant matrix is FULLY_CONNECTED, whose weight is [O, I] with scales along
-axis 0; channel-wise BATCH_MATMUL in INT8 is broken (FACTS.md section 1, TFLite).
+For: Gemm and MatMul. A product with a constant matrix is FULLY_CONNECTED, whose weight is [O, I] with scales
+along axis 0; channel-wise BATCH_MATMUL in INT8 is broken (FACTS.md section 1, TFLite).
 Not for: products that TFLite cannot say: alpha and beta other than 1 on computed operands.
 """
 

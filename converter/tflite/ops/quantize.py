@@ -1,7 +1,7 @@
 """Between reals and integers: QUANTIZE and DEQUANTIZE.
 
-For: what is left of ONNX's pairs once operators compute on stored integers: the edges of the graph, the borders
-of float islands, and changes of scale.
+For: what is left of ONNX's pairs once operators compute on stored integers: the edges of the graph, the
+borders of float islands, and changes of scale.
 Not for: pairs around an integer operator (`converter.tflite.reading`).
 """
 

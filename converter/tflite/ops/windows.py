@@ -1,7 +1,7 @@
 """What convolutions and pools share: windows over two spatial axes.
 
-For: reading kernel, strides, dilations and pads of an ONNX operator, one spatial axis made two (height 1 first),
-and the PAD that TFLite's SAME and VALID cannot say.
+For: reading kernel, strides, dilations and pads of an ONNX operator, one spatial axis made two (height 1
+first), and the PAD that TFLite's SAME and VALID cannot say.
 Not for: the operators themselves.
 """
 

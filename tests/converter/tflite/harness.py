@@ -1,7 +1,7 @@
 """Runs a written file beside what it was made of.
 
-For: operators' tests: float against ONNX's reference evaluator, INT8 against ONNX Runtime on the same stored inputs,
-in steps of the stored output.
+For: operators' tests: float against ONNX's reference evaluator, INT8 against ONNX Runtime on the same stored
+inputs, in steps of the stored output.
 Not for: whole conversions.
 """
 
