@@ -1,0 +1,182 @@
+"""A TFLite runtime that lives in an environment of its own.
+
+For: `Neighbour`: the interpreter of another Python's `tflite-runtime` (it needs numpy 1 and Python 3.11 or
+older), asked over pipes as if it were here. It computes other numbers than LiteRT (FACTS.md section 1,
+Parity), so whoever ships to devices that have it needs its own answers and accuracy.
+Not for: timing, which the pipes would spoil; or laying samples out (`converter.litert.LitertSession` does).
+
+Both ends speak frames: a JSON line with the arrays' types and shapes, then their bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import InputError, RecipeError
+
+Array = NDArray[Any]
+
+_CHILD = Path(__file__).with_name("neighbour_child.py")
+_ANSWER_SECONDS_MAX = 300.0
+_LINE_BYTES_MAX = 1 << 20
+_SAID_CHARS_MAX = 300
+
+
+class Neighbour:
+    """An interpreter in another process; has the methods of LiteRT's `Interpreter` that a session needs."""
+
+    def __init__(self, python: str, content: bytes, threads: int = 1) -> None:
+        """Starts the process and loads the file.
+
+        Args:
+            python: the other environment's interpreter.
+            content: the .tflite file.
+            threads: within one operator.
+
+        Raises:
+            InputError: `neighbour_missing`: that Python cannot be started or has no such runtime.
+            RecipeError: `neighbour_failed`: its runtime refuses the file, or the process ended.
+        """
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        try:
+            self._process = subprocess.Popen(
+                [python, "-I", str(_CHILD)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+            )
+        except OSError as error:
+            self._errors.close()
+            raise InputError(
+                "neighbour_missing", f"{python} cannot be started: {error}; name the Python of an environment "
+                "with tflite-runtime",
+            ) from error  # fmt: skip
+        self.version = ""
+        try:
+            hello = self._heard("neighbour_missing")
+            self.version = str(hello[0]["version"])
+            self._asked("load", {"threads": threads}, [np.frombuffer(content, dtype=np.uint8)])
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Neighbour:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def close(self) -> None:
+        """Ends the process."""
+        process = self._process
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        process.kill()
+        process.wait()
+        self._errors.close()
+
+    def get_input_details(self) -> list[dict[str, Any]]:
+        """Of the inputs: index, name, shape, dtype, quantization."""
+        return self._details("inputs")
+
+    def get_output_details(self) -> list[dict[str, Any]]:
+        """Of the outputs."""
+        return self._details("outputs")
+
+    def signature(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Details of inputs and outputs by the names of the file's first signature; empty without one."""
+        told, _ = self._asked("signature", {}, [])
+        inputs, outputs = (
+            {name: _detail(one) for name, one in told[key].items()} for key in ("inputs", "outputs")
+        )
+        return inputs, outputs
+
+    def _details(self, which: str) -> list[dict[str, Any]]:
+        told, _ = self._asked("details", {"which": which}, [])
+        return [_detail(one) for one in told["details"]]
+
+    def set_tensor(self, index: int, array: Array) -> None:
+        """Puts an input in place."""
+        self._asked("set", {"index": int(index)}, [array])
+
+    def invoke(self) -> None:
+        """One inference."""
+        self._asked("invoke", {}, [])
+
+    def get_tensor(self, index: int) -> Array:
+        """A copy of a tensor."""
+        _, arrays = self._asked("get", {"index": int(index)}, [])
+        return arrays[0]
+
+    def _asked(self, what: str, settings: dict[str, Any], arrays: list[Array]) -> tuple[Any, list[Array]]:
+        stdin = self._process.stdin
+        if stdin is None:
+            raise RecipeError("neighbour_failed", "the neighbour has no pipe")
+        arrays = [np.ascontiguousarray(one) for one in arrays]
+        line = {"ask": what, **settings, "arrays": [[str(one.dtype), list(one.shape)] for one in arrays]}
+        try:
+            stdin.write(json.dumps(line).encode() + b"\n")
+            for one in arrays:
+                stdin.write(one.tobytes())
+            stdin.flush()
+        except (OSError, ValueError) as error:
+            raise RecipeError("neighbour_failed", f"it ended: {self._last_words() or error}") from error
+        return self._heard("neighbour_failed")
+
+    def _heard(self, code: str) -> tuple[Any, list[Array]]:
+        """One answer; a process that says nothing for too long is ended."""
+        guard = threading.Timer(_ANSWER_SECONDS_MAX, self._process.kill)
+        guard.start()
+        try:
+            return self._read(code)
+        finally:
+            guard.cancel()
+
+    def _read(self, code: str) -> tuple[Any, list[Array]]:
+        stdout = self._process.stdout
+        line = b"" if stdout is None else stdout.readline(_LINE_BYTES_MAX)
+        if stdout is None or not line:
+            self._process.wait()
+            said = self._last_words() or f"it ended with {self._process.returncode}"
+            if code == "neighbour_missing":
+                raise InputError(code, f"no tflite-runtime answers there: {said}")
+            raise RecipeError(code, f"the neighbour's runtime failed: {said}")
+        told = json.loads(line)
+        if "error" in told:
+            raise RecipeError("neighbour_failed", str(told["error"])[:_SAID_CHARS_MAX])
+        arrays = []
+        for dtype, shape in told.get("arrays", []):
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            arrays.append(np.frombuffer(stdout.read(size), dtype=dtype).reshape(shape))
+        return told, arrays
+
+    def _last_words(self) -> str:
+        """The end of what it said on standard error, in one line."""
+        self._errors.seek(0)
+        lines = [one for one in self._errors.read().decode(errors="replace").splitlines() if one.strip()]
+        return lines[-1].strip()[:_SAID_CHARS_MAX] if lines else ""
+
+
+def _detail(told: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "index": int(told["index"]),
+        "name": str(told["name"]),
+        "shape": np.array(told["shape"], dtype=np.int64),
+        "dtype": np.dtype(told["dtype"]).type,
+        "quantization": (float(told["scale"]), int(told["zero"])),
+    }
