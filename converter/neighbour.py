@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,19 +57,19 @@ class Neighbour:
         except OSError as error:
             self._errors.close()
             raise InputError(
-                "neighbour_missing", f"{python} cannot be started: {error}; name the Python of an environment "
-                "with tflite-runtime",
-            ) from error  # fmt: skip
+                "neighbour_missing",
+                f"{python} cannot be started: {error}; name the Python of an environment with tflite-runtime",
+            ) from error
         self.version = ""
         try:
             hello = self._heard("neighbour_missing")
             self.version = str(hello[0]["version"])
-            self._asked("load", {"threads": threads}, [np.frombuffer(content, dtype=np.uint8)])
+            self.load(content, threads)
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> Neighbour:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,6 +89,14 @@ class Neighbour:
         process.kill()
         process.wait()
         self._errors.close()
+
+    def load(self, content: bytes, threads: int = 1) -> None:
+        """Another file in place of the one that is open.
+
+        Raises:
+            RecipeError: `neighbour_failed`: the runtime refuses it.
+        """
+        self._asked("load", {"threads": threads}, [np.frombuffer(content, dtype=np.uint8)])
 
     def get_input_details(self) -> list[dict[str, Any]]:
         """Of the inputs: index, name, shape, dtype, quantization."""
