@@ -17,6 +17,7 @@ from msgspec import Struct
 from converter.passes.constants import lift_constants
 from converter.passes.fold_batch_norm import fold_batch_norm
 from converter.passes.fold_constants import fold_constants
+from converter.passes.fold_hard_sigmoid import fold_hard_sigmoid
 from converter.passes.fold_shapes import fold_shapes
 from converter.passes.fuse_activations import fuse_activations
 from converter.passes.fuse_gemm import fuse_gemm
@@ -95,6 +96,12 @@ PASSES = (
         requires="weights are initializers",
         ensures="no scale or offset per channel beside a Conv, ConvTranspose or Gemm that could hold it",
         apply=fold_batch_norm,
+    ),
+    Pass(
+        name="fold_hard_sigmoid",
+        requires="weights are initializers",
+        ensures="no HardSigmoid behind a Conv, ConvTranspose or Gemm that could hold its slope: a Clip",
+        apply=fold_hard_sigmoid,
     ),
     Pass(
         name="share_constants",

@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from converter.passes.walk import Doubles, View, attribute, is_op, set_attribute
 
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm")
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm")
 
 
 class _Affine(Struct, frozen=True):
@@ -49,22 +49,35 @@ def fold_batch_norm(model: onnx.ModelProto) -> int:
 def _folded_back(view: View, node: onnx.NodeProto) -> bool:
     """Takes `node` into the product that it reads."""
     for source in dict.fromkeys(node.input[:2]):
-        product = view.maker(source, *_PRODUCTS)
+        product = view.maker(source, *PRODUCTS)
         weight = None if product is None else view.floats(product.input[1])
         if product is None or weight is None:
             continue
-        channels = _channels(product, weight[0])
-        affine = _affine(view, node, source, channels, weight[0].ndim)
-        bias = _bias(view, product, channels)
-        if affine is None or bias is None:
-            continue
-        scaled = _scaled_outputs(product, weight[0], affine.factor)
-        if not _set(view, product, node.output[0], scaled, bias * affine.factor + affine.shift):
+        affine = _affine(view, node, source, _channels(product, weight[0]), weight[0].ndim)
+        if affine is None or not scaled_by(view, product, node.output[0], affine.factor, affine.shift):
             continue
         view.remove(node)
         view.give(product, node.output[0])
         return True
     return False
+
+
+def scaled_by(view: View, product: onnx.NodeProto, name: str, factor: Doubles, shift: Doubles) -> bool:
+    """Has a product give `factor y + shift` instead of y; False, and nothing done, where it cannot.
+
+    Args:
+        view: the graph.
+        product: of `PRODUCTS`.
+        name: that its new constants are called after.
+        factor: one number for each output channel.
+        shift: as many.
+    """
+    weight = view.floats(product.input[1])
+    bias = None if weight is None else _bias(view, product, _channels(product, weight[0]))
+    if weight is None or bias is None:
+        return False
+    scaled = _scaled_outputs(product, weight[0], factor)
+    return _set(view, product, name, scaled, bias * factor + shift)
 
 
 def _folded_on(view: View, product: onnx.NodeProto) -> bool:
@@ -123,6 +136,12 @@ def _per_channel(value: Doubles, channels: int, rank: int) -> Doubles | None:
         return np.full(channels, value.reshape(-1)[0])
     shape = (1,) * (rank - value.ndim) + value.shape
     return value.reshape(-1) if shape == (1, channels, *[1] * (rank - 2)) else None
+
+
+def channels_of(view: View, product: onnx.NodeProto) -> int | None:
+    """Output channels; None where the weight is no constant."""
+    weight = view.floats(product.input[1])
+    return None if weight is None else _channels(product, weight[0])
 
 
 def _channels(product: onnx.NodeProto, weight: Doubles) -> int:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from converter.passes import clean
 from converter.passes.fold_batch_norm import fold_batch_norm
 from converter.passes.fold_constants import fold_constants
+from converter.passes.fold_hard_sigmoid import fold_hard_sigmoid
 from converter.passes.fold_shapes import fold_shapes
 from converter.passes.identities import drop_identities
 from converter.passes.intake import intake
@@ -66,6 +67,35 @@ def test_a_batch_norm_after_a_product_goes_in(product: str, bias: bool) -> None:
     made, changes = applied(fold_batch_norm, net.model())
     assert changes == 1
     assert "BatchNormalization" not in operators(made)
+
+
+@pytest.mark.parametrize("product", ["Conv", "ConvTranspose", "Gemm", "Gemm transB"])
+@pytest.mark.parametrize("slope", [{}, {"alpha": 1 / 6, "beta": 0.25}])
+def test_the_slope_of_a_hard_sigmoid_goes_into_the_product(product: str, slope: dict[str, float]) -> None:
+    net = Net()
+    if product.startswith("Gemm"):
+        turned = int(product.endswith("transB"))
+        x = net.input("features", "N", 5)
+        weight = net.weight(*((6, 5) if turned else (5, 6)), scale=3.0)
+        x = net.op("Gemm", x, weight, net.weight(6), transB=turned, alpha=0.5, beta=3.0)
+        net.answer(net.op("HardSigmoid", x, **slope), shape=("N", 6))
+    else:
+        shape = (6, 2, 3, 3) if product == "Conv" else (4, 3, 3, 3)
+        x = net.op(product, net.image(4), net.weight(*shape, scale=2.0), net.weight(6), group=2)
+        net.head(net.op("HardSigmoid", x, **slope), 6)
+    made, changes = applied(fold_hard_sigmoid, net.model())
+    assert changes == 1
+    assert "HardSigmoid" not in operators(made)
+    assert operators(made).count("Clip") == 1
+
+
+def test_a_hard_sigmoid_stays_where_the_product_is_read_elsewhere_or_is_none() -> None:
+    net = Net()
+    x = net.conv(net.image(3), 3, 6)
+    gated = net.op("Mul", x, net.op("HardSigmoid", x))
+    net.head(net.op("HardSigmoid", net.op("Abs", gated)), 6)
+    _, changes = applied(fold_hard_sigmoid, net.model())
+    assert changes == 0
 
 
 @pytest.mark.parametrize("build", ["Conv", "grouped Conv", "Gemm", "Gemm transB"])
