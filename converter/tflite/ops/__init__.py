@@ -9,17 +9,33 @@ from __future__ import annotations
 from converter.tflite.ops import (
     activations,
     arithmetic,
+    bounds,
     concat,
     conv,
+    hard_sigmoid,
     linear,
     pooling,
     quantize,
     reduce,
     reshapes,
+    softmax,
 )
 from converter.tflite.ops.entry import Entry
 
-_MODULES = (activations, arithmetic, concat, conv, linear, pooling, quantize, reduce, reshapes)
+_MODULES = (
+    activations,
+    arithmetic,
+    bounds,
+    concat,
+    conv,
+    hard_sigmoid,
+    linear,
+    pooling,
+    quantize,
+    reduce,
+    reshapes,
+    softmax,
+)
 
 ENTRIES: dict[str, Entry] = {kind: entry for module in _MODULES for kind, entry in module.ENTRIES.items()}
 """What is not listed cannot be written (`tflite_operator`)."""
