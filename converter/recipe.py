@@ -14,7 +14,7 @@ Not for: doing it (`converter.quantize`), or deciding which recipes suit a targe
 
 Extras: symmetric activations, reduced range (7-bit weights), QOperator instead of QDQ format,
 cross-layer equalization, bias correction, N float islands, N percent of each weight set to zero first,
-scales shared with a twin in another runtime.
+scales that TFLite's kernels take too, so that one graph can be written in both formats.
 
 What each kind needs: `float` has float types and neither granularity nor method; `dynamic` has integer
 weights and float activations and no method (ranges are found at run time); `weight` the same, needs a
@@ -82,6 +82,11 @@ class Recipe(Struct, frozen=True, kw_only=True):
     def symmetric(self) -> bool:
         """Whether activations have their zero point in the middle."""
         return "sym" in self.extras
+
+    @property
+    def twin(self) -> bool:
+        """Whether the graph keeps to TFLite's rules, so that both formats can hold it with equal scales."""
+        return "twin" in self.extras
 
     @property
     def pruned_percent(self) -> int:

@@ -13,9 +13,9 @@ from msgspec import Struct
 from converter.calibrate import ranges_of
 from converter.limits import CHART_ISLANDS_MAX
 from converter.quantize.material import Material
+from converter.quantize.plan import view_of
 from converter.quantize.repaired import board_of, plan_of
 from converter.quantize.simulate import assignment_of
-from converter.quantize.view import View
 from converter.recipe import Recipe, format_recipe
 from converter.repair.sensitivity import Sensitivity, sensitivities
 from converter.repair.switchboard import Assignment
@@ -52,7 +52,7 @@ def measure_sensitivity(material: Material, recipe: Recipe) -> Chart:
     """
     begun = time.monotonic()
     ranges = ranges_of(material.calibration, recipe)
-    view = View(material.model)
+    view = view_of(material.model, recipe)
     full = assignment_of(material.model, plan_of(material, recipe, ranges))
 
     def islands(name: str) -> Assignment:

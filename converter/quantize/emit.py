@@ -24,6 +24,7 @@ from converter.passes.strip import strip
 from converter.quantize.operators import OPERATORS, Role
 from converter.quantize.plan import Plan
 from converter.quantize.qparams import QParams, quantize, quantize_bias
+from converter.quantize.twin_rules import TWIN_OPERATORS
 
 _OPSET_16_BITS = 21
 _MICROSOFT = "com.microsoft"
@@ -49,6 +50,7 @@ class _Writer:
         self._model.CopyFrom(model)
         name_nodes(self._model)
         self._plan = plan
+        self._operators = TWIN_OPERATORS if plan.twin else OPERATORS
         graph = self._model.graph
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
         self._taken = {name for node in graph.node for name in (*node.input, *node.output, node.name)}
@@ -56,6 +58,7 @@ class _Writer:
         self._nodes: list[onnx.NodeProto] = []
         self._tensors: list[onnx.TensorProto] = []
         self._behind: dict[str, str] = {}
+        self._again: dict[str, list[tuple[QParams, str]]] = {}
         self._stored: dict[str, list[tuple[QParams | None, NDArray[Any], str]]] = {}
         self._params: dict[tuple[str, str], list[tuple[QParams, tuple[str, str]]]] = {}
         self._microsoft = False
@@ -104,7 +107,7 @@ class _Writer:
     def _operand(self, node: onnx.NodeProto, place: int, name: str) -> str:
         """What an integer node reads at one place."""
         weight, bias = self._plan.weights.get(node.name), self._plan.biases.get(node.name)
-        operator = OPERATORS[node.op_type]
+        operator = self._operators[node.op_type]
         if weight is not None and place == operator.weight:
             values = numpy_helper.to_array(self._constants[name])
             return self._constant(name, quantize(values, weight.params), weight.params)
@@ -113,15 +116,32 @@ class _Writer:
             values = np.broadcast_to(values, (bias.channels,))
             return self._bias(name, quantize_bias(values, bias.scale), bias.scale)
         reads = operator.activations is None or place in operator.activations
+        edge = self._plan.edges.get((node.name, name)) if reads else None
+        if edge is not None:
+            return self._requantized(name, edge)
         if reads and name in self._plan.constants and operator.role is not Role.SAME_SCALE:
             params = self._plan.constants[name]
             values = numpy_helper.to_array(self._constants[name])
             return self._constant(name, quantize(values, params), params)
         return self._behind.get(name, name) if reads else name
 
-    def _pair(self, source: str, tensor: str, result: str) -> str:
+    def _requantized(self, name: str, params: QParams) -> str:
+        """A tensor or constant in other parameters than its own; nodes that want the same share it."""
+        if name in self._constants:
+            values = numpy_helper.to_array(self._constants[name])
+            return self._constant(name, quantize(values, params), params)
+        known = self._again.setdefault(name, [])
+        for other, result in known:
+            if params.same_as(other):
+                return result
+        # What is made in float is read exactly and rounded once; else `name` stands behind its own pair.
+        result = self._pair(name, name, self._new(f"{name}_requantized"), params)
+        known.append((params, result))
+        return result
+
+    def _pair(self, source: str, tensor: str, result: str, params: QParams | None = None) -> str:
         """QuantizeLinear and DequantizeLinear of an activation, named after it."""
-        params = self._plan.activations[tensor]
+        params = self._plan.activations[tensor] if params is None else params
         scale, zero = self._scale_of(tensor, params)
         stored = self._new(f"{tensor}_quantized")
         self._node("QuantizeLinear", [source, scale, zero], stored, params)

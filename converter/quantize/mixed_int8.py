@@ -15,7 +15,7 @@ from converter.quantize.repaired import repair
 from converter.quantize.static_int8 import made_of
 from converter.recipe import EXTRAS, Recipe
 
-_EXTRAS_DONE = frozenset({"sym", "rr", "qop", "cle", "bc", "islands"})
+_EXTRAS_DONE = frozenset({"sym", "rr", "qop", "cle", "bc", "islands", "twin"})
 
 
 def quantize_mixed(material: Material, recipe: Recipe) -> Made:

@@ -28,6 +28,20 @@ class Role(StrEnum):
     """Moves or picks values: the output has the input's scale, and no precision is lost."""
     ABSORBED = "absorbed"
     """Bounds values; dropped where the range of its output says the same."""
+    JOINED = "joined"
+    """Puts the values of several tensors into one: all inputs and the output have one scale."""
+
+
+class Fixed(Struct, frozen=True, kw_only=True):
+    """An output's scale and zero point that a runtime's kernel prescribes.
+
+    Attributes:
+        scale: exact in float32.
+        zero_point: of int8; 128 more of uint8.
+    """
+
+    scale: float
+    zero_point: int
 
 
 class Operator(Struct, frozen=True, kw_only=True):
@@ -41,6 +55,9 @@ class Operator(Struct, frozen=True, kw_only=True):
         asks: whether it asks for quantized inputs; others join only where their neighbours do.
         gives: whether its integer kernel needs a quantized output too.
         opset_min: from which on it takes 8-bit integers.
+        modes: values of the attribute `mode` that it runs in integers; None where that does not matter.
+        fixed: what its output must have; None where that is free.
+        alone: whether it runs in integers where nothing absorbs it; for ABSORBED.
     """
 
     role: Role
@@ -50,9 +67,13 @@ class Operator(Struct, frozen=True, kw_only=True):
     asks: bool = False
     gives: bool = True
     opset_min: int = 10
+    modes: frozenset[str] | None = None
+    fixed: Fixed | None = None
+    alone: bool = False
 
 
-def _weighted(*, gives: bool) -> Operator:
+def weighted(*, gives: bool) -> Operator:
+    """A layer with constant weight and bias; `gives` as in `Operator`."""
     return Operator(role=Role.WEIGHTED, weight=1, bias=2, asks=True, gives=gives)
 
 
@@ -62,9 +83,9 @@ _SAME = Operator(role=Role.SAME_SCALE)
 _ABSORBED = Operator(role=Role.ABSORBED)
 
 OPERATORS: dict[str, Operator] = {
-    "Conv": _weighted(gives=True),
-    "ConvTranspose": _weighted(gives=True),
-    "Gemm": _weighted(gives=False),
+    "Conv": weighted(gives=True),
+    "ConvTranspose": weighted(gives=True),
+    "Gemm": weighted(gives=False),
     "MatMul": Operator(role=Role.WEIGHTED, activations=None, weight=1, asks=True, gives=False),
     **dict.fromkeys(("Add", "Concat", "Div", "Mul", "Sub"), _COMPUTE_ALL),
     **dict.fromkeys(
@@ -77,11 +98,12 @@ OPERATORS: dict[str, Operator] = {
     "Where": Operator(role=Role.COMPUTE, activations=(1, 2)),
     **dict.fromkeys(
         (
-            "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Resize", "Slice",
+            "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice",
             "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze",
         ),
         _SAME,
     ),
+    "Resize": Operator(role=Role.SAME_SCALE, modes=frozenset({"nearest"})),
     "MaxPool": Operator(role=Role.SAME_SCALE, opset_min=12),
     "Clip": _ABSORBED,
     "Relu": _ABSORBED,

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
-from msgspec import Struct
+from msgspec import Struct, field
 
 from converter.errors import RecipeError
 from converter.quantize.material import Material
-from converter.quantize.operators import OPERATORS, Placement, Role
+from converter.quantize.operators import Placement, Role
 from converter.quantize.placement import placement_of
 from converter.quantize.qparams import (
     DTYPES,
@@ -24,18 +24,20 @@ from converter.quantize.qparams import (
     bias_scale_needed,
     of_range,
     of_weight,
+    redundant,
     weight_params,
 )
 from converter.quantize.traps import mask_adds, mixed_heads
-from converter.quantize.units import Unit, bounds_of, integer_units, unit_of, why_not
+from converter.quantize.twin_refusals import require_twin, why_not_twin
+from converter.quantize.twin_rules import TWIN_OPERATORS
+from converter.quantize.twin_scales import twin_scales
+from converter.quantize.units import Unit, bounds_of, integer_units, is_absorbed, unit_of, why_not
 from converter.quantize.view import View, attribute
 from converter.recipe import Recipe
 from wire.figures import Interval
 
 _OPSET_QDQ, _OPSET_PER_CHANNEL = 10, 13
 _MULTIPLIES = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_EDGE_TOLERANCE = 1e-3
-"""Of the step: how far a range may reach beyond what a Relu or Clip lets through before it is kept."""
 
 
 class Weight(Struct, frozen=True, kw_only=True):
@@ -80,6 +82,9 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
             absorbed one is not in the emitted graph.
         left_float: reason by node, for what computes and stays in float.
         decisions: what was decided, in words for people.
+        edges: by node and tensor (or constant) that it reads: parameters that differ from the tensor's own,
+            for which it gets a pair of its own (`converter.quantize.twin_scales`).
+        twin: whether roles are those of `TWIN_OPERATORS`.
     """
 
     activations: Mapping[str, QParams]
@@ -89,6 +94,13 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
     integer: Mapping[str, str]
     left_float: Mapping[str, str]
     decisions: tuple[str, ...] = ()
+    edges: Mapping[tuple[str, str], QParams] = field(default_factory=dict)
+    twin: bool = False
+
+
+def view_of(model: onnx.ModelProto, recipe: Recipe) -> View:
+    """The graph as the plans of a recipe read it: a twin's operators have roles of their own."""
+    return View(model, TWIN_OPERATORS) if recipe.twin else View(model)
 
 
 def make_plan(  # noqa: PLR0913 - every argument but the first three is a keyword
@@ -106,7 +118,7 @@ def make_plan(  # noqa: PLR0913 - every argument but the first three is a keywor
 
     Args:
         material: the cleaned FP32 graph and the target's rules; nothing of it is changed.
-        recipe: types, granularity, `sym` and `rr`.
+        recipe: types, granularity, `sym`, `rr` and `twin`.
         ranges: of activations by tensor name; a tensor without one stays in float.
         islands: tensors kept in float, with the node that makes each and all that read it (FACTS.md, trap
             5), and with the tensors that share its scale (`View.groups`).
@@ -114,15 +126,17 @@ def make_plan(  # noqa: PLR0913 - every argument but the first three is a keywor
         reduced: output channels by node whose weights keep to 7 bits (without a scale per channel, all of
             the node's); None for what the recipe's `rr` says, all or none.
         placement: where integers are wanted; by default what the target's rules say.
-        view: of the graph, where the caller makes many plans of it; inference of shapes is most of a plan's
-            time on a large model.
+        view: of the graph (`view_of`), where the caller makes many plans of it; inference of shapes is most
+            of a plan's time on a large model.
 
     Raises:
-        RecipeError: `recipe_type` (no such type here), `recipe_opset` (the graph's is too low).
+        RecipeError: `recipe_type` (no such type here), `recipe_opset` (the graph's is too low), `no_twin` (no
+            TFLite graph could hold these types).
         ValueError: a range or a weight is not finite.
     """
-    view = View(material.model) if view is None else view
-    placement = placement_of(material.rules) if placement is None else placement
+    view = view_of(material.model, recipe) if view is None else view
+    if placement is None:
+        placement = placement_of(material.rules, twin=recipe.twin)
     _require(view, recipe)
     groups = view.groups()
     closed = {name for name, head in groups.items() if head in {groups.get(i, i) for i in islands}}
@@ -130,7 +144,11 @@ def make_plan(  # noqa: PLR0913 - every argument but the first three is a keywor
     units, reasons, said = _able(view, ranges, recipe, placement, frozenset(closed))
     chosen = integer_units(view, units, whole=placement.whole)
     reasons |= {name: "its neighbours are in float" for name in units if name not in chosen}
-    activations = _activations(view, chosen, ranges, recipe, broad, whole=placement.whole)
+    scales = twin_scales(view, chosen, ranges, recipe) if recipe.twin else None
+    if scales is None:
+        activations = _activations(view, chosen, ranges, recipe, broad, whole=placement.whole)
+    else:
+        activations, said = dict(scales.activations), (*said, *scales.decisions)
     weights, biases = _parameters(view, chosen, activations, recipe, reduced)
     inner = {unit.absorbed for unit in chosen.values()}
     return Plan(
@@ -141,10 +159,14 @@ def make_plan(  # noqa: PLR0913 - every argument but the first three is a keywor
         integer={name: unit.absorbed or "" for name, unit in chosen.items()},
         left_float={name: why for name, why in reasons.items() if name not in inner},
         decisions=(*said, *_left_words(view, reasons)),
+        edges={} if scales is None else scales.edges,
+        twin=recipe.twin,
     )
 
 
 def _require(view: View, recipe: Recipe) -> None:
+    if recipe.twin:
+        require_twin(recipe)
     for name, known in ((recipe.weight, {"i8", "u8"}), (recipe.activation, set(DTYPES))):
         if name not in known:
             raise RecipeError("recipe_type", f"type {name} cannot be emitted by this scheme")
@@ -166,10 +188,11 @@ def _able(
     masks, heads = mask_adds(view, ranges), mixed_heads(view, ranges)
     units: dict[str, Unit] = {}
     reasons: dict[str, str] = dict(masks | heads)
+    absorbed: set[str | None] = set()
     for node in view.nodes:
         if node.name in reasons or not any(name in view.floats for name in node.output):
             continue
-        operator = OPERATORS.get(node.op_type)
+        operator = view.operators.get(node.op_type)
         if operator is None or node.domain not in {"", "ai.onnx"}:
             reasons[node.name] = f"{node.op_type} has no quantized form here"
             continue
@@ -177,14 +200,15 @@ def _able(
         unit = unit_of(view, node, bounded, fused=placement.fused_activations)
         if touched is not None:
             reasons[node.name] = f"a float island: it makes or reads {touched}"
-        elif operator.role is Role.ABSORBED:
+        elif node.name in absorbed or (operator.role is Role.ABSORBED and not operator.alone):
             reasons[node.name] = f"{node.op_type} is not absorbed by what stands before it"
         elif node.op_type not in placement.operators:
             reasons[node.name] = f"the target runs {node.op_type} in float"
         else:
-            why = why_not(view, unit, ranges)
+            why = why_not(view, unit, ranges) or (why_not_twin(view, node, ranges) if recipe.twin else None)
             if why is None:
                 units[node.name] = unit
+                absorbed.add(unit.absorbed)
             else:
                 reasons[node.name] = why
     said = tuple(f"{name} stays in float: {why}" for name, why in (masks | heads).items())
@@ -195,22 +219,11 @@ def _bounded(view: View, ranges: Mapping[str, Interval], recipe: Recipe) -> froz
     """Outputs of Relu and Clip whose stored range lies within what these let through."""
     found = set()
     for node in view.nodes:
-        operator = OPERATORS.get(node.op_type)
-        if operator is None or operator.role is not Role.ABSORBED or node.output[0] not in ranges:
+        if not is_absorbed(view, node) or node.output[0] not in ranges:
             continue
         if redundant(bounds_of(view, node), _params(ranges[node.output[0]], recipe.activation, recipe)):
             found.add(node.output[0])
     return frozenset(found)
-
-
-def redundant(bounds: tuple[float, float] | None, params: QParams) -> bool:
-    """Whether the stored type itself bounds values as a Relu or Clip with these bounds does."""
-    if bounds is None:
-        return False
-    low, high = params.interval
-    slack = _EDGE_TOLERANCE * float(params.scale)
-    # The upper end may round by half a step: the largest level stands for the bound itself.
-    return low >= bounds[0] - slack and high <= bounds[1] + 0.5 * float(params.scale) + slack
 
 
 def _params(span: Interval, dtype: str, recipe: Recipe) -> QParams:
@@ -257,7 +270,7 @@ def _constants(
     found = {}
     for node in view.nodes:
         unit = chosen.get(node.name)
-        if unit is None or unit.operator.role is Role.SAME_SCALE:
+        if unit is None or unit.operator.role in {Role.SAME_SCALE, Role.JOINED}:
             continue
         own = weights.get(node.name)
         for name in view.data_inputs(node):

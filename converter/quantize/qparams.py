@@ -98,6 +98,34 @@ def of_range(low: float, high: float, dtype: str, *, symmetric: bool = False) ->
     return QParams(scale=scale, zero_point=np.array(zero, dtype=stored), dtype=dtype)
 
 
+def fixed_params(scale: float, zero_point: int, dtype: str) -> QParams:
+    """What a kernel prescribes: `scale`, and a zero point of int8, 128 more of an unsigned type.
+
+    Args:
+        scale: exact in float32.
+        zero_point: of int8.
+        dtype: `u8` or `i8`.
+    """
+    zero = zero_point + (128 if dtype == "u8" else 0)
+    return QParams(
+        scale=np.array(scale, dtype=np.float32), zero_point=np.array(zero, dtype=DTYPES[dtype]), dtype=dtype
+    )
+
+
+EDGE_TOLERANCE = 1e-3
+"""Of the step: how far a range may reach beyond what a Relu or Clip lets through before it is kept."""
+
+
+def redundant(bounds: tuple[float, float] | None, params: QParams) -> bool:
+    """Whether the stored type itself bounds values as a Relu or Clip with these bounds does."""
+    if bounds is None:
+        return False
+    low, high = params.interval
+    slack = EDGE_TOLERANCE * float(params.scale)
+    # The upper end may round by half a step: the largest level stands for the bound itself.
+    return low >= bounds[0] - slack and high <= bounds[1] + 0.5 * float(params.scale) + slack
+
+
 def _scale(exact: float) -> Floats:
     """The float32 at or just above `exact`, so that the ends of the range are not cut."""
     if exact == 0.0:

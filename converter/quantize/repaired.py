@@ -20,7 +20,7 @@ from converter.errors import RecipeError
 from converter.limits import ISLAND_SAMPLES_MAX
 from converter.quantize.emit import emit
 from converter.quantize.material import Material
-from converter.quantize.plan import Plan, make_plan
+from converter.quantize.plan import Plan, make_plan, view_of
 from converter.quantize.simulate import assignment_of
 from converter.quantize.view import View
 from converter.recipe import Method, Recipe
@@ -134,8 +134,10 @@ def final_plan(
 
 
 def wide_type(material: Material, recipe: Recipe) -> str | None:
-    """The 16-bit type of islands on this target; None where it lists no kernels for it."""
+    """The 16-bit type of islands on this target; None where it lists no kernels for it, and for a twin."""
     wanted = f"{recipe.activation[0]}16"
+    if recipe.twin:
+        return None
     return wanted if wanted in material.rules.wide_activation.value else None
 
 
@@ -168,7 +170,7 @@ def _ranges(material: Material, recipe: Recipe) -> tuple[Ranges, tuple[str, ...]
     if len(spans) == 1:
         return first, (f"range method: {next(iter(spans))}, the only one of this calibration",)
     begun = time.monotonic()
-    view = View(material.model)
+    view = view_of(material.model, recipe)
 
     def planner(ranges: Ranges) -> Assignment:
         return assignment_of(material.model, plan_of(material, recipe, ranges, view=view))
@@ -203,7 +205,7 @@ def _islands(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The islands that the goal needs, and why."""
     begun = time.monotonic()
-    view = View(material.model)
+    view = view_of(material.model, recipe)
     quantized = plan_of(material, recipe, ranges)
     full = assignment_of(material.model, quantized)
 

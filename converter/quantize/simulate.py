@@ -4,7 +4,8 @@ For: trying plans without emitting them (`converter.repair.switchboard`).
 Not for: deciding anything.
 
 Where the assignment is coarser than the emitted graph: a tensor made in float is quantized for all its
-readers, the graph quantizes it for integer readers only; and biases stay in float, whose steps in 32 bits
+readers, the graph quantizes it for integer readers only; a tensor that one node reads requantized has its own
+parameters for all; and biases stay in float, whose steps in 32 bits
 are far below what they are added to.
 """
 
@@ -22,7 +23,9 @@ from converter.repair.switchboard import Array, Assignment, FakeQuant
 def assignment_of(model: onnx.ModelProto, plan: Plan) -> Assignment:
     """What the plan makes of each tensor and constant of the FP32 graph."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    params = {weight.initializer: weight.params for weight in plan.weights.values()} | dict(plan.constants)
+    edges = {name: one for (_, name), one in plan.edges.items() if name in constants}
+    params = {weight.initializer: weight.params for weight in plan.weights.values()}
+    params = edges | params | dict(plan.constants)
     return Assignment(
         activations={name: _fake(one) for name, one in plan.activations.items()},
         weights={name: _stored(constants[name], one) for name, one in params.items()},

@@ -19,7 +19,7 @@ from converter.quantize.saturation import Saturating, saturating
 from converter.recipe import Recipe
 
 _LAYERS_NAMED_MAX = 5
-_EXTRAS_DONE = frozenset({"sym", "rr", "qop", "cle", "bc"})
+_EXTRAS_DONE = frozenset({"sym", "rr", "qop", "cle", "bc", "twin"})
 
 
 def quantize_static(material: Material, recipe: Recipe) -> Made:

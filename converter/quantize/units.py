@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import onnx
 from msgspec import Struct
 
-from converter.quantize.operators import OPERATORS, Operator, Role
+from converter.quantize.operators import Operator, Role
 from converter.quantize.qparams import Floats
 from converter.quantize.view import View, attribute
 from wire.figures import Interval
@@ -56,10 +56,11 @@ def unit_of(view: View, node: onnx.NodeProto, bounded: frozenset[str], *, fused:
         fused: the target runs Relu and Clip within the operator before them.
     """
     outputs, absorbed = tuple(name for name in node.output if name), None
-    operator = OPERATORS[node.op_type]
-    if operator.role in {Role.WEIGHTED, Role.COMPUTE} and len(outputs) == 1:
+    operator = view.operators[node.op_type]
+    absorbs = operator.role in {Role.WEIGHTED, Role.COMPUTE} and operator.fixed is None
+    if absorbs and len(outputs) == 1:
         reader = view.sole_reader(outputs[0])
-        if reader is not None and _is_absorbed(reader):
+        if reader is not None and is_absorbed(view, reader):
             if reader.output[0] in bounded:
                 outputs, absorbed = (reader.output[0],), reader.name
             elif fused:
@@ -70,8 +71,9 @@ def unit_of(view: View, node: onnx.NodeProto, bounded: frozenset[str], *, fused:
     )  # fmt: skip
 
 
-def _is_absorbed(node: onnx.NodeProto) -> bool:
-    operator = OPERATORS.get(node.op_type)
+def is_absorbed(view: View, node: onnx.NodeProto) -> bool:
+    """Whether the node is a Relu or Clip, which what stands before it may absorb."""
+    operator = view.operators.get(node.op_type)
     return operator is not None and operator.role is Role.ABSORBED
 
 
@@ -106,8 +108,9 @@ def why_not(view: View, unit: Unit, ranges: Mapping[str, Interval]) -> str | Non
 def _why_not_operator(view: View, node: onnx.NodeProto) -> str | None:
     if node.op_type in {"Conv", "ConvTranspose", "Gemm"}:
         return _why_not_weighted(view, node)
-    if node.op_type == "Resize" and _mode(node) != "nearest":
-        return f"Resize by {_mode(node)} has no integer kernel"
+    modes = view.operators[node.op_type].modes
+    if modes is not None and mode_of(node) not in modes:
+        return f"{node.op_type} by {mode_of(node)} has no integer kernel"
     return None
 
 
@@ -117,8 +120,10 @@ def _is_parameter(unit: Unit, node: onnx.NodeProto, name: str) -> bool:
                     and i < len(node.input)]  # fmt: skip
 
 
-def _mode(node: onnx.NodeProto) -> str:
-    return next((a.s.decode() for a in node.attribute if a.name == "mode"), "nearest")
+def mode_of(node: onnx.NodeProto) -> str:
+    """Attribute `mode`, or the operator's default."""
+    default = "nearest" if node.op_type == "Resize" else "constant"
+    return next((a.s.decode() for a in node.attribute if a.name == "mode"), default)
 
 
 def _why_not_weighted(view: View, node: onnx.NodeProto) -> str | None:

@@ -6,7 +6,7 @@ Not for: changing a graph, or deciding about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from converter.model import element_types
 from converter.passes.names import name_nodes
 from converter.passes.opset import opset_of
-from converter.quantize.operators import OPERATORS, Role
+from converter.quantize.operators import OPERATORS, Operator, Role
 from converter.quantize.qparams import Floats
 
 
@@ -32,10 +32,12 @@ class View:
         captured: tensors that a subgraph reads.
         outputs: names of the graph's outputs.
         floats: tensors of float32 that are not constants.
+        operators: the table that says what each operator is.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, operators: Mapping[str, Operator] = OPERATORS) -> None:
         """Reads the graph; `model` is not changed."""
+        self.operators = operators
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
         name_nodes(copy)
@@ -53,9 +55,16 @@ class View:
                 self.readers.setdefault(name, []).append(node)
             self.captured.update(_captures(node))
         self.outputs = {value.name for value in graph.output}
+        known = (*graph.value_info, *graph.input, *graph.output)
+        shapes = {v.name: v.type.tensor_type.shape for v in known if v.type.tensor_type.HasField("shape")}
+        self._ranks = {name: len(shape.dim) for name, shape in shapes.items()}
         types = element_types(self.model)
         float32 = onnx.TensorProto.FLOAT
         self.floats = {n for n, t in types.items() if t == float32 and n not in self._constants}
+
+    def rank(self, name: str) -> int | None:
+        """How many axes a tensor has; None where inference does not know."""
+        return self._ranks.get(name)
 
     def constant(self, name: str) -> Floats | None:
         """The numbers of a float32 initializer; None for any other tensor."""
@@ -70,7 +79,7 @@ class View:
 
     def data_inputs(self, node: onnx.NodeProto) -> list[str]:
         """Inputs of a listed operator at the places of activations, constants among them."""
-        places = OPERATORS[node.op_type].activations
+        places = self.operators[node.op_type].activations
         if places is None:
             return [name for name in node.input if name]
         return [node.input[i] for i in places if i < len(node.input) and node.input[i]]
@@ -89,7 +98,7 @@ class View:
         """
         parent = {name: name for name in self.floats}
         for node in self.nodes:
-            operator = OPERATORS.get(node.op_type)
+            operator = self.operators.get(node.op_type)
             if operator is None or operator.role not in {Role.SAME_SCALE, Role.ABSORBED}:
                 continue
             for name in node.output:

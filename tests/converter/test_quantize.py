@@ -141,7 +141,9 @@ def test_equal_input_gives_equal_bytes_and_the_model_is_untouched() -> None:
 @pytest.mark.parametrize(
     ("recipe", "code"),
     [
-        ("static_wi8_au8_pc_minmax_twin", "recipe_extra"),
+        ("static_wi8_au16_pc_minmax_twin", "no_twin"),
+        ("static_wu8_au8_pc_minmax_twin", "no_twin"),
+        ("static_wi8_au8_pc_minmax_qop_twin", "no_twin"),
         ("dynamic_wi8_af32_bc", "recipe_extra"),
         ("static_wi4_au8_pc_minmax", "recipe_type"),
         ("weight_wi8_af32_g32", "recipe_type"),

@@ -218,7 +218,7 @@ def test_a_goal_that_islands_cannot_meet_gives_the_best_and_what_is_missing() ->
     [
         ("mixed_wi8_au8_pc_minmax", None, "recipe_goal"),
         ("mixed_wi8_au8_pc_minmax", 0.1, "recipe_islands"),
-        ("mixed_wi8_au8_pc_minmax_twin", 0.9, "recipe_extra"),
+        ("mixed_wi8_au16_pc_minmax_twin", 0.9, "no_twin"),
         ("static_wi8_au8_pc_minmax_islands2", 0.9, "recipe_extra"),
     ],
 )

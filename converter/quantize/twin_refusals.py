@@ -1,0 +1,78 @@
+"""What cannot be part of a TFLite twin: recipes, and single nodes.
+
+For: refusing by name what no TFLite graph could hold with the same scales, before anything is planned.
+Not for: checking a finished graph (`converter.quantize.twin`), or the rules about scales
+(`converter.quantize.twin_rules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from converter.errors import RecipeError
+from converter.quantize.twin_rules import ALONE_BOUNDS
+from converter.quantize.units import bounds_of, is_absorbed, mode_of
+from converter.quantize.view import View, attribute
+from converter.recipe import Recipe
+from wire.figures import Interval
+
+_OPSET_SOFTMAX_AXIS = 13
+"""Below it Softmax flattens everything behind its axis into one."""
+
+
+def require_twin(recipe: Recipe) -> None:
+    """Refuses what no TFLite graph could hold.
+
+    Raises:
+        RecipeError: `no_twin`: a type, or a form of the graph.
+    """
+    rules = (
+        (recipe.activation in {"u8", "i8"}, f"activations {recipe.activation}: its INT8 kernels take 8 bits"),
+        (recipe.weight == "i8", f"weights {recipe.weight}: its weights are symmetric int8"),
+        ("qop" not in recipe.extras, "the QOperator form: it is written from Q/DQ pairs"),
+    )
+    why = next((words for holds, words in rules if not holds), None)
+    if why is not None:
+        raise RecipeError("no_twin", f"no TFLite graph has the scales of {why}")
+
+
+def why_not_twin(view: View, node: onnx.NodeProto, ranges: Mapping[str, Interval]) -> str | None:
+    """Why a node that ONNX could quantize stays in float in a twin, or None."""
+    if node.op_type in {"Conv", "ConvTranspose"}:
+        return _why_not_convolution(view, node)
+    if view.operators[node.op_type].fixed is not None and node.op_type.endswith("Softmax"):
+        return None if _on_last_axis(view, node) else f"LiteRT's {node.op_type} runs over the last axis only"
+    if is_absorbed(view, node) and bounds_of(view, node) not in ALONE_BOUNDS:
+        return f"LiteRT has no activation with the bounds of this {node.op_type}"
+    return _why_not_pad(view, node, ranges) if node.op_type == "Pad" else None
+
+
+def _why_not_convolution(view: View, node: onnx.NodeProto) -> str | None:
+    weight = view.constant(node.input[1])
+    if weight is not None and weight.ndim > 4:
+        return f"LiteRT's {node.op_type} in three dimensions has no INT8 kernel"
+    if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
+        return "LiteRT has no transposed convolution in groups"
+    return None
+
+
+def _on_last_axis(view: View, node: onnx.NodeProto) -> bool:
+    rank = view.rank(node.input[0])
+    axis = int(attribute(node, "axis", -1 if view.opset >= _OPSET_SOFTMAX_AXIS else 1))
+    return axis == -1 or (rank is not None and axis % rank == rank - 1)
+
+
+def _why_not_pad(view: View, node: onnx.NodeProto, ranges: Mapping[str, Interval]) -> str | None:
+    """Padding must be a value that the input's parameters hold."""
+    value = attribute(node, "value", 0.0)
+    if mode_of(node) == "constant" and len(node.input) > 2 and node.input[2]:
+        constant = view.constant(node.input[2])
+        if constant is None or constant.size != 1:
+            return f"its padding {node.input[2]} is computed"
+        value = float(constant.flat[0])
+    span = ranges[node.input[0]]
+    if value and not span.low <= value <= span.high:
+        return f"it pads with {value:.4g}, beyond the range of what it pads"
+    return None

@@ -1,0 +1,63 @@
+"""What TFLite's INT8 kernels ask of scales, as a table.
+
+For: which operators a twin runs in integers, and which of their tensors must have equal or fixed parameters,
+so that a plan (`converter.quantize.twin_scales`) and a check (`converter.quantize.twin`) go by the same data.
+Not for: what ONNX Runtime fuses (`converter.quantize.operators`): between Q/DQ pairs it computes the rest in
+float, within a step of the integer kernel.
+
+Sources: LiteRT 8-bit quantization specification
+(https://ai.google.dev/edge/litert/models/quantization_spec), where equal scale and zero point of input and
+output is a *restriction* of an operator, and Softmax, Logistic, Tanh and LogSoftmax have fixed outputs; for
+operators that it does not list, what their kernels check when they are prepared (tensorflow/lite/kernels:
+`maximum_minimum.cc`, `reduce.cc`, `pad.cc`, `activations.cc`). Mean and Sum rescale; so do Relu, LeakyRelu,
+PRelu, HardSwish and Gelu.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from converter.quantize.operators import Fixed, Operator, Role, weighted
+
+_UNIT = Fixed(scale=1 / 256, zero_point=-128)
+_COMPUTE = Operator(role=Role.COMPUTE)
+_COMPUTE_ALL = Operator(role=Role.COMPUTE, activations=None)
+_SAME = Operator(role=Role.SAME_SCALE)
+_JOINED = Operator(role=Role.JOINED, activations=None)
+_ABSORBED = Operator(role=Role.ABSORBED, alone=True)
+
+TWIN_OPERATORS: Mapping[str, Operator] = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), weighted(gives=True)),
+    "MatMul": Operator(role=Role.WEIGHTED, activations=None, weight=1, asks=True),
+    **dict.fromkeys(("Add", "Mul", "PRelu", "Sub"), _COMPUTE_ALL),
+    **dict.fromkeys(("Gelu", "HardSwish", "LeakyRelu", "ReduceMean", "ReduceSum"), _COMPUTE),
+    **dict.fromkeys(("Sigmoid", "Softmax"), Operator(role=Role.COMPUTE, fixed=_UNIT)),
+    "LogSoftmax": Operator(role=Role.COMPUTE, fixed=Fixed(scale=16 / 256, zero_point=127)),
+    "Tanh": Operator(role=Role.COMPUTE, fixed=Fixed(scale=1 / 128, zero_point=0)),
+    **dict.fromkeys(
+        (
+            "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalAveragePool",
+            "GlobalMaxPool", "Identity", "ReduceMax", "ReduceMin", "Reshape", "Slice", "SpaceToDepth",
+            "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+        ),
+        _SAME,
+    ),
+    "MaxPool": Operator(role=Role.SAME_SCALE, opset_min=12),
+    "Pad": Operator(role=Role.SAME_SCALE, modes=frozenset({"constant", "reflect"})),
+    "Resize": Operator(role=Role.SAME_SCALE, modes=frozenset({"nearest", "linear"})),
+    **dict.fromkeys(("Concat", "Max", "Min"), _JOINED),
+    **dict.fromkeys(("Clip", "Relu"), _ABSORBED),
+}  # fmt: skip
+"""What is not listed (Div, HardSigmoid, LayerNormalization, LSTM, GRU, Where, ...) is a float island, the
+same in both files."""
+
+ALONE_BOUNDS = frozenset({(0.0, float("inf")), (0.0, 6.0), (-1.0, 1.0), (0.0, 1.0)})
+"""Of a Relu or Clip that nothing absorbs: RELU, RELU6, RELU_N1_TO_1 and RELU_0_TO_1 rescale; another Clip
+would be Minimum and Maximum, which do not."""
+
+STEP_FACTOR_MAX = 2.0
+"""How much coarser a tensor's step may become for the sake of an operator that joins it with others, where
+more reads it than that operator: one bit. Beyond, it keeps its own parameters and the edge is requantized."""
+
+MOVES = frozenset({Role.SAME_SCALE, Role.JOINED})
+"""Roles whose inputs and outputs have one scale and zero point."""
