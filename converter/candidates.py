@@ -133,8 +133,8 @@ class Choice(Struct, frozen=True, kw_only=True):
     Attributes:
         chosen: id of the first variant; None where nothing passes.
         reason: why this one, in words.
-        carried: ids of all variants in order: `chosen`, the best of another runtime (or, on a host that is not
-            of the target's class, the second of its own), and FP32 last where it is not chosen.
+        carried: ids of all variants in order: `chosen`, the best of another runtime (or, on a host that is
+            not of the target's class, the second of its own), and FP32 last where it is not chosen.
     """
 
     chosen: str | None
@@ -224,7 +224,7 @@ def _ordered(rows: Sequence[Candidate], objective: str, *, measured: bool) -> tu
 def _of_other_runtime(
     rows: Sequence[Candidate], runtime: str, limits: Limits, *, measured: bool
 ) -> tuple[str, ...]:
-    """The best of those that need another runtime, so that a device that has only that one finds a variant."""
+    """The best of those that need another runtime: a device that has only that one finds a variant."""
     others = [row for row in rows if row.runtime != runtime]
     if not others:
         return ()

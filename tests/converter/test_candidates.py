@@ -125,7 +125,7 @@ def _fp32_only_where_quantizing_loses(table: Table) -> None:
         assert all(_shown_slower(row) for row in table.passing)
 
 
-def _best_here(table: Table, chosen: Candidate, choice: real.Choice) -> None:
+def _best_here(table: Table, chosen: Candidate, _choice: real.Choice) -> None:
     rows = table.passing
     if table.limits.objective == "size":
         assert chosen.size_bytes == min(row.size_bytes or 0 for row in rows)
