@@ -22,6 +22,8 @@ Edge = Literal["float32", "int8", "uint8"]
 
 FLOAT16 = Recipe(kind="float", weight="f16", activation="f16")
 DYNAMIC = Recipe(kind="dynamic", weight="i8", activation="f32", granularity="pc")
+ALONE = (DYNAMIC, FLOAT16, FLOAT32)
+"""What is written for LiteRT without a twin, of the FP32 graph."""
 
 
 class Attempt(Struct, frozen=True):
@@ -41,9 +43,6 @@ class Attempt(Struct, frozen=True):
         return tuple(variant_id(self.recipe, runtime) for runtime in self.runtimes)
 
 
-BASELINE = Attempt(FLOAT32)
-
-
 def variant_id(recipe: Recipe, runtime: str = ONNXRUNTIME) -> str:
     """`runtime/recipe`, the runtime's dash as an underscore.
 
@@ -58,75 +57,85 @@ def is_twin(recipe: Recipe) -> bool:
     return "twin" in recipe.extras
 
 
-def parse_attempt(name: str, *, onnx: bool = True) -> Attempt:
-    """The attempt of `[RUNTIME/]RECIPE`; without a runtime a twin is one for both, all else for ONNX Runtime.
+def parse_attempt(name: str, form: Format, *, takes_onnx: bool) -> Attempt:
+    """The attempt of `[RUNTIME/]RECIPE`.
 
     Args:
-        name: as it was given.
-        onnx: whether the target takes ONNX models; where not, LiteRT is meant.
+        name: as it was given. Without a runtime a twin is for all that is written, and any other recipe for
+            LiteRT where only TFLite competes, else for ONNX Runtime.
+        form: what is written.
+        takes_onnx: whether the target does.
 
     Raises:
-        RecipeNameError: `recipe_malformed`; `runtime_unknown`; `recipe_runtime`: LiteRT has no such recipe.
+        RecipeNameError: `recipe_malformed`; `runtime_unknown`; `recipe_runtime`: LiteRT has no such recipe,
+            or nothing is written for that runtime.
     """
     runtime, slash, rest = name.rpartition("/")
     recipe = parse(rest)
-    if not slash:
-        both = (ONNXRUNTIME, LITERT) if is_twin(recipe) else (ONNXRUNTIME,)
-        return Attempt(recipe, _possible(recipe, both if onnx else (LITERT,)))
-    found = runtime.replace("_", "-")
-    if found not in {ONNXRUNTIME, LITERT}:
+    named = (runtime.replace("_", "-"),) if slash else _runtimes(recipe, form, takes_onnx=takes_onnx)
+    if not set(named) <= {ONNXRUNTIME, LITERT}:
         raise RecipeNameError(
             "runtime_unknown", f"{name[:80]!r} names no runtime; they are {ONNXRUNTIME} and ai_edge_litert"
         )
-    return Attempt(recipe, _possible(recipe, (found,)))
-
-
-def _possible(recipe: Recipe, runtimes: tuple[str, ...]) -> tuple[str, ...]:
-    """The runtimes, once the recipe is one of theirs.
-
-    Raises:
-        RecipeNameError: `recipe_runtime`.
-    """
-    if LITERT in runtimes and not is_twin(recipe) and recipe not in {FLOAT32, FLOAT16, DYNAMIC}:
-        known = ", ".join(format_recipe(one) for one in (FLOAT32, FLOAT16, DYNAMIC))
+    if (LITERT in named and form == "onnx") or (ONNXRUNTIME in named and not takes_onnx):
+        raise RecipeNameError(
+            "recipe_runtime", f"{name[:80]!r}: nothing is written for {named[0]} here; see --format"
+        )
+    if LITERT in named and not is_twin(recipe) and recipe not in ALONE:
+        known = ", ".join(format_recipe(one) for one in ALONE)
         raise RecipeNameError(
             "recipe_runtime",
             f"{format_recipe(recipe)} cannot be written for LiteRT: its recipes are {known} "
             "and the static ones that end in _twin",
         )
-    return runtimes
+    return Attempt(recipe, named)
 
 
-def attempts_of(recipes: Sequence[Recipe], form: Format, *, twin: Recipe | None) -> tuple[Attempt, ...]:
+def _runtimes(recipe: Recipe, form: Format, *, takes_onnx: bool) -> tuple[str, ...]:
+    """Those that are meant where none is named."""
+    if form == "onnx" or (form == "both" and not is_twin(recipe)):
+        return (ONNXRUNTIME,)
+    return (ONNXRUNTIME, LITERT) if takes_onnx and is_twin(recipe) else (LITERT,)
+
+
+def attempts_of(recipes: Sequence[Recipe], form: Format, *, takes_onnx: bool = True) -> tuple[Attempt, ...]:
     """All that is tried, in the order of preference.
 
     Args:
-        recipes: of the target for ONNX Runtime, best first.
-        form: what is written. With `tflite` the ONNX rows that remain are the twin's counterpart.
-        twin: the recipe of the twin; None where there can be none.
+        recipes: of the target, best first; where no twin is among them, the first static one gets one.
+        form: what is written. With `tflite` the ONNX rows that remain are the twins' counterparts.
+        takes_onnx: whether the target does.
     """
+    plain = [Attempt(recipe) for recipe in recipes if not is_twin(recipe)]
     if form == "onnx":
-        return tuple(Attempt(recipe) for recipe in recipes if not is_twin(recipe))
-    paired = () if twin is None else (Attempt(twin, (ONNXRUNTIME, LITERT)),)
-    alone = tuple(Attempt(recipe, (LITERT,)) for recipe in (DYNAMIC, FLOAT16, FLOAT32))
+        return tuple(plain)
+    both = (ONNXRUNTIME, LITERT) if takes_onnx else (LITERT,)
+    paired = tuple(Attempt(recipe, both) for recipe in twins_of(recipes))
+    alone = tuple(Attempt(recipe, (LITERT,)) for recipe in ALONE)
     if form == "tflite":
         return paired + alone
-    plain = [Attempt(recipe) for recipe in recipes if not is_twin(recipe)]
-    # Behind the recipe that it is the twin of, so that its ranges are at hand.
+    # Behind the recipe that it is the twin of, whose ranges it takes.
     static = next((i for i, one in enumerate(plain) if one.recipe.kind == "static"), -1)
     return (*plain[: static + 1], *paired, *plain[static + 1 :], *alone)
 
 
-def twin_of(recipe: Recipe) -> Recipe:
-    """The recipe of a static one's twin, without repairs of the graph: those are candidates of their own."""
-    kept = tuple(one for one in recipe.extras if one in {"sym", "rr"})
-    return structs.replace(recipe, extras=(*kept, "twin"))
+def twins_of(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
+    """The twins among them, else that of the first static recipe; none where there is no such recipe.
+
+    Without repairs of the graph: those are candidates of their own.
+    """
+    static = [
+        one for one in recipes if one.kind == "static" and (one.weight, one.activation[1:]) == ("i8", "8")
+    ]
+    given = tuple(one for one in static if is_twin(one))
+    if given or not static:
+        return given
+    kept = tuple(one for one in static[0].extras if one in {"sym", "rr"})
+    return (structs.replace(static[0], extras=(*kept, "twin")),)
 
 
-def counterpart(recipe: Recipe, runtime: str, attempted: Sequence[Attempt]) -> str | None:
-    """The id of the row that is the same model for the other runtime; None where there is none."""
+def counterpart(recipe: Recipe, runtime: str) -> str | None:
+    """The id of the same model for the other runtime; None where there is no such thing."""
     if not (is_twin(recipe) or recipe.kind == "float"):
         return None
-    other = LITERT if runtime == ONNXRUNTIME else ONNXRUNTIME
-    wanted = variant_id(recipe, other)
-    return wanted if any(wanted in one.ids for one in (BASELINE, *attempted)) else None
+    return variant_id(recipe, LITERT if runtime == ONNXRUNTIME else ONNXRUNTIME)

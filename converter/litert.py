@@ -43,8 +43,7 @@ class LitertSession:
 
     def __init__(self, interpreter: Any, axes: Mapping[str, Sequence[int]]) -> None:  # noqa: ANN401 - no types
         self._interpreter = interpreter
-        self._inputs = {one["name"]: one for one in interpreter.get_input_details()}
-        self._outputs = {one["name"]: one for one in interpreter.get_output_details()}
+        self._inputs, self._outputs = _edges(interpreter)
         self._axes = {name: tuple(places) for name, places in axes.items()}
         self._back = {name: tuple(np.argsort(places)) for name, places in self._axes.items()}
 
@@ -130,6 +129,17 @@ class LitertSession:
         return back[:1] if back.ndim and 1 < copies == back.shape[0] else back
 
 
+def _edges(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401 - the wheel has no types
+    """Details of inputs and outputs by the signature's names, which are ONNX's; else by the tensors'."""
+    signatures = interpreter.get_signature_list()
+    if signatures:
+        runner = interpreter.get_signature_runner(next(iter(signatures)))
+        return dict(runner.get_input_details()), dict(runner.get_output_details())
+    details = (interpreter.get_input_details(), interpreter.get_output_details())
+    inputs, outputs = ({one["name"]: one for one in found} for found in details)
+    return inputs, outputs
+
+
 def _typed(array: Array, one: Mapping[str, Any]) -> Array:
     """Quantized with the tensor's own scale and zero point, to the nearest; integers as the file's are."""
     dtype = np.dtype(one["dtype"])
@@ -138,8 +148,8 @@ def _typed(array: Array, one: Mapping[str, Any]) -> Array:
     scale, zero = one["quantization"]
     if scale and array.dtype.kind == "f" and dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        steps = np.rint(array / np.float32(scale)) + zero
-        return np.clip(steps, limits.min, limits.max).astype(dtype)
+        steps: Array = np.clip(np.rint(array / np.float32(scale)) + zero, limits.min, limits.max)
+        return steps.astype(dtype)
     return array.astype(dtype) if array.dtype.kind == dtype.kind else array
 
 

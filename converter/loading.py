@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from converter.attempts import LITERT
 from converter.runtime import VERSION, open_session
 
-Array = NDArray[Any]
-Feeds = Mapping[str, Array]
+Feeds = Mapping[str, NDArray[Any]]
 
 
 class Session(Protocol):
     """An open model, of either runtime."""
 
-    def run(self, names: Sequence[str] | None, feeds: Feeds, /) -> list[Array]:
-        """One inference, by the ONNX model's names and in its axes."""
+    def run(self, names: Any, feeds: Any, /) -> Any:  # noqa: ANN401 - ONNX Runtime's own, without types
+        """One inference, by the ONNX model's names and in its axes: a list of arrays."""
         ...
 
 

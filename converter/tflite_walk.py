@@ -34,6 +34,10 @@ _TYPES = {
 }  # fmt: skip
 
 
+_WIDTHS = {0: 4, 1: 2, 2: 4, 4: 8, 7: 2, 10: 8, 12: 8, 15: 4, 16: 2}
+"""Bytes of one element by type; the others have one."""
+
+
 class WalkError(ShallopError):
     """Bytes that are no TFLite file."""
 
@@ -125,6 +129,24 @@ def tensor_spans(content: bytes | memoryview) -> tuple[Span, ...]:
     """
     found = {(offset, size) for offset, size in _payloads(_model(content)) if size}
     return tuple(Span(offset, size) for offset, size in sorted(found))
+
+
+def payloads(content: bytes | memoryview) -> tuple[tuple[Span, int], ...]:
+    """Where each constant of the main graph lies, with the bytes of one element; each payload once.
+
+    Raises:
+        WalkError: as `walk`.
+    """
+    model = _model(content)
+    spans, found = list(_payloads(model)), {}
+    for graph in model.tables(_MODEL_GRAPHS):
+        for one in graph.tables(_GRAPH_TENSORS):
+            place = one.int32(_TENSOR_BUFFER)
+            offset, size = spans[place] if 0 <= place < len(spans) else (0, 0)
+            width = _WIDTHS.get(one.int8(_TENSOR_TYPE), 1)
+            if size and size % width == 0:
+                found[Span(offset, size)] = width
+    return tuple(sorted(found.items(), key=lambda one: one[0].offset))
 
 
 def boundaries(content: bytes | memoryview) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ def test_operators_and_tensors_are_those_of_the_schemas_classes() -> None:
     }  # fmt: skip
     assert [one.name for one in graph.tensors if one.constant] == ["w", "b"]
     by_name = {one.name: one for one in graph.tensors}
-    assert by_name["x_q"].scales == (np.float32(0.05),)
+    assert by_name["x_q"].scales == (float(np.float32(0.05)),)
     assert by_name["x_q"].zero_points == (3,)
     assert by_name["x"].scales == ()
     assert [graph.tensors[place].name for place in (*graph.inputs, *graph.outputs)] == ["x", "y"]
