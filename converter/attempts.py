@@ -52,11 +52,6 @@ def variant_id(recipe: Recipe, runtime: str = ONNXRUNTIME) -> str:
     return f"{runtime.replace('-', '_')}/{format_recipe(recipe)}"
 
 
-def is_twin(recipe: Recipe) -> bool:
-    """Whether its graph keeps what both runtimes need for equal scales."""
-    return "twin" in recipe.extras
-
-
 def parse_attempt(name: str, form: Format, *, takes_onnx: bool) -> Attempt:
     """The attempt of `[RUNTIME/]RECIPE`.
 
@@ -81,7 +76,7 @@ def parse_attempt(name: str, form: Format, *, takes_onnx: bool) -> Attempt:
         raise RecipeNameError(
             "recipe_runtime", f"{name[:80]!r}: nothing is written for {named[0]} here; see --format"
         )
-    if LITERT in named and not is_twin(recipe) and recipe not in ALONE:
+    if LITERT in named and not recipe.twin and recipe not in ALONE:
         known = ", ".join(format_recipe(one) for one in ALONE)
         raise RecipeNameError(
             "recipe_runtime",
@@ -93,9 +88,9 @@ def parse_attempt(name: str, form: Format, *, takes_onnx: bool) -> Attempt:
 
 def _runtimes(recipe: Recipe, form: Format, *, takes_onnx: bool) -> tuple[str, ...]:
     """Those that are meant where none is named."""
-    if form == "onnx" or (form == "both" and not is_twin(recipe)):
+    if form == "onnx" or (form == "both" and not recipe.twin):
         return (ONNXRUNTIME,)
-    return (ONNXRUNTIME, LITERT) if takes_onnx and is_twin(recipe) else (LITERT,)
+    return (ONNXRUNTIME, LITERT) if takes_onnx and recipe.twin else (LITERT,)
 
 
 def attempts_of(recipes: Sequence[Recipe], form: Format, *, takes_onnx: bool = True) -> tuple[Attempt, ...]:
@@ -106,7 +101,7 @@ def attempts_of(recipes: Sequence[Recipe], form: Format, *, takes_onnx: bool = T
         form: what is written. With `tflite` the ONNX rows that remain are the twins' counterparts.
         takes_onnx: whether the target does.
     """
-    plain = [Attempt(recipe) for recipe in recipes if not is_twin(recipe)]
+    plain = [Attempt(recipe) for recipe in recipes if not recipe.twin]
     if form == "onnx":
         return tuple(plain)
     both = (ONNXRUNTIME, LITERT) if takes_onnx else (LITERT,)
@@ -127,7 +122,7 @@ def twins_of(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
     static = [
         one for one in recipes if one.kind == "static" and (one.weight, one.activation[1:]) == ("i8", "8")
     ]
-    given = tuple(one for one in static if is_twin(one))
+    given = tuple(one for one in static if one.twin)
     if given or not static:
         return given
     kept = tuple(one for one in static[0].extras if one in {"sym", "rr"})
@@ -136,6 +131,6 @@ def twins_of(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
 
 def counterpart(recipe: Recipe, runtime: str) -> str | None:
     """The id of the same model for the other runtime; None where there is no such thing."""
-    if not (is_twin(recipe) or recipe.kind == "float"):
+    if not (recipe.twin or recipe.kind == "float"):
         return None
     return variant_id(recipe, LITERT if runtime == ONNXRUNTIME else ONNXRUNTIME)
