@@ -5,7 +5,7 @@ and whole runs with the first tensor that diverges.
 Not for: whether the twin is good enough; accuracy is measured like any candidate's.
 
 ONNX Runtime runs the whole graph and gives up its stored tensors; each operator's part of the file
-(`converter.tflite.pieces`) gets those of its inputs and is compared with those of its outputs. So both sides
+(`converter.tflite.cuts`) gets those of its inputs and is compared with those of its outputs. So both sides
 run the kernels of the whole graph, and no error is carried on. LiteRT runs with its default kernels;
 BUILTIN_REF computes something else (FACTS.md, Parity).
 """
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from converter import litert, runtime, tflite_walk
 from converter.dataset import Feeds
 from converter.tflite import Lowered, Options, Written, lower, write
-from converter.tflite.pieces import Piece, laid_out, makers, piece_of
+from converter.tflite.cuts import Piece, laid_out, makers, piece_of
 from converter.tflite.proof import (
     REASONS,
+    REQUANTIZED,
     UNKNOWN,
     EndProof,
     NodeProof,
@@ -200,13 +201,12 @@ class _Proving:
         ]
         elements, equal, worst = summed(distances)
         made = NodeProof(
-            node=op.name, op_type=op.op_type, tensor=op.outputs[0], elements=elements, equal=equal,
-            worst_steps=worst, verdict=verdict_of(elements, equal, worst),
+            node=op.name, op_type=op.op_type, tensor=op.outputs[0], written_as=piece.operators,
+            elements=elements, equal=equal, worst_steps=worst, verdict=verdict_of(elements, equal, worst),
         )  # fmt: skip
         if made.verdict == "equal":
             return made
-        reason = REASONS.get(op.op_type, "" if allowed(made) else UNKNOWN)
-        return structs.replace(made, reason=reason)
+        return structs.replace(made, reason=_reason(made))
 
 
 def _shown(lowered: Lowered) -> tuple[str, ...]:
@@ -229,6 +229,13 @@ def _is_compared(lowered: Lowered, op: Op) -> bool:
     if op.op_type == "QuantizeLinear":
         return op.integer or op.inputs[0] in lowered.source.inputs
     return op.integer
+
+
+def _reason(node: NodeProof) -> str:
+    """Why it is not equal, as far as that is known; what is allowed one step needs no reason."""
+    if "QUANTIZE" in node.written_as and node.op_type != "QuantizeLinear":
+        return REQUANTIZED
+    return REASONS.get(node.op_type, "" if allowed(node) else UNKNOWN)
 
 
 def _unmeasured(op: Op, why: str) -> NodeProof:

@@ -37,6 +37,7 @@ REASONS: dict[str, str] = {
 }  # fmt: skip
 """Why an operator's answers may differ, as far as it is known, by ONNX type."""
 
+REQUANTIZED = "the kernel's scale is not ONNX's, so a QUANTIZE follows and numbers are rounded twice"
 UNKNOWN = "no reason is known"
 
 
@@ -47,6 +48,7 @@ class NodeProof(Struct, frozen=True, kw_only=True):
         node: ONNX's name.
         op_type: ONNX's.
         tensor: the stored output; the first of several.
+        written_as: TFLite's operators; empty where nothing is computed.
         elements: compared, over all samples.
         equal: of them.
         worst_steps: largest distance.
@@ -57,6 +59,7 @@ class NodeProof(Struct, frozen=True, kw_only=True):
     node: str
     op_type: str
     tensor: str
+    written_as: tuple[str, ...] = ()
     elements: int = 0
     equal: int = 0
     worst_steps: int = 0

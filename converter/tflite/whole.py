@@ -22,8 +22,8 @@ from converter import litert
 from converter.dataset import Feeds
 from converter.runtime import open_session
 from converter.tflite import Lowered, Written
+from converter.tflite.cuts import laid_out
 from converter.tflite.lowering import Value
-from converter.tflite.pieces import laid_out
 from converter.tflite.proof import Divergence, EndProof
 from converter.tflite.serialize import serialize
 from converter.tflite.tensors import Graph

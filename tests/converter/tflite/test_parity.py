@@ -11,14 +11,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from converter.dataset import Feeds
+from converter.quantize import quantize
+from converter.recipe import parse
 from converter.tflite import Options, write
 from converter.tflite.parity import Limits, exact_config, prove
 from converter.tflite.proof import NodeProof, Proof, allowed, kinds_of, verdict_of
 from converter.tflite.same_scales import compare_scales
-from tests.converter.quantizing import floats, graph, inputs
+from tests.converter.quantizing import floats, graph, inputs, material
 from tests.converter.tflite.harness import quantized
 
-_RECIPES = ["static_wi8_ai8_pc_minmax", "static_wi8_au8_pc_minmax"]
+_RECIPES = ["static_wi8_ai8_pc_minmax_twin", "static_wi8_au8_pc_minmax_twin"]
+
+
+def _twin(made: onnx.ModelProto, recipe: str = _RECIPES[0]) -> onnx.ModelProto:
+    return quantize(material(made), parse(recipe)).model
 
 
 def _images(made: onnx.ModelProto, n: int = 4) -> list[Feeds]:
@@ -86,7 +92,7 @@ def _kinds(proof: Proof) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize("recipe", _RECIPES)
 def test_the_whole_of_a_small_network(recipe: str) -> None:
     made = _residual()
-    proof = prove(quantized(made, recipe), _images(made))
+    proof = prove(_twin(made, recipe), _images(made))
     found = _kinds(proof)
     assert {"Add", "Conv", "Gemm", "Mul", "Sigmoid", "QuantizeLinear"} <= set(found)
     assert proof.beyond == ()
@@ -102,7 +108,7 @@ def test_the_whole_of_a_small_network(recipe: str) -> None:
 
 def test_convolutions_and_matrices_are_equal() -> None:
     made = _plain()
-    proof = prove(quantized(made), _images(made))
+    proof = prove(_twin(made), _images(made))
     assert {node.verdict for node in proof.nodes} == {"equal"}
     assert proof.end.tensors_equal == proof.end.tensors
     assert (proof.end.outputs_equal, proof.end.worst_steps, proof.end.first_divergence) == (1.0, 0, None)
@@ -119,6 +125,16 @@ def _bad_sum() -> tuple[tuple[float, float, float], tuple[int, int, int]]:
         if proof.beyond:
             return scales, (a, b, c)
     raise AssertionError("no such scales")
+
+
+def test_what_is_rounded_twice_says_so() -> None:
+    made = _residual()
+    proof = prove(quantized(made), _images(made))
+    (sigmoid,) = (node for node in proof.nodes if node.op_type == "Sigmoid")
+    assert sigmoid.written_as == ("LOGISTIC", "QUANTIZE")
+    assert sigmoid.verdict == "one_step"
+    assert "QUANTIZE follows" in sigmoid.reason
+    assert sigmoid in proof.beyond
 
 
 def test_an_operator_that_is_not_equal_is_named_with_its_reason() -> None:
@@ -149,7 +165,7 @@ def test_what_costs_too_much_is_left_unmeasured_and_said() -> None:
     made = _residual()
     ticks = iter(range(1000))
     proof = prove(
-        quantized(made),
+        _twin(made),
         _images(made),
         limits=Limits(samples=3, seconds=0.5),
         clock=lambda: float(next(ticks)),
@@ -164,7 +180,7 @@ def test_what_costs_too_much_is_left_unmeasured_and_said() -> None:
 def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     made = _plain()
-    prove(quantized(made), _images(made, 2), progress=lambda *args: told.append(args))
+    prove(_twin(made), _images(made, 2), progress=lambda *args: told.append(args))
     assert [x for x in told if x[0] == "whole runs"] == [("whole runs", i, 2) for i in range(3)]
     assert told[0][0] == "operators"
     assert all(done <= total for _, done, total in told)
@@ -173,16 +189,16 @@ def test_progress_is_told() -> None:
 @pytest.mark.parametrize("options", [Options(edge="int8"), Options(batch=2)])
 def test_a_proof_needs_float_edges_of_single_samples(options: Options) -> None:
     with pytest.raises(ValueError, match="float edges"):
-        prove(quantized(_plain()), _images(_plain()), options)
+        prove(_twin(_plain()), _images(_plain()), options)
 
 
 def test_a_proof_needs_samples() -> None:
     with pytest.raises(ValueError, match="there are none"):
-        prove(quantized(_plain()), [])
+        prove(_twin(_plain()), [])
 
 
 def test_the_runtime_computes_as_a_device_does() -> None:
-    signed, unsigned = (quantized(_plain(), recipe) for recipe in _RECIPES)
+    signed, unsigned = (_twin(_plain(), recipe) for recipe in _RECIPES)
     assert exact_config(signed) == {"session.qdqisint8allowed": "1"}
     assert exact_config(unsigned) == {"session.x64quantprecision": "1"}
 
@@ -193,20 +209,20 @@ def _changed(content: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def test_a_scale_that_differs_in_its_last_bit_is_an_exception() -> None:
-    made = quantized(_residual())
+    made = _twin(_residual())
     written = write(made)
     values = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
-    scale = float(values["a_scale"])
+    scale = float(values["c2_scale"])
     other = float(np.nextafter(np.float32(scale), np.float32(1)))
     content = _changed(written.content, struct.pack("<f", scale), struct.pack("<f", other))
     found = compare_scales(made, msgspec.structs.replace(written, content=content))
-    assert [line.split(" ")[0] for line in found.exceptions] == ["a_quantized"]
+    assert [line.split(" ")[0] for line in found.exceptions] == ["c2_quantized"]
     assert found.equal == found.tensors - 1
     assert compare_scales(made, written).exceptions == ()
 
 
 def test_a_zero_point_that_differs_is_an_exception() -> None:
-    made = quantized(_residual(), "static_wi8_au8_pc_minmax")
+    made = _twin(_residual(), _RECIPES[1])
     written = write(made)
     values = {t.name: numpy_helper.to_array(t) for t in made.graph.initializer}
     for tensor in made.graph.initializer:

@@ -29,12 +29,14 @@ class Piece(Struct, frozen=True, kw_only=True, eq=False):
     Attributes:
         inputs: ONNX tensors that it reads, each from another place of the file.
         outputs: ONNX tensors that it makes.
+        operators: of the file, in their order.
         content: a file that takes `inputs` and gives `outputs` in these orders; None where nothing is
             computed.
     """
 
     inputs: dict[str, Value]
     outputs: dict[str, Value]
+    operators: tuple[str, ...]
     content: bytes | None
 
 
@@ -59,14 +61,16 @@ def piece_of(lowered: Lowered, op: Op, maker: dict[int, Operator]) -> Piece | No
     inputs = {name: lowered.made[name] for name in starts.values()}
     outputs = {name: lowered.made[name] for name in written}
     content = None
-    if needed:
-        operators = [one for one in lowered.graph.operators if id(one) in needed]
+    operators = [one for one in lowered.graph.operators if id(one) in needed]
+    if operators:
         graph = Graph(
             operators=operators, inputs={name: value.tensor for name, value in inputs.items()},
             outputs={name: value.tensor for name, value in outputs.items()},
         )  # fmt: skip
         content = serialize(graph)
-    return Piece(inputs=inputs, outputs=outputs, content=content)
+    return Piece(
+        inputs=inputs, outputs=outputs, operators=tuple(one.kind for one in operators), content=content
+    )
 
 
 def _between(ends: dict[int, Tensor], starts: dict[int, str], maker: dict[int, Operator]) -> set[int] | None:
