@@ -21,6 +21,7 @@ from converter.tflite.options import Options
 from converter.tflite.reading import Op, Source, read
 from converter.tflite.serialize import serialize
 from converter.tflite.tensors import Graph
+from converter.tflite.verify import verify
 
 __all__ = ["Lowered", "Options", "Placed", "TFLiteError", "Written", "lower", "write"]
 
@@ -92,6 +93,7 @@ def write(model: onnx.ModelProto, options: Options | None = None) -> Written:
     content = serialize(
         graph, name=options.name, description=options.description, metadata=options.metadata
     )  # fmt: skip
+    verify(content)
     edges = {name: placed[name].axes for name in source.inputs}
     edges |= {name: placed[_written_as(source, options, name)].axes for name in source.outputs}
     return Written(
