@@ -205,7 +205,7 @@ def _able(
         elif node.op_type not in placement.operators:
             reasons[node.name] = f"the target runs {node.op_type} in float"
         else:
-            why = why_not(view, unit, ranges) or (why_not_twin(view, node, ranges) if recipe.twin else None)
+            why = why_not(view, unit, ranges) or (why_not_twin(view, node) if recipe.twin else None)
             if why is None:
                 units[node.name] = unit
                 absorbed.add(unit.absorbed)

@@ -155,12 +155,15 @@ class _Checker:
         if self._operator(node) is None:
             return False
         reads = [self._into(name) for name in self.view.activations(node)]
-        loose = any(
-            name in self._tensors and self.view.constant(name) is not None
-            for name in self.view.data_inputs(node)
-        )
+        loose = any(self.view.constant(name) is not None for name in self._parameters(node))
         made = [self._out_of(name) for name in node.output if name in self.view.floats]
         return bool(reads) and None not in reads and not loose and bool(made) and None not in made
+
+    def _parameters(self, node: onnx.NodeProto) -> list[str]:
+        """What an integer kernel reads: data, weight and bias; other constants are settings."""
+        operator = self.view.operators[node.op_type]
+        places = [i for i in (operator.weight, operator.bias) if i is not None and i < len(node.input)]
+        return [*self.view.data_inputs(node), *(node.input[i] for i in places)]
 
     def _check_pair(self, node: onnx.NodeProto) -> Iterator[str]:
         stored, where = self._stored[node.name], f"{node.op_type} {node.name}"
@@ -207,8 +210,7 @@ class _Checker:
         where, maker = f"{node.op_type} {node.name}", self._source(node, 2)
         bias, given = None if maker is None else self._stored[maker.name], self._into(node.input[0])
         if bias is None or given is None:
-            yield f"{where}: its bias is not stored as int32"
-            return
+            raise RuntimeError(f"{where} was taken for integer with a bias in float")
         if bias.dtype != "int32" or (bias.zero != 0).any():
             yield f"{where}: its bias is not int32 with zero point 0 ({bias.dtype})"
         wanted = np.asarray(weight.scale * given.scale, dtype=np.float32)
