@@ -45,11 +45,13 @@ class Scales(Struct, frozen=True, kw_only=True, eq=False):
     Attributes:
         activations: by tensor, in the graph's order.
         edges: of inputs and constants that a node reads in other parameters than the tensor's own.
-        decisions: what was joined and what is requantized, in words.
+        groups: by tensor the one that speaks for all of its scale.
+        decisions: what is requantized, in words.
     """
 
     activations: Mapping[str, QParams]
     edges: Mapping[Edge, QParams]
+    groups: Mapping[str, str]
     decisions: tuple[str, ...]
 
 
@@ -241,6 +243,7 @@ class _Solver:
                 if name in direct or name in self._maker
             },
             edges={edge: params[self._root(out)] for edge, out in self._edges.items()},
+            groups={name: self._root(name) for name in self._names},
             decisions=self._words(),
         )
 
