@@ -98,17 +98,22 @@ def choose_ranges(
         changed, final = (), errors[best]
         picked, ranges = dict.fromkeys(candidates, best), _all(candidates, best)
     evaluations = board.evaluations - already
-    said = ", ".join(f"{method} {decibels(mean_of(errors[method])):.1f} dB" for method in methods)
     words = [
-        f"range method by measured effect: {best} for all is the best of {said}",
+        _methods_words(best, errors),
         _sweep(changed, mean_of(errors[best]), mean_of(final), evaluations),
         *(f"{name}: {picked[name]}" for name in changed[:_NAMED_MAX]),
+        *_unvisited_words(found.unvisited),
     ]
-    if found.unvisited:
-        words.append(
-            f"{found.unvisited} tensors of lesser effect were not tried in turn: the limit was reached"
-        )
     return Chosen(ranges=ranges, methods=picked, evaluations=evaluations, decisions=tuple(words))
+
+
+def _unvisited_words(n: int) -> tuple[str, ...]:
+    return (f"{n} tensors of lesser effect were not tried in turn: the limit was reached",) if n else ()
+
+
+def _methods_words(best: str, errors: Mapping[str, Errors]) -> str:
+    said = ", ".join(f"{method} {decibels(mean_of(found)):.1f} dB" for method, found in errors.items())
+    return f"range method by measured effect: {best} for all is the best of {said}"
 
 
 def _sweep(changed: tuple[str, ...], before: float, after: float, evaluations: int) -> str:
