@@ -19,7 +19,7 @@ from converter.tflite.lowering import Lowering, Value
 from converter.tflite.ops import ENTRIES
 from converter.tflite.options import Options
 from converter.tflite.reading import Op, Source, read
-from converter.tflite.serialize import serialize
+from converter.tflite.serialize import names_of, serialize
 from converter.tflite.tensors import Graph
 from converter.tflite.verify import verify
 
@@ -96,11 +96,12 @@ def write(model: onnx.ModelProto, options: Options | None = None) -> Written:
     verify(content)
     edges = {name: placed[name].axes for name in source.inputs}
     edges |= {name: placed[_written_as(source, options, name)].axes for name in source.outputs}
+    names = names_of(graph)
     return Written(
         content=content,
         axes={name: axes for name, axes in edges.items() if axes != identity(len(axes))},
-        tensors={name: Placed(name=value.tensor.name, axes=value.axes) for name, value in placed.items()
-                 if value.order is None},
+        tensors={name: Placed(name=names[id(value.tensor)], axes=value.axes)
+                 for name, value in placed.items() if value.order is None and id(value.tensor) in names},
         operators=dict(sorted(Counter(one.kind for one in graph.operators).items())),
         float_left=tuple(op.name for op in source.ops if _computes_in_float(source, op)),
     )  # fmt: skip

@@ -329,7 +329,11 @@ class Lowering:
         return _edged(first, self.options.edge)
 
     def close(self) -> None:
-        """The graph's outputs, under ONNX's names, with channels last or in ONNX's order."""
+        """The graph's outputs, under ONNX's names, with channels last or in ONNX's order.
+
+        Each has a tensor of its own, so that it can bear its name.
+        """
+        taken = {id(tensor) for tensor in self.graph.inputs.values()}
         for name in self.source.outputs:
             stored = self.source.aliases.get(name)
             if self.options.edge != "float32" and self.source.dtypes[name] == "float32":
@@ -341,6 +345,11 @@ class Lowering:
                 tensor = self._edge_output(stored)
             else:
                 tensor = self._settled(name)
+            if id(tensor) in taken:
+                copied = self.new(name, tensor.shape, tensor.dtype, tensor.quant)
+                self.reshape_into(tensor, copied)
+                tensor = copied
+            taken.add(id(tensor))
             self.graph.outputs[name] = tensor
 
     def _settled(self, name: str) -> Tensor:

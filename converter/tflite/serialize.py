@@ -71,6 +71,27 @@ def tensors_of(graph: Graph) -> list[Tensor]:
     return list(found.values())
 
 
+def names_of(graph: Graph) -> dict[int, str]:
+    """Each tensor's name in the file, by the tensor's identity: all are different.
+
+    What the graph takes and gives bears the signature's names, for runtimes are asked by them; the others
+    keep their own unless it is taken.
+    """
+    found: dict[int, str] = {}
+    for edges in (graph.inputs, graph.outputs):
+        for name, tensor in edges.items():
+            found.setdefault(id(tensor), name)
+    taken = set(found.values())
+    for tensor in tensors_of(graph):
+        if id(tensor) not in found:
+            name, number = tensor.name, 2
+            while name in taken:
+                name, number = f"{tensor.name}_{number}", number + 1
+            taken.add(name)
+            found[id(tensor)] = name
+    return found
+
+
 class _Bytes(schema.BufferT):  # type: ignore[misc]
     """A buffer whose payload is copied once, aligned as schema.fbs asks (force_align: 16)."""
 
@@ -124,15 +145,8 @@ class _Writer:
         return bytes(builder.Output())
 
     def _packed_tensors(self) -> list[Any]:
-        taken: set[str] = set()
-        packed = []
-        for tensor in self._tensors:
-            name, number = tensor.name, 2
-            while name in taken:
-                name, number = f"{tensor.name}_{number}", number + 1
-            taken.add(name)
-            packed.append(self._tensor(tensor, name))
-        return packed
+        names = names_of(self._graph)
+        return [self._tensor(tensor, names[id(tensor)]) for tensor in self._tensors]
 
     def _tensor(self, tensor: Tensor, name: str) -> Any:  # noqa: ANN401 - the schema has no types
         made = schema.TensorT()
