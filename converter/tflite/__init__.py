@@ -14,6 +14,7 @@ import onnx
 from msgspec import Struct
 
 from converter.tflite.errors import TFLiteError
+from converter.tflite.fusing import fuse
 from converter.tflite.layout import Axes, identity
 from converter.tflite.lowering import Lowering, Value
 from converter.tflite.ops import ENTRIES
@@ -114,7 +115,7 @@ def lower(model: onnx.ModelProto, options: Options | None = None) -> Lowered:
         TFLiteError: as `write`.
     """
     options = Options() if options is None else options
-    source = read(model, {kind: entry.traits for kind, entry in ENTRIES.items()}, options.batch)
+    source = fuse(read(model, {kind: entry.traits for kind, entry in ENTRIES.items()}, options.batch))
     lowering = Lowering(source, options)
     lowering.open(lambda name: _comes_to_an_image(source, lowering, name))
     for op in source.ops:

@@ -10,6 +10,7 @@ Not for: single operators (`converter.tflite.ops`), or reading ONNX (`converter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -258,20 +259,21 @@ class Lowering:
     def operands(self, op: Op, names: Sequence[str]) -> tuple[list[Tensor], Axes]:
         """Operands of an operator that works element by element with broadcasting, in one layout.
 
-        The layout is the one of the first computed operand of full rank that is not in ONNX's order, if there
-        is any. Operands of lower rank get leading axes of length 1, as broadcasting means them.
+        The layout is the one of the largest computed operand of full rank; of two as large, of one not in
+        ONNX's order. Operands of lower rank get leading axes of length 1, as broadcasting means them.
 
         Returns:
             The tensors, all with as many axes as the output, and their layout.
         """
         rank = len(self.shape(op.outputs[0]))
-        axes = identity(rank)
+        axes, largest = identity(rank), (-1, False)
         for name in names:
             found = self._values.get(name)
             if found is None or len(found.shape) != rank or found.tensor.values is not None:
                 continue
-            if axes == identity(rank):
-                axes = found.axes
+            size = (prod(found.shape), found.axes != identity(rank))
+            if size > largest:
+                axes, largest = found.axes, size
         return [self._operand(name, rank, axes) for name in names], axes
 
     def _operand(self, name: str, rank: int, axes: Axes) -> Tensor:

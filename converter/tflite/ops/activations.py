@@ -1,12 +1,13 @@
 """Activations that stand alone: what no operator before them has fused.
 
-For: Sigmoid, Tanh, HardSwish, LeakyRelu, Elu.
+For: Sigmoid, Tanh, HardSwish, LeakyRelu, PRelu, Elu.
 Not for: Relu and Clip (`bounds`), HardSigmoid, Softmax, Gelu, which have modules of their own.
 """
 
 from __future__ import annotations
 
 from converter.tflite.errors import TFLiteError
+from converter.tflite.layout import laid
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
 from converter.tflite.ops.pieces import fixed_output, options_of, unary
@@ -34,9 +35,20 @@ def leaky_relu(b: Lowering, op: Op) -> None:
     b.add("LEAKY_RELU", [value.tensor], [b.output(op, value.axes)], options)
 
 
+def p_relu(b: Lowering, op: Op) -> None:
+    """Writes one PRelu; its slope spreads over the input and needs the input's other axes."""
+    (tensor, slope), axes = b.operands(op, op.inputs)
+    if tensor.shape != laid(b.shape(op.outputs[0]), axes):
+        raise TFLiteError("tflite_shape", f"the slope of {op.where} has more axes than what it is applied to")
+    if slope.quant is not None and slope.quant.axis is not None:
+        raise TFLiteError("tflite_quantization", f"the slope of {op.where} is stored per channel")
+    b.add("PRELU", [tensor, slope], [b.output(op, axes)])
+
+
 _INTEGER = Traits(integer=True)
 
 ENTRIES = {
     **dict.fromkeys(_KINDS, Entry(lower=plain, traits=_INTEGER)),
     "LeakyRelu": Entry(lower=leaky_relu, traits=_INTEGER),
+    "PRelu": Entry(lower=p_relu, traits=Traits(integer=True, constants=(1,))),
 }

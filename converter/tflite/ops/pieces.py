@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from converter.quantize.qparams import QParams
+from converter.quantize.qparams import QParams, dequantize, quantize
 from converter.tflite.layout import Axes
 from converter.tflite.lowering import Lowering
-from converter.tflite.reading import Op
+from converter.tflite.reading import Array, Op
 from converter.tflite.schema import ACTIVATIONS, schema
 from converter.tflite.tensors import Tensor
 
@@ -57,6 +57,23 @@ def options_of(kind: str) -> Any:  # noqa: ANN401 - the schema has no types
     """A fresh options object of an operator, or None."""
     name = _OPTIONS.get(kind)
     return None if name is None else getattr(schema, name)()
+
+
+def requantized(b: Lowering, tensor: Tensor, made: Tensor) -> Tensor:
+    """The numbers as `made` stores them, for kernels whose inputs and outputs must have one scale."""
+    if made.quant is None or tensor.quant is None or tensor.quant.same_as(made.quant):
+        return tensor
+    name = f"{tensor.name}_rescaled"
+    if tensor.values is not None:
+        return b.new_constant(rescaled(tensor.values, tensor.quant, made.quant), name, made.quant)
+    again = b.new(name, tensor.shape, "int8", made.quant)
+    b.add("QUANTIZE", [tensor], [again], options_of("QUANTIZE"), version=2)
+    return again
+
+
+def rescaled(values: Array, have: QParams, want: QParams) -> Array:
+    """Stored integers under other per-tensor parameters."""
+    return quantize(dequantize(values, have), want)
 
 
 def scalar(b: Lowering, value: float, name: str) -> Tensor:
