@@ -131,13 +131,21 @@ class LitertSession:
 
 def _edges(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401 - the wheel has no types
     """Details of inputs and outputs by the signature's names, which are ONNX's; else by the tensors'."""
-    signatures = interpreter.get_signature_list()
-    if signatures:
-        runner = interpreter.get_signature_runner(next(iter(signatures)))
-        return dict(runner.get_input_details()), dict(runner.get_output_details())
     details = (interpreter.get_input_details(), interpreter.get_output_details())
-    inputs, outputs = ({one["name"]: one for one in found} for found in details)
+    signatures = interpreter.get_signature_list()
+    if not signatures:
+        inputs, outputs = ({one["name"]: one for one in found} for found in details)
+        return inputs, outputs
+    runner = interpreter.get_signature_runner(next(iter(signatures)))
+    named = (runner.get_input_details(), runner.get_output_details())
+    inputs, outputs = (_in_order(names, found) for names, found in zip(named, details, strict=True))
     return inputs, outputs
+
+
+def _in_order(named: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A signature's tensors in the order of the file, which a signature itself has not."""
+    places = {one["index"]: place for place, one in enumerate(details)}
+    return dict(sorted(named.items(), key=lambda item: places[item[1]["index"]]))
 
 
 def _typed(array: Array, one: Mapping[str, Any]) -> Array:

@@ -19,6 +19,7 @@ from converter.tflite.layout import Axes, identity
 from converter.tflite.lowering import Lowering, Value
 from converter.tflite.ops import ENTRIES
 from converter.tflite.options import Options
+from converter.tflite.peephole import shortened
 from converter.tflite.reading import Op, Source, read
 from converter.tflite.serialize import names_of, serialize
 from converter.tflite.tensors import Graph
@@ -90,7 +91,7 @@ def write(model: onnx.ModelProto, options: Options | None = None) -> Written:
     """
     options = Options() if options is None else options
     lowered = lower(model, options)
-    source, graph, placed = lowered.source, lowered.graph, lowered.placed
+    source, graph, placed = lowered.source, shortened(lowered.graph), lowered.placed
     content = serialize(
         graph, name=options.name, description=options.description, metadata=options.metadata
     )  # fmt: skip

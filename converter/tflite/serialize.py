@@ -113,6 +113,24 @@ class _Bytes(schema.BufferT):  # type: ignore[misc]
         return schema.BufferEnd(builder)
 
 
+class _Sharing(flatbuffers.Builder):  # type: ignore[misc]
+    """A builder that writes equal vectors once.
+
+    A flatbuffer's tables may point to one vector together. The zero points of weights per channel alone,
+    zeros of 8 bytes for each channel of a weight and again of its bias, were a tenth of a small INT8 file.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._kept: dict[tuple[str, bytes], int] = {}
+
+    def CreateNumpyVector(self, x: Any) -> int:  # noqa: N802, ANN401 - flatbuffers' name and types
+        key = (x.dtype.str, x.tobytes())
+        if key not in self._kept:
+            self._kept[key] = int(super().CreateNumpyVector(x))
+        return self._kept[key]
+
+
 class _Writer:
     """One file in the making."""
 
@@ -140,7 +158,7 @@ class _Writer:
         model.signatureDefs = [self._signature()]
         model.metadata = [self._metadata(key, metadata[key]) for key in sorted(metadata)]
         model.buffers = self._buffers
-        builder = flatbuffers.Builder(_FIRST_SIZE_BYTES)
+        builder = _Sharing(_FIRST_SIZE_BYTES)
         builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
         return bytes(builder.Output())
 
@@ -150,7 +168,8 @@ class _Writer:
 
     def _tensor(self, tensor: Tensor, name: str) -> Any:  # noqa: ANN401 - the schema has no types
         made = schema.TensorT()
-        made.name, made.shape, made.type = name, list(tensor.shape), TYPES[tensor.dtype]
+        made.name, made.type = name, TYPES[tensor.dtype]
+        made.shape = np.array(tensor.shape, dtype=np.int32)
         made.buffer = 0 if tensor.values is None else self._buffer(_payload(tensor))
         made.quantization = None if tensor.quant is None else _quantization(tensor.quant)
         made.hasRank = not tensor.shape
@@ -212,7 +231,7 @@ def _payload(tensor: Tensor) -> bytes:
 
 def _quantization(quant: QParams) -> Any:  # noqa: ANN401 - the schema has no types
     made = schema.QuantizationParametersT()
-    made.scale = [float(x) for x in np.atleast_1d(quant.scale)]
-    made.zeroPoint = [int(x) for x in np.atleast_1d(quant.zero_point)]
+    made.scale = np.atleast_1d(quant.scale).astype(np.float32)
+    made.zeroPoint = np.atleast_1d(quant.zero_point).astype(np.int64)
     made.quantizedDimension = quant.axis or 0
     return made
