@@ -24,7 +24,7 @@ from converter.inputs import Inputs
 from converter.latency import Pairs, measure_pairs
 from converter.limits import REASON_CHARS_MAX
 from converter.loading import Loadable, opened
-from converter.making import ModelFile, file_of, host_config, made_of
+from converter.making import file_of, host_config, made_of
 from converter.quantize import Made, Material
 from converter.recipe import FLOAT32, Recipe, format_recipe
 
@@ -183,23 +183,8 @@ def _answered(bench: Bench, made: Made, recipe: Recipe, runtime: str) -> Measure
         axes=dict(file.one.axes), outputs=outputs,
         quality=quality(inputs.task, outputs, baseline.outputs, inputs.validation),
         audit=file.audit, entropy_bytes=file.entropy_bytes, saturation_unknown=unknown,
-        decisions=(*made.decisions, *file_notes(inputs, file), *audit_notes(file.audit), *notes),
+        decisions=(*made.decisions, *file.notes, *audit_notes(file.audit), *notes),
     )  # fmt: skip
-
-
-def file_notes(inputs: Inputs, file: ModelFile) -> tuple[str, ...]:
-    """What a person must know of a `.tflite` file to use it by hand."""
-    if file.written is None:
-        return ()
-    said = [
-        f"{name} lies as {', '.join(f'axis {place}' for place in axes)} of the ONNX model's"
-        for name, axes in file.one.axes.items()
-    ]
-    transposes = file.written.operators.get("TRANSPOSE", 0)
-    said.append(f"{sum(file.written.operators.values())} operators, {transposes} of them TRANSPOSE")
-    if inputs.batch > 1:
-        said.append(f"takes {inputs.batch} samples at once")
-    return tuple(said)
 
 
 def audit_notes(audited: Audit) -> tuple[str, ...]:
