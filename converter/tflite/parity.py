@@ -20,7 +20,7 @@ import onnx
 from msgspec import Struct, structs
 from numpy.typing import NDArray
 
-from converter import litert, runtime, tflite_walk
+from converter import litert, runtime
 from converter.dataset import Feeds
 from converter.tflite import Lowered, Options, Written, lower, write
 from converter.tflite.cuts import Piece, laid_out, makers, piece_of
@@ -256,11 +256,9 @@ def _computed(piece: Piece, captured: Sequence[Mapping[str, Array]]) -> list[dic
             {name: one[by_tensor[id(value.tensor)]] for name, value in piece.outputs.items()} for one in given
         ]
     session = litert.open_session(piece.content)
-    walked = tflite_walk.walk(piece.content)
-    places = [walked.tensors[place].name for place in walked.inputs]
     found = []
     for one in given:
-        feeds = {place: one[name] for place, name in zip(places, piece.inputs, strict=True)}
+        feeds = {place: one[name] for place, name in zip(session.input_names, piece.inputs, strict=True)}
         answers = session.invoke(session.prepare(feeds))
         found.append(dict(zip(piece.outputs, answers, strict=True)))
     return found
