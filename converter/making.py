@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 import onnx
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from converter.attempts import ALONE, DYNAMIC, FLOAT16, LITERT, Attempt
 from converter.fusion import Audit, audit, widest_weight
@@ -20,9 +20,13 @@ from converter.quantize import Made, Material, quantize
 from converter.recipe import Recipe, format_recipe
 from converter.tflite import Options, Written, write
 from converter.tflite.options import Weights
+from converter.tflite.parity import Limits, Progress, prove
+from converter.tflite.proof import Proof
 from converter.tflite_audit import audit_tflite
 
 METADATA_NAME = "shallop.json"
+_PROOF_SAMPLES = 8
+_PROOF_SECONDS = 30.0
 
 
 class ModelFile(Struct, frozen=True, kw_only=True):
@@ -104,6 +108,21 @@ def _tflite(inputs: Inputs, made: Made, recipe: Recipe) -> ModelFile:
         entropy_bytes=tflite_entropy_bytes(written.content),
         notes=(*fixed, *_file_notes(inputs, written)),
     )
+
+
+def proved(inputs: Inputs, made: Made, recipe: Recipe, progress: Progress | None) -> Proof:
+    """How near the twin's file is to the graph that it was made of, on samples of the validation set.
+
+    With float edges and a batch of 1, whatever the file has: what lies between is the same.
+
+    Raises:
+        Exception: what a runtime raises for the graph or its file.
+    """
+    model, _ = at_the_samples_shape(made.model, inputs)
+    options = structs.replace(options_of(inputs, recipe), edge="float32", batch=1)
+    samples = inputs.validation.singles(0, min(_PROOF_SAMPLES, inputs.validation.n))
+    limits = Limits(samples=_PROOF_SAMPLES, seconds=_PROOF_SECONDS)
+    return prove(model, samples, options, limits=limits, progress=progress)
 
 
 def at_the_samples_shape(model: onnx.ModelProto, inputs: Inputs) -> tuple[onnx.ModelProto, tuple[str, ...]]:

@@ -43,7 +43,7 @@ def operator_name(code: int) -> str:
     return _OPERATOR_NAMES.get(code, f"operator {code}")
 
 
-_OPERATOR_NAMES = {
+_OPERATOR_NAMES: dict[int, str] = {
     value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")
 }
 
