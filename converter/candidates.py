@@ -101,6 +101,8 @@ class Report(Struct, frozen=True, kw_only=True):
             quantization), worst first; None where it was not measured.
         sparsity: FP32 weights of which some share is zero (`converter.lossless.Sparsity`), most first.
         metric: name and direction of what stands in every field called accuracy; None is top-1.
+        parity: by id of a twin's row for LiteRT, how near its file is to the ONNX graph that it was made of
+            (`converter.tflite.proof.Proof`; of single operators those that are not equal).
         unneeded: recipes that are no candidates of this model and SLA, by name, and why.
     """
 
@@ -121,6 +123,7 @@ class Report(Struct, frozen=True, kw_only=True):
     sensitivity: tuple[dict[str, object], ...] | None = None
     metric: dict[str, object] | None = None
     sparsity: tuple[dict[str, object], ...] | None = None
+    parity: dict[str, dict[str, object]] = {}
     unneeded: dict[str, str] = {}
     task: Kind = "classification"
     task_reason: str = ""

@@ -48,6 +48,11 @@ class LitertSession:
         self._back = {name: tuple(np.argsort(places)) for name, places in self._axes.items()}
 
     @property
+    def input_names(self) -> tuple[str, ...]:
+        """In the file's order."""
+        return tuple(self._inputs)
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         """In the file's order."""
         return tuple(self._outputs)
@@ -130,7 +135,10 @@ class LitertSession:
 
 
 def _edges(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401 - the wheel has no types
-    """Details of inputs and outputs by the signature's names, which are ONNX's; else by the tensors'."""
+    """Details of inputs and outputs in the file's order, by the signature's names, which are ONNX's.
+
+    Without a signature by the tensors' names.
+    """
     details = (interpreter.get_input_details(), interpreter.get_output_details())
     signatures = interpreter.get_signature_list()
     if not signatures:
@@ -138,14 +146,14 @@ def _edges(interpreter: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: 
         return inputs, outputs
     runner = interpreter.get_signature_runner(next(iter(signatures)))
     named = (runner.get_input_details(), runner.get_output_details())
-    inputs, outputs = (_in_order(names, found) for names, found in zip(named, details, strict=True))
+    inputs, outputs = (_in_order(mine, found) for mine, found in zip(named, details, strict=True))
     return inputs, outputs
 
 
 def _in_order(named: Mapping[str, Any], details: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A signature's tensors in the order of the file, which a signature itself has not."""
-    places = {one["index"]: place for place, one in enumerate(details)}
-    return dict(sorted(named.items(), key=lambda item: places[item[1]["index"]]))
+    """The signature's entries, which come in any order, in the file's."""
+    places = [one["index"] for one in details]
+    return dict(sorted(named.items(), key=lambda one: places.index(one[1]["index"])))
 
 
 def _typed(array: Array, one: Mapping[str, Any]) -> Array:

@@ -8,7 +8,8 @@ Not for: running it (`converter.measured`), or how either is made (`converter.qu
 from __future__ import annotations
 
 import msgspec
-from msgspec import Struct
+import onnx
+from msgspec import Struct, structs
 
 from converter.attempts import ALONE, DYNAMIC, FLOAT16, LITERT, Attempt
 from converter.fusion import Audit, audit, widest_weight
@@ -19,9 +20,13 @@ from converter.quantize import Made, Material, quantize
 from converter.recipe import Recipe, format_recipe
 from converter.tflite import Options, Written, write
 from converter.tflite.options import Weights
+from converter.tflite.parity import Limits, Progress, prove
+from converter.tflite.proof import Proof
 from converter.tflite_audit import audit_tflite
 
 METADATA_NAME = "shallop.json"
+_PROOF_SAMPLES = 8
+_PROOF_SECONDS = 30.0
 
 
 class ModelFile(Struct, frozen=True, kw_only=True):
@@ -33,14 +38,14 @@ class ModelFile(Struct, frozen=True, kw_only=True):
         entropy_bytes: the file's size under an ideal entropy coder.
         widest: largest absolute 8-bit weight of an ONNX graph; None without any, and in TFLite, whose kernels
             do not add products in 16 bits.
-        written: what the TFLite writer said of it; None for ONNX.
+        notes: for people.
     """
 
     one: Loadable
     audit: Audit
     entropy_bytes: int
     widest: int | None = None
-    written: Written | None = None
+    notes: tuple[str, ...] = ()
 
 
 def made_of(material: Material, attempt: Attempt) -> Made:
@@ -93,15 +98,67 @@ def host_config(inputs: Inputs, recipe: Recipe) -> dict[str, str]:
 
 
 def _tflite(inputs: Inputs, made: Made, recipe: Recipe) -> ModelFile:
-    written = write(made.model, options_of(inputs, recipe))
+    model, fixed = at_the_samples_shape(made.model, inputs)
+    written = write(model, options_of(inputs, recipe))
     # Only an integer model leaves something in float; the others are float by their recipe.
     left = written.float_left if recipe.kind == "static" else ()
     return ModelFile(
         one=Loadable(content=written.content, runtime=LITERT, axes=written.axes),
         audit=audit_tflite(written.content, left),
         entropy_bytes=tflite_entropy_bytes(written.content),
-        written=written,
+        notes=(*fixed, *_file_notes(inputs, written)),
     )
+
+
+def proved(inputs: Inputs, made: Made, recipe: Recipe, progress: Progress | None) -> Proof:
+    """How near the twin's file is to the graph that it was made of, on samples of the validation set.
+
+    With float edges and a batch of 1, whatever the file has: what lies between is the same.
+
+    Raises:
+        Exception: what a runtime raises for the graph or its file.
+    """
+    model, _ = at_the_samples_shape(made.model, inputs)
+    options = structs.replace(options_of(inputs, recipe), edge="float32", batch=1)
+    samples = inputs.validation.singles(0, min(_PROOF_SAMPLES, inputs.validation.n))
+    limits = Limits(samples=_PROOF_SAMPLES, seconds=_PROOF_SECONDS)
+    return prove(model, samples, options, limits=limits, progress=progress)
+
+
+def at_the_samples_shape(model: onnx.ModelProto, inputs: Inputs) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The graph with every free axis but the batch's as long as the samples are, and a note for each.
+
+    A `.tflite` file has fixed shapes, and all samples of a set have one; the graph itself is not changed.
+    """
+    feeds = next(iter(inputs.validation.singles(0, 1)))
+    copy, notes = onnx.ModelProto(), []
+    copy.CopyFrom(model)
+    for value in copy.graph.input:
+        data = inputs.validation.data.get(value.name)
+        counts_samples = data is None or not data.whole
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in feeds or len(dims) != feeds[value.name].ndim:
+            continue
+        for axis, (dim, size) in enumerate(zip(dims, feeds[value.name].shape, strict=True)):
+            if dim.dim_value > 0 or (axis == 0 and counts_samples):
+                continue
+            notes.append(f"axis {axis} of {value.name} is {size} in the file, as in the samples")
+            dim.ClearField("dim_param")
+            dim.dim_value = size
+    return copy, tuple(notes)
+
+
+def _file_notes(inputs: Inputs, written: Written) -> tuple[str, ...]:
+    """What a person must know to use the file by hand."""
+    said = [
+        f"{name} lies with the ONNX model's axes in the order {', '.join(map(str, axes))}"
+        for name, axes in written.axes.items()
+    ]
+    transposes = written.operators.get("TRANSPOSE", 0)
+    said.append(f"{sum(written.operators.values())} operators, {transposes} of them TRANSPOSE")
+    if inputs.batch > 1:
+        said.append(f"takes {inputs.batch} samples at once")
+    return tuple(said)
 
 
 def options_of(inputs: Inputs, recipe: Recipe) -> Options:

@@ -24,9 +24,10 @@ from converter.inputs import Inputs
 from converter.latency import Pairs, measure_pairs
 from converter.limits import REASON_CHARS_MAX
 from converter.loading import Loadable, opened
-from converter.making import ModelFile, file_of, host_config, made_of
+from converter.making import file_of, host_config, made_of, proved
 from converter.quantize import Made, Material
 from converter.recipe import FLOAT32, Recipe, format_recipe
+from converter.tflite.proof import Proof
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,6 +49,8 @@ class Measured(Struct, frozen=True, kw_only=True):
         content: the file.
         axes: by name of an input or output: the file's tensor is ONNX's, transposed by these.
         twin_of: id of the candidate that is the same model for another runtime.
+        proof: how near a `.tflite` twin is to its graph in ONNX Runtime; None where it is none, or that could
+            not be found out.
         outputs: over the whole validation set.
         quality: accuracy and agreement.
         audit: of the optimized graph.
@@ -66,6 +69,7 @@ class Measured(Struct, frozen=True, kw_only=True):
     content: bytes | None = None
     axes: dict[str, tuple[int, ...]] = {}
     twin_of: str | None = None
+    proof: Proof | None = None
     outputs: Outputs | None = None
     quality: Quality | None = None
     audit: Audit | None = None
@@ -178,28 +182,27 @@ def _answered(bench: Bench, made: Made, recipe: Recipe, runtime: str) -> Measure
     file = file_of(inputs, made, recipe, runtime, bench.work)
     outputs = _outputs(bench, file.one, recipe)
     unknown, notes = saturation(inputs, recipe, file.widest, made.saturating)
+    proof, said = _proof(bench, made, recipe, runtime)
     return Measured(
         id=variant_id(recipe, runtime), recipe=recipe, runtime=runtime, content=file.one.content,
-        axes=dict(file.one.axes), outputs=outputs,
+        axes=dict(file.one.axes), proof=proof, outputs=outputs,
         quality=quality(inputs.task, outputs, baseline.outputs, inputs.validation),
         audit=file.audit, entropy_bytes=file.entropy_bytes, saturation_unknown=unknown,
-        decisions=(*made.decisions, *file_notes(inputs, file), *audit_notes(file.audit), *notes),
+        decisions=(*made.decisions, *file.notes, *said, *audit_notes(file.audit), *notes),
     )  # fmt: skip
 
 
-def file_notes(inputs: Inputs, file: ModelFile) -> tuple[str, ...]:
-    """What a person must know of a `.tflite` file to use it by hand."""
-    if file.written is None:
-        return ()
-    said = [
-        f"{name} lies as {', '.join(f'axis {place}' for place in axes)} of the ONNX model's"
-        for name, axes in file.one.axes.items()
-    ]
-    transposes = file.written.operators.get("TRANSPOSE", 0)
-    said.append(f"{sum(file.written.operators.values())} operators, {transposes} of them TRANSPOSE")
-    if inputs.batch > 1:
-        said.append(f"takes {inputs.batch} samples at once")
-    return tuple(said)
+def _proof(bench: Bench, made: Made, recipe: Recipe, runtime: str) -> tuple[Proof | None, tuple[str, ...]]:
+    """Of a twin's `.tflite` file; a proof that cannot be made costs the candidate nothing but a note."""
+    if runtime != LITERT or not recipe.twin:
+        return None, ()
+    said = bench.progress
+    told = None if said is None else (lambda stage, done, total: said(f"parity of {stage}", done, total))
+    try:
+        found = proved(bench.inputs, made, recipe, told)
+    except Exception as error:  # noqa: BLE001 - the twin may be good although its proof is not
+        return None, (f"parity is unknown: {reason_of(error)}",)
+    return found, ()
 
 
 def audit_notes(audited: Audit) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -47,6 +48,7 @@ from converter.rows import Timing, row, timing_of, timing_of_baseline
 from converter.runtime import VERSION
 from converter.sensitivity import measure_sensitivity
 from converter.sweep import Sweep, attempts_on, try_all
+from converter.tflite.proof import Proof, Verdict
 from wire.bundle import Manifest, Provenance
 from wire.tasks import Kind
 
@@ -180,7 +182,9 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     report = _report(inputs, list(rows.values()), choice, material, command)
     if progress is not None:
         progress("sensitivity of each tensor", 0, 1)
-    report = structs.replace(report, unneeded=unneeded, sensitivity=_sensitivity(material, attempts))
+    report = structs.replace(
+        report, unneeded=unneeded, parity=_parity(found), sensitivity=_sensitivity(material, attempts)
+    )
     if progress is not None:
         progress("sensitivity of each tensor", 1, 1)
     return _written(options, inputs, report, choice, {one.id: one for one in (baseline, *found)}, timings)
@@ -277,6 +281,19 @@ def _sensitivity(material: Material, attempts: Sequence[Attempt]) -> tuple[dict[
         for one in chart.tensors[:_SENSITIVITY_NAMED_MAX]
         if one.alone_db < _NOISE_FLOOR_DB
     )
+
+
+def _parity(found: Sequence[Measured]) -> dict[str, dict[str, object]]:
+    """The proofs as plain values; of single operators those that are not equal."""
+    proofs = {one.id: one.proof for one in found if one.proof is not None}
+    return {key: _told(proof) for key, proof in proofs.items()}
+
+
+def _told(proof: Proof) -> dict[str, object]:
+    odd = tuple(node for node in proof.nodes if node.verdict != "equal")
+    counts = {verdict: proof.count(verdict) for verdict in get_args(Verdict)}
+    plain: dict[str, object] = msgspec.to_builtins(structs.replace(proof, nodes=odd))
+    return plain | {"operators": proof.operators, "counts": counts, "is_twin": proof.is_twin}
 
 
 def _searchable(inputs: Inputs) -> Samples | None:

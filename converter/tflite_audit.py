@@ -57,7 +57,7 @@ def audit_tflite(content: bytes, names: Sequence[str] = ()) -> Audit:
             continue
         if one.code in _MOVES:
             continue
-        whole = _in_integers(one, inputs)
+        whole = in_integers(one, inputs)
         counts[whole] += 1
         if one.code in _MULTIPLIES:
             work[whole] += _multiplications(graph, one)
@@ -71,7 +71,7 @@ def audit_tflite(content: bytes, names: Sequence[str] = ()) -> Audit:
     )
 
 
-def _in_integers(one: Operator, inputs: Sequence[Tensor]) -> bool:
+def in_integers(one: Operator, inputs: Sequence[Tensor]) -> bool:
     """Whether its data, or the weights that float data are multiplied by, are integers of 8 or 16 bits."""
     data = [tensor for tensor in inputs if not tensor.constant]
     if any(tensor.dtype in _INTEGERS for tensor in data):

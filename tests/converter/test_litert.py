@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from converter.errors import RecipeError
 from converter.litert import open_session
+from converter.tflite import write
 from tests.converter.tiny_tflite import FLOAT, INT8, integer_conv, scaled
 
 _FACTORS = np.array([1.0, 2.0, 3.0], np.float32)
@@ -123,3 +125,19 @@ def test_the_runtimes_greeting_reaches_nobody() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, check=True)
     assert done.stdout == b""
     assert done.stderr == b"after\n"
+
+
+def test_inputs_and_outputs_stand_in_the_files_order_by_the_signatures_names() -> None:
+    """A file with a signature: its names are ONNX's, in whichever order the signature lists them."""
+    names = ["z", "a", "m"]
+    nodes = [helper.make_node("Mul", [name, name], [f"{name}_out"]) for name in names]
+    kinds = ([helper.make_tensor_value_info(f"{name}{end}", TensorProto.FLOAT, [1, 3]) for name in names]
+             for end in ("", "_out"))  # fmt: skip
+    made = helper.make_model(
+        helper.make_graph(nodes, "net", *kinds), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    session = open_session(write(made).content)
+    assert session.input_names == tuple(names)
+    assert session.output_names == tuple(f"{name}_out" for name in names)
+    feeds = {name: np.full((1, 3), i, np.float32) for i, name in enumerate(names)}
+    assert [float(found[0, 0]) for found in session.run(None, feeds)] == [0.0, 1.0, 4.0]

@@ -226,3 +226,16 @@ def test_a_recipe_that_litert_has_not_is_refused(workshop: Workshop) -> None:
     with pytest.raises(RecipeNameError) as caught:
         run(_options(workshop, candidates=("ai_edge_litert/static_wi8_au8_pc_minmax",)))
     assert caught.value.code == "recipe_runtime"
+
+
+def test_free_axes_of_the_graph_are_as_long_as_the_samples(tmp_path: Path) -> None:
+    """A `.tflite` file has fixed shapes: what the ONNX model leaves open the data say, as does the row."""
+    made = conv_net()
+    for value in (*made.graph.input, *made.graph.output):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if value.name == "image" and axis in {2, 3}:
+                dim.dim_param = "side"
+    rows = _rows(run(_options(Workshop(tmp_path, made))))
+    assert {row.status for row in rows.values()} == {"pass"}
+    assert "axis 2 of image is 8 in the file, as in the samples" in rows[_LITERT].decisions
+    assert not any("axis 0" in text for text in rows[_LITERT].decisions)

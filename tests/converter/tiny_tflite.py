@@ -53,18 +53,18 @@ class Sketch:
         self.tensors.append(made)
         return len(self.tensors) - 1
 
-    def operator(self, code: int, inputs: Sequence[int], outputs: Sequence[int], options: Any = None) -> None:  # noqa: ANN401
+    def operator(
+        self, code: int, inputs: Sequence[int], outputs: Sequence[int], options: object, version: int = 1
+    ) -> None:
         """Adds an operator; its options are the schema's own `...OptionsT`."""
         made, kind = schema.OperatorT(), schema.OperatorCodeT()
         kind.builtinCode = kind.deprecatedBuiltinCode = code
-        kind.version = 1
+        kind.version = version
         self.codes.append(kind)
         made.opcodeIndex = len(self.codes) - 1
         made.inputs, made.outputs = list(inputs), list(outputs)
-        if options is not None:
-            made.builtinOptions = options
-            name = type(options).__name__.removesuffix("T")
-            made.builtinOptionsType = getattr(schema.BuiltinOptions, name)
+        made.builtinOptions = options
+        made.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
         self.operators.append(made)
 
     def file(self, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
@@ -102,19 +102,18 @@ def _conv() -> Any:  # noqa: ANN401 - as above
     return options
 
 
-def integer_conv(weight: NDArray[np.int8], *, edge: int = FLOAT, scale: float = 0.05, zero: int = 3) -> bytes:
+def integer_conv(weight: NDArray[np.int8], *, edge: int = FLOAT, version: int = 1) -> bytes:
     """An int8 pointwise convolution `x [1,2,2,I]` -> `y [1,2,2,O]`; `edge` is the type of both."""
-    sketch = Sketch()
+    sketch, scale, zero = Sketch(), 0.05, 3
     outer, inner = weight.shape
     x_shape, y_shape = (1, 2, 2, inner), (1, 2, 2, outer)
-    own = {"scale": (scale,), "zero": zero}
     named = ("x_q", "y_q") if edge == FLOAT else ("x", "y")
-    x_q = sketch.tensor(named[0], x_shape, INT8, **own)  # type: ignore[arg-type]
+    x_q = sketch.tensor(named[0], x_shape, INT8, scale=(scale,), zero=zero)
     y_q = sketch.tensor(named[1], y_shape, INT8, scale=(0.1,), zero=-5)
     w = sketch.tensor("w", (outer, 1, 1, inner), INT8, scale=(0.02,), value=weight)
     b = sketch.tensor("b", (outer,), INT32, scale=(scale * 0.02,), value=np.zeros(outer))
     if edge != FLOAT:
-        sketch.operator(CONV_2D, [x_q, w, b], [y_q], _conv())
+        sketch.operator(CONV_2D, [x_q, w, b], [y_q], _conv(), version)
         return sketch.file([x_q], [y_q])
     x, y = sketch.tensor("x", x_shape, FLOAT), sketch.tensor("y", y_shape, FLOAT)
     sketch.operator(QUANTIZE, [x], [x_q], schema.QuantizeOptionsT())
