@@ -198,9 +198,10 @@ def _searched(material: Material, recipe: Recipe) -> tuple[Ranges, tuple[str, ..
     def planner(ranges: Ranges) -> Assignment:
         return assignment_of(material.model, plan_of(material, recipe, ranges, view=view))
 
-    board = board_of(material, planner(first))
+    plan = plan_of(material, recipe, first, view=view)
+    board = board_of(material, assignment_of(material.model, plan))
     by_tensor = {name: {method: ranges[name] for method, ranges in spans.items()} for name in first}
-    chosen = choose_ranges(board, planner, by_tensor)
+    chosen = choose_ranges(board, planner, by_tensor, plan.groups or None)
     return chosen.ranges, (*chosen.decisions, _took(board, begun))
 
 
