@@ -38,7 +38,7 @@ def environment(folder: Path, runtime: str) -> Path:
 
 
 def _with_what_they_need(names: tuple[str, ...]) -> list[Distribution]:
-    """These distributions and all that they require, extras left out; what is not installed is not needed here."""
+    """These distributions and all that they require; extras, and what is not installed here, are left out."""
     waiting, found = list(names), {}
     while waiting:
         name = waiting.pop()
