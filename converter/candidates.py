@@ -13,6 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from wire.bundle import Parity
 from wire.figures import Interval, PairedCounts
 from wire.measures import Measure
 from wire.sla import Limits
@@ -82,6 +83,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     deferred: tuple[str, ...] = ()
     runtime_version: str | None = None
     twin_of: str | None = None
+    parity: Parity | None = None
     top5: float | None = None
     entropy_bytes: int | None = None
     decisions: tuple[str, ...] = ()

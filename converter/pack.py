@@ -16,7 +16,7 @@ from converter.inputs import Inputs
 from converter.measured import Measured
 from converter.onnx_walk import boundaries
 from converter.recipe import format_recipe
-from converter.rows import Timing, host_figures
+from converter.rows import Timing, host_figures, parity_of
 from converter.shards import npz_bytes, shard_arrays
 from converter.tflite_walk import boundaries as edges_of
 from wire.bundle import (
@@ -115,6 +115,9 @@ def _variant(inputs: Inputs, one: Measured, timing: Timing, files: dict[str, byt
         requires=requires,
         host=host_figures(one, timing),
         session_config={} if tflite else inputs.target.session_config(one.recipe),
+        axes=one.axes,
+        twin_of=one.twin_of,
+        parity=parity_of(one),
     )
 
 

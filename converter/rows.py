@@ -22,10 +22,13 @@ from converter.loading import version_of
 from converter.measured import Measured, latency_scope
 from converter.recipe import format_recipe
 from converter.targets.fallback import verdict
-from wire.bundle import HostFigures
+from wire.bundle import HostFigures, Parity
 from wire.figures import Interval
 from wire.measures import Latency, Measure
 from wire.sla import Limits, Measures, Scope, Status, judge
+
+_NAME_CHARS_MAX = 200
+"""Of `wire.types.Name`."""
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -65,7 +68,7 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
     blank = Candidate(
         id=one.id, recipe=format_recipe(recipe), runtime=one.runtime, precision=recipe.precision,
         status="error", runtime_version=version_of(one.runtime), decisions=one.decisions,
-        format="tflite" if one.runtime == LITERT else "onnx", twin_of=one.twin_of,
+        format="tflite" if one.runtime == LITERT else "onnx", twin_of=one.twin_of, parity=parity_of(one),
     )  # fmt: skip
     if one.error is not None or one.quality is None or one.content is None:
         return structs.replace(blank, reason=one.error or "it was not measured")
@@ -81,6 +84,22 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
     if one.runtime != LITERT:
         filled = _with_rules(filled, inputs, one.content)
     return _judged(filled, inputs, one.quality, timing)
+
+
+def parity_of(one: Measured) -> Parity | None:
+    """In short, where there is a twin that it is of."""
+    proof = one.proof
+    if proof is None or one.twin_of is None:
+        return None
+    first = proof.end.first_divergence
+    return Parity(
+        operators=len(proof.nodes),
+        equal=proof.count("equal"),
+        one_step=proof.count("one_step"),
+        worse=proof.count("worse"),
+        outputs_equal=proof.end.outputs_equal,
+        first_divergence=None if first is None else first.tensor[:_NAME_CHARS_MAX],
+    )
 
 
 def _with_rules(row: Candidate, inputs: Inputs, content: bytes) -> Candidate:

@@ -258,7 +258,6 @@ def _computed(piece: Piece, captured: Sequence[Mapping[str, Array]]) -> list[dic
     session = litert.open_session(piece.content)
     found = []
     for one in given:
-        feeds = {place: one[name] for place, name in zip(session.input_names, piece.inputs, strict=True)}
-        answers = session.invoke(session.prepare(feeds))
+        answers = session.invoke(session.prepare(one))
         found.append(dict(zip(piece.outputs, answers, strict=True)))
     return found

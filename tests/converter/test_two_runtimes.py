@@ -66,6 +66,22 @@ def test_one_graph_gives_a_row_for_each_runtime(both: Conversion) -> None:
     assert abs(one.agreement - other.agreement) <= 0.02
 
 
+def test_a_twin_s_parity_is_proved_on_the_row_and_in_the_report(both: Conversion) -> None:
+    rows = _rows(both)
+    found = rows[_LITERT].parity
+    assert found is not None
+    assert found.worse == 0
+    assert found.equal + found.one_step == found.operators > 4
+    assert 0.0 <= found.outputs_equal <= 1.0
+    assert {key for key, row in rows.items() if row.parity is not None} == {_LITERT}
+    proof = both.report.parity[_LITERT]
+    assert proof["is_twin"] is True
+    assert proof["operators"] == found.operators
+    page = (both.directory / "report.html").read_text()
+    assert 'id="twin"' in page
+    assert "What the twin costs" in page
+
+
 def test_every_figure_of_a_tflite_row_is_measured(both: Conversion) -> None:
     rows = _rows(both)
     for key in (_LITERT, "ai_edge_litert/float_wf16_af16", "ai_edge_litert/dynamic_wi8_af32_pc"):
@@ -87,6 +103,9 @@ def test_the_bundle_carries_the_best_of_each_runtime_and_fp32(both: Conversion) 
     (carried,) = [one for one in manifest.variants if one.runtime == "ai-edge-litert"]
     assert carried.model_path == f"variants/{carried.id}/model.tflite"
     assert carried.session_config == {}
+    assert carried.axes == {"image": (0, 2, 3, 1)}
+    row = _rows(both)[carried.id]
+    assert (carried.twin_of, carried.parity) == (row.twin_of, row.parity)
     content = (both.directory / carried.model_path).read_bytes()
     told = json.loads(metadata_of(content)[METADATA_NAME])
     assert told["labels"] == ["a", "b", "c", "d"]
