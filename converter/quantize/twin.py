@@ -192,8 +192,9 @@ class _Checker:
         """Stored as int32 around 0 with exactly the product of the scales."""
         where, maker = f"{node.op_type} {node.name}", self._source(node, 2)
         bias, given = None if maker is None else self._stored[maker.name], self._into(node.input[0])
-        if bias is None or given is None:
-            raise RuntimeError(f"{where} was taken for integer with a bias in float")
+        if bias is None or given is None or given.scale.size != 1:
+            yield f"{where}: its bias cannot be held against the scales of input and weight"
+            return
         if bias.dtype != "int32" or (bias.zero != 0).any():
             yield f"{where}: its bias is not int32 with zero point 0 ({bias.dtype})"
         wanted = np.asarray(weight.scale * given.scale, dtype=np.float32)
