@@ -23,6 +23,10 @@ from converter.quantize.qparams import DTYPES, QParams
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
+Inputs = tuple[np.float32, int, np.float32, int]
+"""Scale and zero point of the first stored input, then of the second."""
+Output = tuple[np.float32, int]
+
 KINDS = frozenset({"Add", "Sub"})
 _TRIES = 48
 _NUDGE = 2.0**-12
@@ -33,7 +37,7 @@ _MULTIPLIER_BITS = 20
 
 
 def evened(kind: str, left: QParams, right: QParams, out: QParams) -> QParams | None:
-    """`out` itself where all sums are equal already, else with a scale just wide enough; None if none is found.
+    """`out` itself where all sums are equal already, else just wide enough; None if no try is.
 
     Args:
         kind: `Add` or `Sub`.
@@ -43,8 +47,11 @@ def evened(kind: str, left: QParams, right: QParams, out: QParams) -> QParams | 
 
     Ensures: the zero point is `out`'s, and whatever `out` holds is held.
     """
-    numbers = [(float(one.scale), int(one.zero_point)) for one in (left, right, out)]
-    scale = _evened(kind, left.dtype, *(x for pair in numbers for x in pair))
+    numbers = [
+        (float(one.scale), int(one.zero_point) - (128 if one.dtype == "u8" else 0))
+        for one in (left, right, out)
+    ]
+    scale = _evened(kind, *(x for pair in numbers for x in pair))
     if scale is None:
         return None
     return QParams(
@@ -53,34 +60,33 @@ def evened(kind: str, left: QParams, right: QParams, out: QParams) -> QParams | 
 
 
 @lru_cache(maxsize=4096)
-def _evened(  # noqa: PLR0913, PLR0917 - plain numbers, to be remembered by
-    kind: str, dtype: str, scale_a: float, zero_a: int, scale_b: float, zero_b: int, scale: float, zero: int
+def _evened(
+    kind: str, scale_a: float, zero_a: int, scale_b: float, zero_b: int, scale: float, zero: int
 ) -> float | None:
     inputs = (np.float32(scale_a), zero_a, np.float32(scale_b), zero_b)
     for number in range(_TRIES):
         tried = np.float32(scale * (1 + number * _NUDGE))
-        if is_even(kind, dtype, inputs, (tried, zero)):
+        if is_even(kind, inputs, (tried, zero)):
             return float(tried)
     return None
 
 
-def is_even(
-    kind: str, dtype: str, inputs: tuple[np.float32, int, np.float32, int], output: tuple[np.float32, int]
-) -> bool:
-    """Whether both runtimes give the same for every pair of stored numbers.
+def is_even(kind: str, inputs: Inputs, output: Output) -> bool:
+    """Whether both runtimes give the same for every pair, however ONNX stores it: signed or unsigned.
 
     Args:
         kind: `Add` or `Sub`.
-        dtype: of the stored numbers in the ONNX graph, `u8` or `i8`.
-        inputs: scale and zero point of the first, then of the second.
+        inputs: scale and zero point of the first, then of the second; zero points of signed bytes.
         output: scale and zero point.
     """
-    scale_a, _, scale_b, _ = inputs
-    ratios = (scale_a / output[0], scale_b / output[0])
-    if not all(_RATIO_MIN <= ratio < _RATIO_MAX for ratio in ratios):
+    if not all(_RATIO_MIN <= scale / output[0] < _RATIO_MAX for scale in (inputs[0], inputs[2])):
         return False
-    mine = litert(kind, dtype, inputs, output)
-    return all(np.array_equal(mine, theirs) for theirs in onnxruntime(kind, dtype, inputs, output))
+    mine = litert(kind, "i8", inputs, output)
+    if not all(np.array_equal(mine, theirs) for theirs in onnxruntime(kind, "i8", inputs, output)):
+        return False
+    unsigned = (inputs[0], inputs[1] + 128, inputs[2], inputs[3] + 128)
+    found = onnxruntime(kind, "u8", unsigned, (output[0], output[1] + 128))
+    return all(np.array_equal(mine, theirs - 128) for theirs in found)
 
 
 def _stored(dtype: str) -> Integers:
@@ -93,9 +99,7 @@ def _clipped(values: NDArray[np.float32 | np.int64], dtype: str) -> Integers:
     return np.clip(values, limits.min, limits.max).astype(np.int64)
 
 
-def litert(
-    kind: str, dtype: str, inputs: tuple[np.float32, int, np.float32, int], output: tuple[np.float32, int]
-) -> Integers:
+def litert(kind: str, dtype: str, inputs: Inputs, output: Output) -> Integers:
     """What LiteRT gives for every pair, first along axis 0, `[256, 256]`; in the integers of `dtype`."""
     scale_a, zero_a, scale_b, zero_b = inputs
     scale, zero = output
@@ -109,9 +113,7 @@ def litert(
     return _clipped((total >> shift) + zero, dtype)
 
 
-def onnxruntime(
-    kind: str, dtype: str, inputs: tuple[np.float32, int, np.float32, int], output: tuple[np.float32, int]
-) -> list[Integers]:
+def onnxruntime(kind: str, dtype: str, inputs: Inputs, output: Output) -> list[Integers]:
     """What ONNX Runtime gives for every pair, as `litert`; for Add with fused multiply-add, then without."""
     scale_a, zero_a, scale_b, zero_b = inputs
     scale, zero = output

@@ -256,9 +256,6 @@ def _computed(piece: Piece, captured: Sequence[Mapping[str, Array]]) -> list[dic
             {name: one[by_tensor[id(value.tensor)]] for name, value in piece.outputs.items()} for one in given
         ]
     session = litert.open_session(piece.content)
-    found = []
-    for one in given:
-        feeds = {place: one[name] for place, name in zip(session.input_names, piece.inputs, strict=True)}
-        answers = session.invoke(session.prepare(feeds))
-        found.append(dict(zip(piece.outputs, answers, strict=True)))
-    return found
+    return [
+        dict(zip(session.output_names, session.invoke(session.prepare(one)), strict=True)) for one in given
+    ]

@@ -12,12 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from converter import litert, runtime
 from converter.quantize import even_sums
-from converter.quantize.even_sums import evened, is_even
+from converter.quantize.even_sums import Inputs, Output, evened, is_even
 from converter.quantize.qparams import DTYPES, QParams
 from converter.tflite import write
-
-Inputs = tuple[np.float32, int, np.float32, int]
-Output = tuple[np.float32, int]
 
 
 def _model(kind: str, dtype: str, inputs: Inputs, output: Output) -> onnx.ModelProto:
@@ -72,7 +69,9 @@ def test_both_runtimes_are_emulated_bit_for_bit(kind: str, dtype: str) -> None:
         # Which of the two ONNX Runtime does depends on the CPU that it was compiled for.
         emulated = even_sums.onnxruntime(kind, dtype, inputs, output)
         assert any(np.array_equal(one, theirs) for one in emulated)
-        if is_even(kind, dtype, inputs, output):
+        shift = 128 if dtype == "u8" else 0
+        signed = (inputs[0], inputs[1] - shift, inputs[2], inputs[3] - shift)
+        if is_even(kind, signed, (output[0], output[1] - shift)):
             np.testing.assert_array_equal(mine, theirs)
         uneven += not np.array_equal(mine, theirs)
     assert uneven > 1
@@ -98,6 +97,18 @@ def test_a_wider_scale_makes_every_sum_equal(kind: str, dtype: str) -> None:
         np.testing.assert_array_equal(mine, theirs)
         moved += bool(found.scale > scale)
     assert 2 < moved < 12
+
+
+def test_signed_and_unsigned_storage_get_one_scale() -> None:
+    random = np.random.default_rng(13)
+    for _ in range(4):
+        (first, a, second, b), (scale, zero) = _drawn(random, "i8")
+        signed = evened("Add", *(_params("i8", s, z) for s, z in ((first, a), (second, b), (scale, zero))))
+        raised = ((first, a + 128), (second, b + 128), (scale, zero + 128))
+        unsigned = evened("Add", *(_params("u8", s, z) for s, z in raised))
+        assert signed is not None
+        assert unsigned is not None
+        assert signed.scale == unsigned.scale
 
 
 def test_what_xnnpack_leaves_to_others_is_not_touched() -> None:
