@@ -16,6 +16,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from wire.bundle import Parity
+
 Verdict = Literal["equal", "one_step", "worse", "unmeasured"]
 
 EXACT = frozenset({"Add", "Conv", "Gelu", "Gemm", "MatMul", "Mul", "Sigmoid", "Softmax", "Tanh"})
@@ -38,6 +40,8 @@ REASONS: dict[str, str] = {
 """Why an operator's answers may differ, as far as it is known, by ONNX type."""
 
 REQUANTIZED = "the kernel's scale is not ONNX's, so a QUANTIZE follows and numbers are rounded twice"
+_NAME_MAX = 200
+"""Of a name in a manifest."""
 UNKNOWN = "no reason is known"
 
 
@@ -189,6 +193,15 @@ class Proof(Struct, frozen=True, kw_only=True):
     def beyond(self) -> tuple[NodeProof, ...]:
         """Operators further off than their type allows."""
         return tuple(node for node in self.nodes if not allowed(node))
+
+    def summary(self) -> Parity:
+        """For the bundle's manifest."""
+        first = self.end.first_divergence
+        return Parity(
+            operators=len(self.nodes), equal=self.count("equal"), one_step=self.count("one_step"),
+            worse=self.count("worse"), outputs_equal=self.end.outputs_equal,
+            first_divergence=None if first is None else first.tensor[:_NAME_MAX],
+        )  # fmt: skip
 
     @property
     def is_twin(self) -> bool:
