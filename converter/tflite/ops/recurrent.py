@@ -1,8 +1,8 @@
 """Recurrent networks, unrolled over their fixed length.
 
 For: LSTM, GRU and RNN in float, forward, reverse and in both directions, with either layout: FULLY_CONNECTED
-for all steps' inputs at once, then one for each step's state. (TFLite's own sequence LSTM keeps its state from
-one run to the next, and has no GRU beside it.)
+for all steps' inputs at once, then one for each step's state. (TFLite's own sequence LSTM keeps its state
+from one run to the next, and has no GRU beside it.)
 Not for: sequences of several lengths, or more steps than STEPS_MAX.
 """
 
