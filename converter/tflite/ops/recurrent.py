@@ -16,8 +16,9 @@ from msgspec import Struct
 from converter.tflite.errors import TFLiteError
 from converter.tflite.layout import Axes
 from converter.tflite.lowering import Lowering
+from converter.tflite.ops.conv import Filter
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.linear import dense
+from converter.tflite.ops.linear import dense, matrix
 from converter.tflite.ops.pieces import binary, unary
 from converter.tflite.reading import Array, Op
 from converter.tflite.schema import schema
@@ -201,7 +202,8 @@ def _split(b: Lowering, tensor: Tensor, widths: Sequence[int], name: str) -> lis
 
 def _inputs(b: Lowering, way: _Way, rows: slice, bias: Array, word: str) -> list[Tensor]:
     """What the inputs give to some gates, `[N, K]` for every step in the order in which they run."""
-    weight = b.weight(np.ascontiguousarray(way.weight[rows]), f"{way.name}_{word}_weight", 0)
+    values = np.ascontiguousarray(way.weight[rows])
+    weight = matrix(b, f"{way.name}_{word}_weight", Filter(values=values, quant=None, axis=0))
     width = int(weight.shape[0])
     offset = b.new_constant(np.ascontiguousarray(bias[rows]), f"{way.name}_{word}_bias")
     made = b.new(f"{way.name}_{word}", (way.flat.shape[0], width), "float32")
@@ -225,7 +227,8 @@ class _Product(Struct, frozen=True, kw_only=True, eq=False):
 
 
 def _product(b: Lowering, way: _Way, rows: slice, word: str, bias: Array | None = None) -> _Product:
-    weight = b.weight(np.ascontiguousarray(way.recurrence[rows]), f"{way.name}_{word}_recurrence", 0)
+    values = np.ascontiguousarray(way.recurrence[rows])
+    weight = matrix(b, f"{way.name}_{word}_recurrence", Filter(values=values, quant=None, axis=0))
     numbers = np.zeros(weight.shape[0], np.float32) if bias is None else np.ascontiguousarray(bias[rows])
     return _Product(weight=weight, bias=b.new_constant(numbers, f"{way.name}_{word}_state_bias"))
 

@@ -152,3 +152,8 @@ def test_too_many_steps_are_refused() -> None:
     with pytest.raises(TFLiteError, match=f"n_y unrolls to {STEPS_MAX + 2} steps") as caught:
         write(_model("GRU", STEPS_MAX // 2 + 1, {"direction": "bidirectional"}))
     assert caught.value.code == "tflite_size"
+
+
+def test_dynamic_int8_weights_are_near_float() -> None:
+    operators = _check(_model("GRU", 3), 3e-2, Options(weights="dynamic_int8"))
+    assert "FULLY_CONNECTED" not in operators
