@@ -16,9 +16,9 @@ _MOVED = {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}
 
 def _block(*, opset: int = 17, mask: bool = False) -> onnx.ModelProto:
     constants = {
-        "root": np.array(2**0.5, np.float32), "half": np.array(0.5, np.float32), "one": np.array(1, np.float32),
-        "scale": np.array((_WIDTH // _HEADS) ** 0.5, np.float32), "cut": np.array([0, 0, _HEADS, -1]),
-        "joined": np.array([0, 0, -1]),
+        "root": np.array(2**0.5, np.float32), "half": np.array(0.5, np.float32),
+        "one": np.array(1, np.float32), "scale": np.array((_WIDTH // _HEADS) ** 0.5, np.float32), 
+        "cut": np.array([0, 0, _HEADS, -1]), "joined": np.array([0, 0, -1]),
     }  # fmt: skip
     for name, shape in (("up", (_WIDTH, 32)), ("down", (32, _WIDTH)), *((n, (_WIDTH,) * 2) for n in "qkvo")):
         constants |= {f"{name}_w": floats(len(constants), *shape), f"{name}_b": floats(7, shape[1])}
@@ -40,7 +40,8 @@ def _block(*, opset: int = 17, mask: bool = False) -> onnx.ModelProto:
         ("MatMul", "ctx o_w", "o_m"), ("Add", "o_m o_b", "o"), ("Add", "o x", "a"),
         ("LayerNormalization", "a n2_s n2_b", "n2"), ("MatMul", "n2 up_w", "u_m"), ("Add", "u_m up_b", "u"),
         ("Div", "u root", "e1"), ("Erf", "e1", "e2"), ("Add", "e2 one", "e3"), ("Mul", "u e3", "e4"),
-        ("Mul", "e4 half", "g"), ("MatMul", "g down_w", "d_m"), ("Add", "d_m down_b", "d"), ("Add", "d a", "y"),
+        ("Mul", "e4 half", "g"), ("MatMul", "g down_w", "d_m"), ("Add", "d_m down_b", "d"),
+        ("Add", "d a", "y"),
     ]  # fmt: skip
     return graph(lines, constants, outputs={"y": [None] * 3}, shape=(_TOKENS, _WIDTH), opset=opset)
 
