@@ -17,7 +17,7 @@ _MOVED = {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}
 def _block(*, opset: int = 17, mask: bool = False) -> onnx.ModelProto:
     constants = {
         "root": np.array(2**0.5, np.float32), "half": np.array(0.5, np.float32),
-        "one": np.array(1, np.float32), "scale": np.array((_WIDTH // _HEADS) ** 0.5, np.float32), 
+        "one": np.array(1, np.float32), "scale": np.array((_WIDTH // _HEADS) ** 0.5, np.float32),
         "cut": np.array([0, 0, _HEADS, -1]), "joined": np.array([0, 0, -1]),
     }  # fmt: skip
     for name, shape in (("up", (_WIDTH, 32)), ("down", (32, _WIDTH)), *((n, (_WIDTH,) * 2) for n in "qkvo")):
