@@ -10,7 +10,7 @@ from converter.tflite.errors import TFLiteError
 from converter.tflite.layout import laid
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import fixed_output, options_of, unary
+from converter.tflite.ops.pieces import fits, fixed_output, options_of, unary
 from converter.tflite.reading import Op, Traits
 
 _KINDS = {"Elu": "ELU", "HardSwish": "HARD_SWISH", "Sigmoid": "LOGISTIC", "Tanh": "TANH"}
@@ -48,7 +48,9 @@ def p_relu(b: Lowering, op: Op) -> None:
 _INTEGER = Traits(integer=True)
 
 ENTRIES = {
-    **dict.fromkeys(_KINDS, Entry(lower=plain, traits=_INTEGER)),
+    **dict.fromkeys(("Elu", "HardSwish"), Entry(lower=plain, traits=_INTEGER)),
     "LeakyRelu": Entry(lower=leaky_relu, traits=_INTEGER),
     "PRelu": Entry(lower=p_relu, traits=Traits(integer=True, constants=(1,))),
+    "Sigmoid": Entry(lower=plain, traits=Traits(integer=True, fits=fits("LOGISTIC"))),
+    "Tanh": Entry(lower=plain, traits=Traits(integer=True, fits=fits("TANH"))),
 }

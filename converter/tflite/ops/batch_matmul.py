@@ -71,4 +71,7 @@ def _matrices(b: Lowering, name: str, *, flip: bool, column: bool) -> tuple[Tens
     if computed and (value.axes == swapped or (column and not flip and value.axes != identity(rank))):
         # The kernel reads the right operand by its columns: where it must be moved anyway, move it so.
         return b.take(name, swapped), not flip
+    constant = b.constant(name)
+    if constant is not None and constant.quant is None:
+        return b.weight(np.asarray(constant.values, np.float32), name, None), flip
     return b.take(name), flip

@@ -9,7 +9,7 @@ TANH 1/128 and 0 (https://ai.google.dev/edge/litert/models/quantization_spec).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ DEMANDED: dict[str, QParams] = {
     "TANH": _fixed(1 / 128, 0),
 }  # fmt: skip
 """How the INT8 kernel's output is stored, whatever the model says."""
+_FINER_MAX = 2.0
 
 
 def fixed_output(b: Lowering, op: Op, kind: str, axes: Axes) -> Tensor:
@@ -51,6 +52,26 @@ def fixed_output(b: Lowering, op: Op, kind: str, axes: Axes) -> Tensor:
     demanded = DEMANDED.get(kind)
     like = None if demanded is None else b.new(kind, (), "int8", demanded)
     return b.output(op, axes, like=like)
+
+
+def fits(kind: str) -> Callable[[QParams], bool]:
+    """Whether what the kernel has rounded its own way is within a step of ONNX's under other parameters.
+
+    Rounding twice moves a number by no more than ceil(r / 2) steps, where r is how many times finer the other
+    step is; but by up to r where the kernel's range ends and the other one goes on. Below its range LOG_SOFTMAX
+    loses everything, and above it there is nothing.
+    """
+    demanded = DEMANDED[kind]
+    low, high = demanded.interval
+
+    def decide(wanted: QParams) -> bool:
+        finer = float(demanded.scale) / float(wanted.scale)
+        below, above = wanted.interval[0] < low, wanted.interval[1] > high
+        if kind == "LOG_SOFTMAX":
+            return finer <= _FINER_MAX and not below
+        return finer <= (1.0 if below or above else _FINER_MAX)
+
+    return decide
 
 
 def options_of(kind: str) -> Any:  # noqa: ANN401 - the schema has no types
