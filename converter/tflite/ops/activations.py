@@ -6,6 +6,8 @@ Not for: Relu and Clip (`bounds`), HardSigmoid, Softmax, Gelu, which have module
 
 from __future__ import annotations
 
+import numpy as np
+
 from converter.tflite.errors import TFLiteError
 from converter.tflite.layout import laid
 from converter.tflite.lowering import Lowering
@@ -42,6 +44,10 @@ def p_relu(b: Lowering, op: Op) -> None:
         raise TFLiteError("tflite_shape", f"the slope of {op.where} has more axes than what it is applied to")
     if slope.quant is not None and slope.quant.axis is not None:
         raise TFLiteError("tflite_quantization", f"the slope of {op.where} is stored per channel")
+    if slope.values is not None and slope.values.size == 1:
+        # tflite-runtime 2.14 reads beyond a slope of one element.
+        whole = np.broadcast_to(slope.values, (*(1,) * (len(axes) - 1), tensor.shape[-1]))
+        slope = b.new_constant(np.ascontiguousarray(whole), f"{slope.name}_of_all", slope.quant)
     b.add("PRELU", [tensor, slope], [b.output(op, axes)])
 
 

@@ -58,8 +58,8 @@ def fits(kind: str) -> Callable[[QParams], bool]:
     """Whether what the kernel has rounded its own way is within a step of ONNX's under other parameters.
 
     Rounding twice moves a number by no more than ceil(r / 2) steps, where r is how many times finer the other
-    step is; but by up to r where the kernel's range ends and the other one goes on. Below its range LOG_SOFTMAX
-    loses everything, and above it there is nothing.
+    step is; but by up to r where the kernel's range ends and the other one goes on. Below its range
+    LOG_SOFTMAX loses everything, and above it there is nothing.
     """
     demanded = DEMANDED[kind]
     low, high = demanded.interval
