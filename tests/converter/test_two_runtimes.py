@@ -258,3 +258,23 @@ def test_free_axes_of_the_graph_are_as_long_as_the_samples(tmp_path: Path) -> No
     assert {row.status for row in rows.values()} == {"pass"}
     assert "axis 2 of image is 8 in the file, as in the samples" in rows[_LITERT].decisions
     assert not any("axis 0" in text for text in rows[_LITERT].decisions)
+
+
+@pytest.mark.parametrize("target", ["coral_edgetpu", "ethos_u65_u55", "vip_npu_imx8mp"])
+def test_a_target_that_takes_tflite_alone_gets_integer_edges_and_only_its_rows(
+    tmp_path: Path, target: str
+) -> None:
+    conversion = run(_options(Workshop(tmp_path), target=target, candidates=()))
+    baseline, *rows = conversion.report.candidates
+    assert baseline.id == "onnxruntime/float_wf32_af32"
+    assert {row.runtime for row in rows} == {"ai-edge-litert"}
+    twin = next(row for row in rows if row.recipe.endswith("_twin"))
+    assert twin.status == "pass", twin.reason
+    assert twin.fusion is not None
+    assert twin.fusion.qdq_left == 0
+    assert twin.latency_scope != "target"
+    assert conversion.report.parity[twin.id]["is_twin"] is True
+    manifest = conversion.manifest
+    assert manifest is not None
+    assert manifest.variants[0].id == twin.id
+    assert {one.runtime for one in manifest.variants} == {"ai-edge-litert"}
