@@ -9,16 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.tflite_walk import WalkError, boundaries, metadata_of, tensor_spans, walk
-from tests.converter.tiny_tflite import (
-    CONV_2D,
-    DEQUANTIZE,
-    FLOAT,
-    INT8,
-    QUANTIZE,
-    Sketch,
-    integer_conv,
-    scaled,
-)
+from tests.converter.tiny_tflite import CONV_2D, DEQUANTIZE, INT8, QUANTIZE, integer_conv, scaled
 
 _WEIGHT = np.arange(-6, 6, dtype=np.int8).reshape(4, 3)
 
@@ -60,27 +51,6 @@ def test_payloads_lie_where_the_walk_says() -> None:
         edge for span in spans for edge in (span.offset, span.offset + span.size_bytes)
     }
     assert metadata_of(content) == {}
-
-
-def test_codes_beyond_a_byte_are_read_where_new_files_keep_them() -> None:
-    sketch = Sketch()
-    x, y = (sketch.tensor(name, (1, 3), FLOAT) for name in "xy")
-    options = schema.GeluOptionsT()
-    options.approximate = False
-    sketch.operator(150, [x], [y], options)
-    assert [one.code for one in walk(sketch.file([x], [y])).operators] == [150]
-
-
-def test_a_file_that_ends_anywhere_is_a_named_error_or_whole_so_far() -> None:
-    content = integer_conv(_WEIGHT)
-    for size in range(len(content)):
-        for look in (walk, boundaries, metadata_of):
-            try:
-                found = look(content[:size])
-            except WalkError as error:
-                assert error.code == "not_tflite"  # noqa: PT017 - both ends are right
-            else:
-                assert look is not boundaries or max(found) <= size  # type: ignore[type-var, arg-type]
 
 
 def test_what_is_no_tflite_file_is_refused_by_name() -> None:
