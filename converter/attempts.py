@@ -7,10 +7,10 @@ Not for: making them (`converter.making`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from converter.recipe import FLOAT32, Recipe, RecipeNameError, format_recipe, parse
 
@@ -93,40 +93,32 @@ def _runtimes(recipe: Recipe, form: Format, *, takes_onnx: bool) -> tuple[str, .
     return (ONNXRUNTIME, LITERT) if takes_onnx and recipe.twin else (LITERT,)
 
 
-def attempts_of(recipes: Sequence[Recipe], form: Format, *, takes_onnx: bool = True) -> tuple[Attempt, ...]:
+def tflite_of(pairs: Iterable[tuple[str, Recipe]]) -> tuple[Attempt, ...]:
+    """Attempts of rows, each a runtime and a recipe: those of one recipe are one, for they are one graph."""
+    found: dict[Recipe, list[str]] = {}
+    for runtime, recipe in pairs:
+        found.setdefault(recipe, []).append(runtime)
+    return tuple(Attempt(recipe, tuple(runtimes)) for recipe, runtimes in found.items())
+
+
+def attempts_of(recipes: Sequence[Recipe], tflite: Sequence[Attempt], form: Format) -> tuple[Attempt, ...]:
     """All that is tried, in the order of preference.
 
     Args:
-        recipes: of the target, best first; where no twin is among them, the first static one gets one.
+        recipes: of the target for ONNX Runtime, best first.
+        tflite: what joins where TFLite files are written, best first.
         form: what is written. With `tflite` the ONNX rows that remain are the twins' counterparts.
-        takes_onnx: whether the target does.
     """
     plain = [Attempt(recipe) for recipe in recipes if not recipe.twin]
     if form == "onnx":
         return tuple(plain)
-    both = (ONNXRUNTIME, LITERT) if takes_onnx else (LITERT,)
-    paired = tuple(Attempt(recipe, both) for recipe in twins_of(recipes))
-    alone = tuple(Attempt(recipe, (LITERT,)) for recipe in ALONE)
     if form == "tflite":
-        return paired + alone
-    # Behind the recipe that it is the twin of, whose ranges it takes.
+        return tuple(tflite)
+    twins = [one for one in tflite if one.recipe.twin]
+    alone = [one for one in tflite if not one.recipe.twin]
+    # Behind the recipe that they are the twins of, whose ranges they take.
     static = next((i for i, one in enumerate(plain) if one.recipe.kind == "static"), -1)
-    return (*plain[: static + 1], *paired, *plain[static + 1 :], *alone)
-
-
-def twins_of(recipes: Sequence[Recipe]) -> tuple[Recipe, ...]:
-    """The twins among them, else that of the first static recipe; none where there is no such recipe.
-
-    Without repairs of the graph: those are candidates of their own.
-    """
-    static = [
-        one for one in recipes if one.kind == "static" and (one.weight, one.activation[1:]) == ("i8", "8")
-    ]
-    given = tuple(one for one in static if one.twin)
-    if given or not static:
-        return given
-    kept = tuple(one for one in static[0].extras if one in {"sym", "rr"})
-    return (structs.replace(static[0], extras=(*kept, "twin")),)
+    return (*plain[: static + 1], *twins, *plain[static + 1 :], *alone)
 
 
 def counterpart(recipe: Recipe, runtime: str) -> str | None:

@@ -166,14 +166,17 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
         target=target, machine=machine, host_of_target_class=of_class(machine, target),
         threads=options.threads,
         latency_samples=LATENCY_RUNS_MIN if options.quick else options.latency_samples,
-        asked=asked, form=form, edge=options.tflite_edge or ("float32" if takes_onnx(target) else "int8"),
-        batch=options.batch,
+        asked=asked, form=form, edge=options.tflite_edge or _edge(target), batch=options.batch,
     )  # fmt: skip
 
 
 def takes_onnx(target: Target) -> bool:
     """Whether ONNX models can be made for it."""
     return target.rules.format.value != "TFLite"
+
+
+def _edge(target: Target) -> Edge:
+    return "float32" if target.tflite is None else target.tflite.edge.value
 
 
 def form_of(target: Target, asked: Format | None) -> Format:
@@ -184,7 +187,7 @@ def form_of(target: Target, asked: Format | None) -> Format:
     """
     if not takes_onnx(target):
         possible: tuple[Format, ...] = ("tflite",)
-    elif target.accelerated or target.provider is not None:
+    elif target.tflite is None:
         possible = ("onnx",)
     else:
         possible = ("both", "onnx", "tflite")

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import onnx
 from msgspec import Struct, structs
 
-from converter.attempts import Attempt, attempts_of, counterpart, variant_id
+from converter.attempts import Attempt, attempts_of, counterpart, tflite_of, variant_id
 from converter.executor import Executor
-from converter.inputs import Inputs, takes_onnx
+from converter.inputs import Inputs
 from converter.measured import Bench, Measured, answer_candidate, reason_of, time_candidate
 from converter.quantize.given import given_recipe
 from converter.quantize.weights.scheme import weight_facts
 from converter.rows import row, timing_of
-from converter.targets.choose import recipes_for
+from converter.targets.choose import recipes_for, tflite_attempts_for
 
 
 def attempts_on(inputs: Inputs, graph: onnx.ModelProto) -> tuple[Attempt, ...]:
@@ -26,7 +26,7 @@ def attempts_on(inputs: Inputs, graph: onnx.ModelProto) -> tuple[Attempt, ...]:
     if inputs.asked:
         return inputs.asked
     recipes = recipes_for(inputs.target, weight_facts(graph))
-    found = attempts_of(recipes, inputs.form, takes_onnx=takes_onnx(inputs.target))
+    found = attempts_of(recipes, tflite_of(tflite_attempts_for(inputs.target)), inputs.form)
     given = None if inputs.source.quantized is None else given_recipe(inputs.source.quantized)
     return found if given is None or inputs.form == "tflite" else (Attempt(given), *found)
 

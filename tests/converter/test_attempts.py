@@ -17,10 +17,11 @@ from converter.attempts import (
     attempts_of,
     counterpart,
     parse_attempt,
-    twins_of,
+    tflite_of,
     variant_id,
 )
 from converter.recipe import FLOAT32, RecipeNameError, format_recipe, parse
+from converter.targets.choose import tflite_attempts_for
 from converter.targets.loader import all_targets
 
 _RECIPES = tuple(
@@ -31,11 +32,13 @@ _RECIPES = tuple(
     )
 )  # fmt: skip
 _TWIN = parse("static_wi8_au8_pc_auto_rr_twin")
+_PAIRS = ((ONNXRUNTIME, _TWIN), (LITERT, _TWIN), *((LITERT, one) for one in ALONE))
+_TFLITE = tflite_of(_PAIRS)
 _IDS = re.compile(r"[a-z0-9_]+/[a-z0-9_]{1,120}")
 
 
 def test_both_runtimes_get_todays_recipes_the_twin_and_litert_its_own() -> None:
-    found = attempts_of(_RECIPES, "both")
+    found = attempts_of(_RECIPES, _TFLITE, "both")
     names = [key for one in found for key in one.ids]
     assert names == [
         "onnxruntime/dynamic_wi8_af32",
@@ -51,32 +54,26 @@ def test_both_runtimes_get_todays_recipes_the_twin_and_litert_its_own() -> None:
     assert all(_IDS.fullmatch(name) for name in names)
 
 
-def test_onnx_alone_is_what_it_was() -> None:
-    assert attempts_of(_RECIPES, "onnx") == tuple(Attempt(one) for one in _RECIPES)
+def test_rows_of_one_recipe_are_one_attempt() -> None:
+    paired = Attempt(_TWIN, (ONNXRUNTIME, LITERT))
+    assert list(_TFLITE) == [paired, *(Attempt(one, (LITERT,)) for one in ALONE)]
 
 
-@pytest.mark.parametrize(("takes_onnx", "runtimes"), [(True, (ONNXRUNTIME, LITERT)), (False, (LITERT,))])
-def test_tflite_alone_keeps_the_twins_counterpart_where_onnx_runs(
-    takes_onnx: bool, runtimes: tuple[str, ...]
-) -> None:
-    found = attempts_of(_RECIPES, "tflite", takes_onnx=takes_onnx)
-    assert found == (Attempt(_TWIN, runtimes), *(Attempt(one, (LITERT,)) for one in ALONE))
-
-
-def test_twins_that_a_target_names_are_taken_as_they_are() -> None:
-    named = (parse("static_wi8_ai8_pt_minmax_twin"), parse("static_wi8_ai8_pc_auto_twin"))
-    assert twins_of((*_RECIPES, *named)) == named
-    assert attempts_of((*_RECIPES, *named), "both")[0] == Attempt(_RECIPES[0])
-    assert twins_of(_RECIPES[:1]) == ()
-    assert twins_of((parse("static_wi8_au16_pc_minmax"),)) == ()
+def test_onnx_alone_is_what_it_was_and_tflite_alone_what_joins() -> None:
+    assert attempts_of(_RECIPES, _TFLITE, "onnx") == tuple(Attempt(one) for one in _RECIPES)
+    assert attempts_of((*_RECIPES, _TWIN), _TFLITE, "onnx") == tuple(Attempt(one) for one in _RECIPES)
+    assert attempts_of(_RECIPES, _TFLITE, "tflite") == _TFLITE
 
 
 @pytest.mark.parametrize("form", ["onnx", "tflite", "both"])
 def test_no_row_is_there_twice_whatever_the_target(form: Format) -> None:
     for target in all_targets():
-        ids = [key for one in attempts_of(target.recipes, form) for key in one.ids]
+        tflite = tflite_of(tflite_attempts_for(target))
+        ids = [key for one in attempts_of(target.recipes, tflite, form) for key in one.ids]
         assert len(set(ids)) == len(ids)
-        assert (form == "onnx") == (not any(key.startswith("ai_edge") for key in ids))
+        wanted = form != "onnx" and target.tflite is not None
+        assert wanted == any(key.startswith("ai_edge") for key in ids)
+        assert all(one.recipe.twin or one.recipe in ALONE for one in tflite)
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,16 @@ from msgspec import structs
 from onnx import helper
 
 from converter.candidates import Candidate
+from converter.dataset import Samples
 from converter.errors import InputError
 from converter.inputs import Options
 from converter.litert import open_session
-from converter.making import METADATA_NAME
+from converter.making import METADATA_NAME, at_the_samples_shape
 from converter.pipeline import Conversion, run
 from converter.recipe import RecipeNameError
 from converter.tflite_walk import metadata_of, tensor_spans
 from tests.converter.builders import Workshop, conv_net, model, weights
-from wire.bundle import host_key, input_key
+from wire.bundle import InputData, host_key, input_key
 
 _TWIN = "static_wi8_au8_pc_minmax_twin"
 _LITERT = f"ai_edge_litert/{_TWIN}"
@@ -258,3 +259,38 @@ def test_free_axes_of_the_graph_are_as_long_as_the_samples(tmp_path: Path) -> No
     assert {row.status for row in rows.values()} == {"pass"}
     assert "axis 2 of image is 8 in the file, as in the samples" in rows[_LITERT].decisions
     assert not any("axis 0" in text for text in rows[_LITERT].decisions)
+
+
+@pytest.mark.parametrize("target", ["coral_edgetpu", "ethos_u65_u55", "vip_npu_imx8mp"])
+def test_a_target_that_takes_tflite_alone_gets_integer_edges_and_only_its_rows(
+    tmp_path: Path, target: str
+) -> None:
+    conversion = run(_options(Workshop(tmp_path), target=target, candidates=()))
+    baseline, *rows = conversion.report.candidates
+    assert baseline.id == "onnxruntime/float_wf32_af32"
+    assert {row.runtime for row in rows} == {"ai-edge-litert"}
+    twin = next(row for row in rows if row.recipe.endswith("_twin"))
+    assert twin.status == "pass", twin.reason
+    assert twin.fusion is not None
+    assert twin.fusion.qdq_left == 0
+    assert twin.latency_scope != "target"
+    assert conversion.report.parity[twin.id]["is_twin"] is True
+    manifest = conversion.manifest
+    assert manifest is not None
+    assert manifest.variants[0].id == twin.id
+    assert {one.runtime for one in manifest.variants} == {"ai-edge-litert"}
+
+
+@pytest.mark.parametrize(("whole", "noted"), [(False, ["axis 1 of x is 4"]), (True, ["axis 0 of x is 9"])])
+def test_what_counts_samples_is_left_to_the_batch(*, whole: bool, noted: list[str]) -> None:
+    """`[T,4]` of a whole sample is fixed along time; `[N,4]` keeps its first axis for the batch."""
+    shape = ["T", 4] if whole else ["N", "width"]
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", values[:1], values[1:])
+    stored = np.zeros((3, 9, 4) if whole else (3, 4), np.float32)
+    data = {"x": InputData(sample_axis=None)} if whole else {}
+    samples = Samples(path="here", sha256="0" * 64, arrays={"x": stored}, data=data, n=3)
+    found, notes = at_the_samples_shape(helper.make_model(graph), samples)
+    assert [text.split(" in the file")[0] for text in notes] == noted
+    dims = found.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_value or dim.dim_param for dim in dims] == ([9, 4] if whole else ["N", 4])
