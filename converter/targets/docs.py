@@ -13,6 +13,7 @@ import msgspec
 
 from converter.targets.loader import Rule, Target, all_targets
 from converter.targets.show import TargetRow, targets_table
+from converter.targets.tflite_rules import Limit
 
 _HEADINGS = (
     "id", "aliases", "what it is", "runtime or provider", "a bundle holds", "weights x activations",
@@ -66,11 +67,36 @@ def _section(target: Target) -> list[str]:
             continue
         lines.append(f"| {name} | `{_value(rule.value)}` | {rule.confidence} | {rule.source} |")
     lines.append("")
+    lines += _tflite(target)
     if target.hazards:
         lines += ["Known to fail:", ""]
         lines += [f"- {one.value} ({one.confidence}: {one.source})" for one in target.hazards]
         lines.append("")
     return lines
+
+
+def _tflite(target: Target) -> list[str]:
+    if target.tflite is None:
+        return []
+    lines = ["TFLite files:", "", "| rule | value | confidence | source |", "|---|---|---|---|"]
+    for name in target.tflite.__struct_fields__:
+        rule = getattr(target.tflite, name)
+        if isinstance(rule, Rule) and not rule.source.startswith("the plain case"):
+            lines.append(f"| {name} | `{_value(rule.value)}` | {rule.confidence} | {rule.source} |")
+    lines.append("")
+    if target.tflite.limits:
+        lines += ["| limit | of | value | confidence | source |", "|---|---|---|---|---|"]
+        lines += [_limit(one) for one in target.tflite.limits]
+        lines.append("")
+    return lines
+
+
+def _limit(one: Limit) -> str:
+    about = ", ".join(one.operators) or "all"
+    about += f" but {', '.join(one.but)}" if one.but else ""
+    bounds = [f"{name} {value}" for name, value in (("from", one.low), ("to", one.high)) if value is not None]
+    value = ", ".join([*bounds, *one.words, *(["else the GPU"] if one.runs_on == "GPU" else [])])
+    return f"| {one.check} | {about} | {value} | {one.confidence} | {one.source} |"
 
 
 def _value(value: object) -> str:

@@ -56,8 +56,10 @@ def lint(target: Target, model: onnx.ModelProto) -> tuple[LintFinding, ...]:
     rules = target.rules
     found = [*_opset(rules, model), *open_shapes(rules, model), *_inputs(rules, model)]
     if any(one.value is not None for one in (rules.rank_max, rules.inner_axes_max, rules.size_max)):
+        main = GraphView(model.graph)
         for name, shape in shapes_of(model).items():
-            found += _tensor(rules, name, shape)
+            if main.stored(name) is None:  # weights behind their pairs are no activations
+                found += _tensor(rules, name, shape)
     for graph in graphs_of(model.graph):
         view = GraphView(graph)
         for node in graph.node:
@@ -104,12 +106,13 @@ def _given(model: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
 
 
 def open_shapes(rules: Rules, model: onnx.ModelProto) -> Iterator[LintFinding]:
-    """Inputs with open axes where every shape must be fixed."""
+    """Inputs with open axes where every shape must be fixed; a TFLite file's first axis is its writer's."""
     if not rules.static_shapes.value:
         return
+    written = rules.format.value == "TFLite"
     for value in _given(model):
         dims = value.type.tensor_type.shape.dim
-        open_axes = [i for i, dim in enumerate(dims) if not dim.HasField("dim_value")]
+        open_axes = [i for i, dim in enumerate(dims) if not dim.HasField("dim_value") and (i or not written)]
         if open_axes:
             words = f"axes {open_axes} of input {value.name} are open, every shape must be fixed"
             yield _finding("static_shapes", rules.static_shapes, value.name, words)

@@ -3,8 +3,7 @@
 For: finding a target by id or alias, and refusing a file whose recipes break its own rules.
 Not for: looking at the machine (`converter.targets.detect`).
 
-Every rule carries where it comes from and how well it is known: `V` read in source or documentation or
-measured, `S` seen in a search excerpt, `M` from memory.
+Every rule carries where it comes from and how well it is known (`converter.targets.rule`).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
 import yaml
@@ -20,10 +19,16 @@ from msgspec import Meta, Struct
 
 from converter.errors import InputError
 from converter.recipe import Recipe, parse
+from converter.targets.rule import Rule
+from converter.targets.rule import plain_rule as _rule
+from converter.targets.tflite_rules import TFLiteRules
 from wire.bundle import Requirements
 from wire.types import Name
 
-T = TypeVar("T")
+__all__ = [
+    "ActivationType", "Compiler", "Detection", "Rule", "Rules", "Target", "activations_of", "all_targets",
+    "broken_rule", "find_target", "forbidden", "usable_target", "weights_of",
+]  # fmt: skip
 
 _FOLDER = Path(__file__).parent
 _IMPOSSIBLE = {
@@ -33,19 +38,6 @@ _IMPOSSIBLE = {
 }
 """Devices that people ask for by name and that cannot do what this program is for."""
 _FILE_BYTES_MAX = 64 * 1024
-
-
-class Rule(Struct, Generic[T], frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One rule with where it comes from."""
-
-    value: T
-    confidence: Literal["V", "S", "M"]
-    source: Annotated[str, Meta(min_length=1, max_length=400)]
-
-
-def _rule(value: T) -> Rule[T]:
-    """The plain case of a rule, where a profile says nothing of it."""
-    return Rule(value=value, confidence="M", source="the plain case; the profile says nothing of it")
 
 
 _OPSET_PER_CHANNEL: Rule[int] = Rule(
@@ -183,6 +175,7 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         compiler: None where the runtime takes the model as it is.
         refused: why no model can be made for it here, and what to do instead; None where one can.
         rules: of its models.
+        tflite: of its `.tflite` files; None where there are none for it.
         hazards: what is known to fail.
     """
 
@@ -197,6 +190,7 @@ class Target(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     compiler: Rule[Compiler] | None = None
     refused: Rule[str] | None = None
     rules: Rules
+    tflite: TFLiteRules | None = None
     hazards: tuple[Rule[str], ...] = ()
 
     @property
@@ -267,12 +261,11 @@ def usable_target(name: str) -> Target:
     """The target of that id or alias, for which a model can be made.
 
     Raises:
-        InputError: as `find_target`; `target_needs_tflite` or `target_refused`: none is made for it here.
+        InputError: as `find_target`; `target_refused`: none is made for it here.
     """
     target = find_target(name)
     if target.refused is not None:
-        code = "target_needs_tflite" if target.rules.format.value == "TFLite" else "target_refused"
-        raise InputError(code, f"{target.id}: {target.refused.value}")
+        raise InputError("target_refused", f"{target.id}: {target.refused.value}")
     return target
 
 
@@ -292,12 +285,25 @@ def broken_rule(target: Target) -> str | None:
     rules = target.rules
     if rules.opset_min.value > rules.opset_max.value:
         return "opset_min is above opset_max"
-    if (rules.format.value == "TFLite" or target.runtime == "vendor") and target.refused is None:
+    if target.runtime == "vendor" and target.refused is None:
         return "nothing here writes such models, and it is not refused"
-    for recipe, name in zip(target.recipes, rules.recipes.value, strict=True):
-        fault = forbidden(target, recipe)
+    if rules.format.value == "TFLite" and target.tflite is None and target.refused is None:
+        return "it takes TFLite files and does not say which, and it is not refused"
+    tflite = () if target.tflite is None else target.tflite.recipes.value
+    for name in (*rules.recipes.value, *tflite):
+        recipe = parse(name)
+        fault = forbidden(target, recipe) or (_not_tflite(recipe) if name in tflite else None)
         if fault is not None:
             return f"{name} has {fault}"
+    return None
+
+
+def _not_tflite(recipe: Recipe) -> str | None:
+    """Why a recipe cannot be written as a TFLite file, in words, or None."""
+    if recipe.kind == "static" and not recipe.twin:
+        return "scales that TFLite's kernels need not take: only a twin's are"
+    if recipe.kind not in {"static", "dynamic", "float"}:
+        return f"a kind that TFLite files do not know: {recipe.kind}"
     return None
 
 

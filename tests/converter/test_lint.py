@@ -94,6 +94,14 @@ def test_open_shapes() -> None:
     assert _codes(find_target("x86_vnni"), conv_net()) == set()
 
 
+def test_the_samples_of_a_tflite_file_are_its_writers() -> None:
+    assert "static_shapes" not in _codes(find_target("coral"), conv_net())
+    free = conv_net()
+    free.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    found = [one for one in lint(find_target("coral"), free) if one.code == "static_shapes"]
+    assert [one.words for one in found] == ["axes [2] of input image are open, every shape must be fixed"]
+
+
 def _single(node: onnx.NodeProto, shape: list[int], *constants: onnx.TensorProto) -> onnx.ModelProto:
     """A model of one node from `x` to `y`."""
     graph = helper.make_graph(

@@ -11,12 +11,13 @@ from converter.errors import InputError
 from converter.pipeline import run
 from converter.quantize.operators import CPU
 from converter.quantize.placement import placement_of
-from converter.recipe import parse
-from converter.targets.choose import ModelFacts, recipes_for
+from converter.recipe import format_recipe, parse
+from converter.targets.choose import ModelFacts, recipes_for, tflite_attempts_for
 from converter.targets.detect import Machine, detect_accelerators, of_class
 from converter.targets.docs import page
 from converter.targets.loader import (
     Rule,
+    Target,
     all_targets,
     broken_rule,
     find_target,
@@ -41,16 +42,52 @@ def test_the_profiles_of_the_draft_are_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "code"),
-    [("coral", "target_needs_tflite"), ("stm32mp2", "target_needs_tflite"),
-     ("ethos-u", "target_needs_tflite"), ("imx500", "target_refused")],
+    ("name", "recipe", "edge", "delegate"),
+    [("coral", "static_wi8_ai8_pc_auto_twin", "int8", "libedgetpu.so.1"),
+     ("ethos-u", "static_wi8_ai8_pc_auto_twin", "int8", "/usr/lib/libethosu_delegate.so"),
+     ("stm32mp2", "static_wi8_ai8_pt_auto_twin", "int8", "/usr/lib/libvx_delegate.so"),
+     ("imx8mp", "static_wi8_ai8_pt_auto_twin", "int8", "/usr/lib/libvx_delegate.so")],
 )  # fmt: skip
-def test_what_no_model_can_be_made_for_is_refused_with_what_to_do(name: str, code: str) -> None:
-    assert find_target(name).refused is not None
-    with pytest.raises(InputError) as caught:
-        usable_target(name)
-    assert caught.value.code == code
-    assert any(word in caught.value.args[0] for word in ("convert for its CPU", "model-compression-toolkit"))
+def test_accelerators_of_tflite_files_have_twins_and_a_delegate(
+    name: str, recipe: str, edge: str, delegate: str
+) -> None:
+    target = usable_target(name)
+    assert target.rules.recipes.value == (recipe,)
+    assert target.tflite is not None
+    assert target.tflite.edge.value == edge
+    assert target.tflite.delegate.value == delegate
+    assert tflite_attempts_for(target) == (
+        ("ai-edge-litert", parse(recipe)),
+        ("ai-edge-litert", parse("float_wf32_af32")),
+    )
+    assert placement_of(target.rules, twin=True).whole
+
+
+@pytest.mark.parametrize(
+    ("name", "twin"),
+    [("x86_avx2", "static_wi8_au8_pc_auto_rr_twin"), ("x86_vnni", "static_wi8_au8_pc_auto_twin"),
+     ("rpi4", "static_wi8_ai8_pc_auto_twin"), ("rpi5", "static_wi8_ai8_pc_auto_twin"),
+     ("arm64_i8mm", "static_wi8_ai8_pc_auto_twin")],
+)  # fmt: skip
+def test_on_a_cpu_one_graph_is_written_for_both_runtimes(name: str, twin: str) -> None:
+    found = [(runtime, format_recipe(recipe)) for runtime, recipe in tflite_attempts_for(find_target(name))]
+    assert found == [
+        ("onnxruntime", twin),
+        ("ai-edge-litert", twin),
+        ("ai-edge-litert", "dynamic_wi8_af32_pc"),
+        ("ai-edge-litert", "float_wf16_af16"),
+        ("ai-edge-litert", "float_wf32_af32"),
+    ]
+
+
+def test_others_have_no_tflite_files() -> None:
+    assert tflite_attempts_for(find_target("orin")) == ()
+
+
+def test_what_no_model_can_be_made_for_is_refused_with_what_to_do() -> None:
+    with pytest.raises(InputError, match="model-compression-toolkit") as caught:
+        usable_target("imx500")
+    assert caught.value.code == "target_refused"
 
 
 def test_a_usable_target_is_itself() -> None:
@@ -106,9 +143,29 @@ def test_four_bits_are_tried_where_matrices_are_most_of_it(
     assert {"static", "mixed", "dynamic", "float"} <= kinds
 
 
-def test_a_tflite_target_that_is_not_refused_is_a_fault() -> None:
-    coral = structs.replace(find_target("coral"), refused=None)
-    assert "nothing here writes such models" in (broken_rule(coral) or "")
+def _tflite_recipe(target: Target, name: str) -> Target:
+    assert target.tflite is not None
+    rule: Rule[tuple[str, ...]] = Rule(value=(name,), confidence="V", source="a test")
+    return structs.replace(target, tflite=structs.replace(target.tflite, recipes=rule))
+
+
+def test_what_nothing_here_writes_is_a_fault_unless_it_is_refused() -> None:
+    coral, sony = find_target("coral"), find_target("imx500")
+    assert "it takes TFLite files and does not say which" in (
+        broken_rule(structs.replace(coral, tflite=None)) or ""
+    )
+    assert "nothing here writes such models" in (broken_rule(structs.replace(sony, refused=None)) or "")
+    assert "only a twin's are" in (broken_rule(_tflite_recipe(coral, "static_wi8_ai8_pc_auto")) or "")
+    assert "TFLite files do not know: weight" in (
+        broken_rule(_tflite_recipe(find_target("rpi5"), "weight_wi4_af32_g32_rtn")) or ""
+    )
+    assert "per channel" in (
+        broken_rule(_tflite_recipe(find_target("imx8mp"), "static_wi8_ai8_pc_auto_twin")) or ""
+    )
+    assert broken_rule(_tflite_recipe(coral, "dynamic_wi8_af32_pc")) is None
+
+
+def test_opsets_that_exclude_each_other_are_a_fault() -> None:
     upside = structs.replace(
         find_target("rpi5"),
         rules=structs.replace(
@@ -134,7 +191,12 @@ def test_the_table_says_which_one_this_machine_is() -> None:
     assert [row.id for row in rows.values() if row.this_host] == ["arm64_dotprod"]
     assert rows["jetson_gpu_trt"].types == "i8 x i8 sym"
     assert not rows["jetson_gpu_trt"].compiled
-    assert rows["coral_edgetpu"].model == "refused"
+    assert rows["coral_edgetpu"].model == "TFLite"
+    assert rows["coral_edgetpu"].runtime == "libedgetpu.so.1"
+    assert rows["x86_vnni"].model == "ONNX and TFLite"
+    assert rows["qnn_htp"].model == "ONNX"
+    assert rows["imx500_pi_ai_camera"].model == "refused"
+    assert (rows["ethos_u65_u55"].confidence, rows["coral_edgetpu"].confidence) == ("S", "M")
     assert rows["rk3588_rknpu2"].model == "ONNX FP32 for its compiler"
     assert rows["hailo8"].confidence == "M"
     x86 = Machine(arch="x86_64", features=frozenset({"avx2", "avx512_vnni"}), cpu="one")
