@@ -13,6 +13,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from wire.bundle import Parity
 from wire.figures import Interval, PairedCounts
 from wire.measures import Measure
 from wire.sla import Limits
@@ -82,6 +83,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     deferred: tuple[str, ...] = ()
     runtime_version: str | None = None
     twin_of: str | None = None
+    parity: Parity | None = None
     top5: float | None = None
     entropy_bytes: int | None = None
     decisions: tuple[str, ...] = ()
@@ -101,6 +103,8 @@ class Report(Struct, frozen=True, kw_only=True):
             quantization), worst first; None where it was not measured.
         sparsity: FP32 weights of which some share is zero (`converter.lossless.Sparsity`), most first.
         metric: name and direction of what stands in every field called accuracy; None is top-1.
+        parity: by id of a twin's row for LiteRT, how near its file is to the ONNX graph that it was made of
+            (`converter.tflite.proof.Proof`; of single operators those that are not equal).
         unneeded: recipes that are no candidates of this model and SLA, by name, and why.
     """
 
@@ -121,6 +125,7 @@ class Report(Struct, frozen=True, kw_only=True):
     sensitivity: tuple[dict[str, object], ...] | None = None
     metric: dict[str, object] | None = None
     sparsity: tuple[dict[str, object], ...] | None = None
+    parity: dict[str, dict[str, object]] = {}
     unneeded: dict[str, str] = {}
     task: Kind = "classification"
     task_reason: str = ""
@@ -133,7 +138,8 @@ class Choice(Struct, frozen=True, kw_only=True):
     Attributes:
         chosen: id of the first variant; None where nothing passes.
         reason: why this one, in words.
-        carried: ids of all variants in order, `chosen` first and FP32 last where both are there.
+        carried: ids of all variants in order: `chosen`, the best of another runtime (or, on a host that is
+            not of the target's class, the second of its own), and FP32 last where it is not chosen.
     """
 
     chosen: str | None
@@ -180,30 +186,55 @@ def choose(
     """The choice among judged candidates.
 
     Args:
-        baseline: FP32's row.
-        quantized: the other rows, in the target's order of preference.
+        baseline: FP32's row; where only another runtime competes, the row of FP32 there.
+        quantized: the other rows that compete, of any runtime, in the target's order of preference.
         limits: the SLA; its objective and fallback are looked at, its limits were judged before.
         host_of_target_class: whether latency measured here speaks for the target.
     """
     passing = [row for row in quantized if row.status == "pass"]
     fp32_passes = baseline.status == "pass"
-    fp32 = (baseline.id,) if fp32_passes or limits.fallback == "fp32_unbounded" else ()
+    allowed = fp32_passes or limits.fallback == "fp32_unbounded"
+    fp32 = (baseline.id,) if allowed and baseline.status != "error" else ()
     if not passing:
         if fp32_passes:
             reason = "no quantized candidate passes the SLA, FP32 does"
             return Choice(chosen=baseline.id, reason=reason, carried=(baseline.id,))
         return Choice(chosen=None, reason="no candidate passes the SLA")
-    if host_of_target_class:
-        if fp32_passes and limits.objective != "size":
-            passing = [row for row in passing if not _slower(row)]
-        if not passing:
-            why = "what passes quantized is slower than FP32, and no limit needs it"
-            return Choice(chosen=baseline.id, reason=why, carried=(baseline.id,))
-        best, reason = _best_measured(passing, limits.objective)
-        return Choice(chosen=best.id, reason=reason, carried=(best.id, *fp32))
-    ordered, reason = _by_preference(passing, limits.objective)
-    carried = (*(row.id for row in ordered[:2]), *fp32)
-    return Choice(chosen=ordered[0].id, reason=reason, carried=carried)
+    worth = passing
+    if host_of_target_class and fp32_passes and limits.objective != "size":
+        worth = [row for row in passing if not _slower(row)]
+    # FP32 stands for its own runtime, so there nothing slower is carried beside it.
+    spare = [row for row in passing if row in worth or row.runtime != baseline.runtime]
+    if not worth:
+        why = "what passes quantized is slower than FP32, and no limit needs it"
+        beside = _of_other_runtime(spare, baseline.runtime, limits, measured=True)
+        return Choice(chosen=baseline.id, reason=why, carried=(baseline.id, *beside))
+    ordered, reason = _ordered(worth, limits.objective, measured=host_of_target_class)
+    best = ordered[0]
+    beside = _of_other_runtime(spare, best.runtime, limits, measured=host_of_target_class)
+    if not beside and not host_of_target_class:
+        # The device may find the second one faster.
+        beside = tuple(row.id for row in ordered[1:2])
+    return Choice(chosen=best.id, reason=reason, carried=(best.id, *beside, *fp32))
+
+
+def _ordered(rows: Sequence[Candidate], objective: str, *, measured: bool) -> tuple[list[Candidate], str]:
+    """The best first, and why; of measured rows nothing is said of the order behind it."""
+    if not measured:
+        return _by_preference(rows, objective)
+    best, reason = _best_measured(rows, objective)
+    return [best], reason
+
+
+def _of_other_runtime(
+    rows: Sequence[Candidate], runtime: str, limits: Limits, *, measured: bool
+) -> tuple[str, ...]:
+    """The best of those that need another runtime: a device that has only that one finds a variant."""
+    others = [row for row in rows if row.runtime != runtime]
+    if not others:
+        return ()
+    ordered, _ = _ordered(others, limits.objective, measured=measured)
+    return (ordered[0].id,)
 
 
 def _slower(row: Candidate) -> bool:

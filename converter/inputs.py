@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from msgspec import Struct, structs
 
+from converter.attempts import LITERT, Attempt, Edge, Format, parse_attempt
 from converter.dataset import (
     Description,
     Samples,
@@ -31,7 +32,7 @@ from converter.evaluate import Task, task_of
 from converter.evaluate.registry import inferred
 from converter.limits import LATENCY_RUNS_DEFAULT, LATENCY_RUNS_MIN, QUICK_SAMPLES_MAX, TEXT_BYTES_MAX
 from converter.model import Signature, SourceModel, read_bytes, read_model, words
-from converter.recipe import format_recipe, parse
+from converter.recipe import FLOAT32, format_recipe
 from converter.targets.detect import Machine, detect_machine, detect_target, of_class
 from converter.targets.lint import require_shapes
 from converter.targets.loader import Rule, Target, broken_rule, usable_target
@@ -60,6 +61,9 @@ class Options(Struct, frozen=True, kw_only=True):
     threads: int = 1
     latency_samples: int = LATENCY_RUNS_DEFAULT
     candidates: tuple[str, ...] = ()
+    format: Format | None = None
+    tflite_edge: Edge | None = None
+    batch: int = 1
     quick: bool = False
     executor: str | None = None
     force: bool = False
@@ -102,6 +106,10 @@ class Inputs(Struct, frozen=True, kw_only=True):
         host_of_target_class: whether this host is of the target's class.
         threads: of latency sessions.
         latency_samples: pairs to time.
+        asked: what alone is tried, in the order of preference; empty for all that suits.
+        form: what is written.
+        edge: type of the inputs and outputs of quantized `.tflite` files.
+        batch: samples that a `.tflite` file takes at once.
     """
 
     name: str
@@ -122,6 +130,10 @@ class Inputs(Struct, frozen=True, kw_only=True):
     host_of_target_class: bool
     threads: int
     latency_samples: int
+    asked: tuple[Attempt, ...] = ()
+    form: Format = "onnx"
+    edge: Edge = "float32"
+    batch: int = 1
 
 
 def read_inputs(options: Options, now: datetime) -> Inputs:
@@ -133,7 +145,8 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
     limits, sla_text = read_sla(options.sla)
     machine = detect_machine(options.root)
     target = detect_target(machine) if options.target == "host" else usable_target(options.target)
-    target = only(target, options.candidates)
+    form = form_of(target, options.format)
+    asked = asked_of(target, options.candidates, form)
     name = _checked_name(options.name or default_name(options.model), ModelName, "--name")
     release = _checked_name(options.release or f"{now:%Y%m%d-%H%M%S}", ReleaseName, "--release")
     source = read_model(options.model)
@@ -153,29 +166,65 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
         target=target, machine=machine, host_of_target_class=of_class(machine, target),
         threads=options.threads,
         latency_samples=LATENCY_RUNS_MIN if options.quick else options.latency_samples,
+        asked=asked, form=form, edge=options.tflite_edge or _edge(target), batch=options.batch,
     )  # fmt: skip
 
 
-def only(target: Target, names: tuple[str, ...]) -> Target:
-    """The target with these recipes as its candidates, in this order; as it is where none are named.
+def takes_onnx(target: Target) -> bool:
+    """Whether ONNX models can be made for it."""
+    return target.rules.format.value != "TFLite"
+
+
+def _edge(target: Target) -> Edge:
+    return "float32" if target.tflite is None else target.tflite.edge.value
+
+
+def form_of(target: Target, asked: Format | None) -> Format:
+    """What is written for a target: what was asked for, else both where both run there.
+
+    Raises:
+        InputError: `format_forbidden`: the target takes only the other.
+    """
+    if not takes_onnx(target):
+        possible: tuple[Format, ...] = ("tflite",)
+    elif target.tflite is None:
+        possible = ("onnx",)
+    else:
+        possible = ("both", "onnx", "tflite")
+    if asked is not None and asked not in possible:
+        raise InputError(
+            "format_forbidden",
+            f"{target.id} takes {possible[0]} models only; leave --format {asked} away, "
+            f"or convert for a CPU target",
+        )
+    return asked or possible[0]
+
+
+def asked_of(target: Target, names: tuple[str, ...], form: Format) -> tuple[Attempt, ...]:
+    """What these names ask for, in this order; empty where none are named.
+
+    Where only TFLite competes FP32 is among it, for there it is what a device falls back to.
 
     Raises:
         InputError: `candidate_forbidden`: the target's rules forbid one of them, or one stands twice.
-        RecipeNameError: one is no recipe.
+        RecipeNameError: one is no recipe, or none of its runtime's.
     """
     if not names:
-        return target
-    recipes = tuple(format_recipe(parse(name)) for name in names)
+        return ()
+    attempts = tuple(parse_attempt(name, form, takes_onnx=takes_onnx(target)) for name in names)
+    ids = [key for one in attempts for key in one.ids]
+    recipes = tuple(dict.fromkeys(format_recipe(one.recipe) for one in attempts))
     rule = Rule(value=recipes, confidence="V", source="asked for with --candidates")
     asked = structs.replace(target, rules=structs.replace(target.rules, recipes=rule))
-    fault = "one stands twice" if len(set(recipes)) < len(recipes) else broken_rule(asked)
+    fault = "one stands twice" if len(set(ids)) < len(ids) else broken_rule(asked)
     if fault is not None:
         raise InputError(
             "candidate_forbidden",
             f"--candidates does not fit the target {target.id}: {fault}; "
             f"`shallop-convert targets {target.id}` shows its rules and recipes",
         )
-    return asked
+    fallback = Attempt(FLOAT32, (LITERT,))
+    return attempts if form != "tflite" or fallback.ids[0] in ids else (*attempts, fallback)
 
 
 def thinned(samples: Samples, n_max: int) -> Samples:

@@ -1,4 +1,4 @@
-"""What a bundle or an ONNX file is, read from nothing but its own bytes.
+"""What a bundle, an ONNX or a TFLite file is, read from nothing but its own bytes.
 
 For: `shallop-convert inspect`: the manifest, whether every file is what the manifest names, how each
 variant is quantized, and what the runtime here makes of it.
@@ -23,6 +23,8 @@ from converter.measured import reason_of
 from converter.model import read_bytes
 from converter.targets.detect import Machine, detect_machine, meets
 from converter.targets.loader import all_targets
+from converter.tflite_summary import TFLiteModel, summarize_tflite
+from converter.tflite_walk import IDENTIFIER
 from wire.bundle import MANIFEST_BYTES_MAX, File, Manifest, Variant, check
 from wire.codec import decode
 from wire.errors import ContentError
@@ -52,10 +54,10 @@ class Model(Struct, frozen=True, kw_only=True):
 
 
 class InspectedVariant(Struct, frozen=True, kw_only=True):
-    """A variant with its model looked into; None where its model is no ONNX file."""
+    """A variant with its model looked into; None where its model is of another kind."""
 
     variant: Variant
-    model: Model | None
+    model: Model | TFLiteModel | None
 
 
 class Bundle(Struct, frozen=True, kw_only=True):
@@ -74,15 +76,15 @@ class Bundle(Struct, frozen=True, kw_only=True):
     variants: tuple[InspectedVariant, ...]
 
 
-def inspect(path: Path, progress: Progress | None = None) -> Bundle | Model:
-    """A bundle's directory, or an ONNX file.
+def inspect(path: Path, progress: Progress | None = None) -> Bundle | Model | TFLiteModel:
+    """A bundle's directory, an ONNX file or a TFLite file.
 
     Args:
         path: of either.
         progress: told (stage, done, in all).
 
     Raises:
-        InputError: `nothing_there`, `no_bundle`, `model_not_onnx`, `model_too_large`.
+        InputError: `nothing_there`, `no_bundle`, `model_not_onnx`, `model_not_tflite`, `model_too_large`.
         ContentError: `bundle_damaged`: the files that are missing or not what the manifest names.
         WireError, LimitsError: the manifest itself cannot be read.
     """
@@ -90,9 +92,12 @@ def inspect(path: Path, progress: Progress | None = None) -> Bundle | Model:
         return _bundle(path, progress)
     if not path.exists():
         raise InputError(
-            "nothing_there", f"{path} does not exist; name a bundle's directory or an .onnx file"
+            "nothing_there", f"{path} does not exist; name a bundle's directory, an .onnx or a .tflite file"
         )
-    return model_of(read_bytes(path, MODEL_BYTES_MAX, "model"), path.name, {})
+    content = read_bytes(path, MODEL_BYTES_MAX, "model")
+    if content[4:8] == IDENTIFIER or path.suffix == ".tflite":
+        return summarize_tflite(content, path.name)
+    return model_of(content, path.name, {})
 
 
 def _bundle(directory: Path, progress: Progress | None) -> Bundle:
@@ -167,10 +172,13 @@ def _unlisted(directory: Path, files: tuple[File, ...]) -> tuple[str, ...]:
 def _variants(directory: Path, manifest: Manifest, progress: Progress | None) -> list[InspectedVariant]:
     found = []
     for i, variant in enumerate(manifest.variants, start=1):
-        model = None
+        model: Model | TFLiteModel | None = None
         if variant.model_path.endswith(".onnx"):
             content = read_bytes(directory / variant.model_path, MODEL_BYTES_MAX, "model")
             model = model_of(content, variant.model_path, session_config(manifest, variant, detect_machine()))
+        elif variant.model_path.endswith(".tflite"):
+            content = read_bytes(directory / variant.model_path, MODEL_BYTES_MAX, "model")
+            model = summarize_tflite(content, variant.model_path)
         found.append(InspectedVariant(variant=variant, model=model))
         if progress is not None:
             progress("look into variants", i, len(manifest.variants))

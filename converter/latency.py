@@ -20,7 +20,7 @@ from converter.limits import (
     LATENCY_SECONDS_MAX,
     LATENCY_WARMUP_RUNS,
 )
-from converter.runtime import Session
+from converter.loading import Session, calls_of
 from wire.figures import Interval, median_interval, percentile
 from wire.measures import Latency
 
@@ -52,16 +52,17 @@ def measure_pairs(
     """Times `runs` pairs; the order within a pair turns with every block.
 
     Args:
-        candidate: an open session.
+        candidate: an open session; where it lays samples out, that is done before and not timed.
         baseline: the FP32 session, with equally many threads.
         feeds: single samples, used in turn; not empty.
         runs: pairs wanted; a slow model gets fewer, once `LATENCY_SECONDS_MAX` are spent, but never
             fewer than `LATENCY_RUNS_MIN`.
         clock: nanoseconds, monotonic.
     """
+    calls = (calls_of(candidate, feeds), calls_of(baseline, feeds))
     for i in range(LATENCY_WARMUP_RUNS):
-        candidate.run(None, feeds[i % len(feeds)])
-        baseline.run(None, feeds[i % len(feeds)])
+        for theirs in calls:
+            theirs[i % len(feeds)]()
     times: tuple[list[float], list[float]] = ([], [])
     started, collecting = clock(), gc.isenabled()
     gc.disable()
@@ -71,9 +72,9 @@ def measure_pairs(
                 break
             first = (i // LATENCY_BLOCK_RUNS) % 2
             for which in (first, 1 - first):
-                session = baseline if which else candidate
+                call = calls[which][i % len(feeds)]
                 begun = clock()
-                session.run(None, feeds[i % len(feeds)])
+                call()
                 times[which].append((clock() - begun) / 1e6)
     finally:
         if collecting:

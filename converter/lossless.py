@@ -8,12 +8,15 @@ Not for: compressing what travels (`wire.chunks`), or removing weights (`convert
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
 from msgspec import Struct
 from numpy.typing import NDArray
 from onnx import numpy_helper
+
+from converter.tflite_walk import payloads
 
 _SMALL_ELEMENTS = 64
 """Biases, scales and shapes say nothing of sparsity, and their entropy is their size."""
@@ -46,16 +49,32 @@ def entropy_bytes(model: onnx.ModelProto) -> int:
     Shannon's bound, sum over planes of n H / 8 with H the entropy of the plane's bytes, so no table of
     code lengths is counted. A coder that sees neighbours or repeats may do better on special weights.
     """
-    raw = coded = 0
-    for tensor in model.graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        if array.dtype == object or array.size < _SMALL_ELEMENTS:
-            continue
-        planes = np.frombuffer(np.ascontiguousarray(array).tobytes(), dtype=np.uint8)
-        planes = planes.reshape(array.size, -1)
-        raw += planes.size
-        coded += sum(math.ceil(_entropy_bits(planes[:, i]) / 8) for i in range(planes.shape[1]))
-    return int(model.ByteSize()) - raw + coded
+    arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
+    planes = [
+        np.frombuffer(np.ascontiguousarray(array).tobytes(), dtype=np.uint8).reshape(array.size, -1)
+        for array in arrays
+        if array.dtype != object and array.size >= _SMALL_ELEMENTS
+    ]
+    return int(model.ByteSize()) - _saved(planes)
+
+
+def tflite_entropy_bytes(content: bytes) -> int:
+    """The same of a `.tflite` file.
+
+    Raises:
+        WalkError: it is none.
+    """
+    found = (
+        np.frombuffer(content, np.uint8, span.size_bytes, span.offset).reshape(-1, width)
+        for span, width in payloads(content)
+    )
+    return len(content) - _saved([one for one in found if len(one) >= _SMALL_ELEMENTS])
+
+
+def _saved(tensors: Sequence[NDArray[np.uint8]]) -> int:
+    """Bytes that an ideal coder saves on these, each `[elements, bytes of one]`."""
+    planes = [planes[:, i] for planes in tensors for i in range(planes.shape[1])]
+    return sum(plane.size - math.ceil(_entropy_bits(plane) / 8) for plane in planes)
 
 
 def _entropy_bits(plane: NDArray[np.uint8]) -> float:

@@ -1,6 +1,6 @@
 """One candidate, built and measured.
 
-For: taking a recipe to a graph, its answers, its fusion audit and its latency; whatever is raised on the
+For: taking an attempt to its files, their answers, their audit and their latency; whatever is raised on the
 way becomes the candidate's own reason (FACTS.md, trap 3) and never ends the run.
 Not for: judging it, or choosing.
 """
@@ -15,17 +15,19 @@ from itertools import islice
 
 from msgspec import Struct, structs
 
+from converter.attempts import LITERT, ONNXRUNTIME, Attempt, variant_id
 from converter.dataset import Feeds
 from converter.errors import InputError, RecipeError
-from converter.evaluate import Outputs, Quality, outputs_of, quality
-from converter.fusion import Audit, audit, multiplications, widest_weight
+from converter.evaluate import Outputs, Quality, answers_of, quality
+from converter.fusion import Audit, multiplications
 from converter.inputs import Inputs
 from converter.latency import Pairs, measure_pairs
 from converter.limits import REASON_CHARS_MAX
-from converter.lossless import entropy_bytes
-from converter.quantize import Material, quantize
+from converter.loading import Loadable, opened
+from converter.making import file_of, host_config, made_of, proved
+from converter.quantize import Made, Material
 from converter.recipe import FLOAT32, Recipe, format_recipe
-from converter.runtime import NAME, open_session
+from converter.tflite.proof import Proof
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,7 +45,12 @@ class Measured(Struct, frozen=True, kw_only=True):
     Attributes:
         id: runtime and recipe.
         recipe: how it was made.
-        content: the serialized graph.
+        runtime: that it is for.
+        content: the file.
+        axes: by name of an input or output: the file's tensor is ONNX's, transposed by these.
+        twin_of: id of the candidate that is the same model for another runtime.
+        proof: how near a `.tflite` twin is to its graph in ONNX Runtime; None where it is none, or that could
+            not be found out.
         outputs: over the whole validation set.
         quality: accuracy and agreement.
         audit: of the optimized graph.
@@ -58,7 +65,11 @@ class Measured(Struct, frozen=True, kw_only=True):
 
     id: str
     recipe: Recipe
+    runtime: str = ONNXRUNTIME
     content: bytes | None = None
+    axes: dict[str, tuple[int, ...]] = {}
+    twin_of: str | None = None
+    proof: Proof | None = None
     outputs: Outputs | None = None
     quality: Quality | None = None
     audit: Audit | None = None
@@ -72,7 +83,7 @@ class Measured(Struct, frozen=True, kw_only=True):
 
     @property
     def sha256(self) -> str | None:
-        """Of the serialized graph."""
+        """Of the file."""
         return None if self.content is None else hashlib.sha256(self.content).hexdigest()
 
 
@@ -94,27 +105,14 @@ class Bench(Struct, frozen=True, kw_only=True):
     progress: Progress | None = None
 
 
-def variant_id(recipe: Recipe) -> str:
-    """`runtime/recipe`."""
-    return f"{NAME}/{format_recipe(recipe)}"
-
-
-def latency_scope(inputs: Inputs, recipe: Recipe) -> str | None:
+def latency_scope(inputs: Inputs, recipe: Recipe, runtime: str = ONNXRUNTIME) -> str | None:
     """`target` on a host of its class, `host` where it runs the same session, None where it emulates."""
     if inputs.host_of_target_class:
         return "target"
-    emulates = bool(inputs.target.rules.emulation_config.value)
+    emulates = runtime == ONNXRUNTIME and bool(inputs.target.rules.emulation_config.value)
     arch = inputs.target.requires.value.arch
     same_arch = not arch or inputs.machine.arch in arch
     return "host" if same_arch and not (emulates and recipe.quantized) else None
-
-
-def host_config(inputs: Inputs, recipe: Recipe) -> dict[str, str]:
-    """Session entries with which this host computes the device's answers."""
-    config = inputs.target.session_config(recipe)
-    if not inputs.host_of_target_class and recipe.quantized:
-        config |= inputs.target.rules.emulation_config.value
-    return config
 
 
 def measure_baseline(bench: Bench) -> Measured:
@@ -124,27 +122,45 @@ def measure_baseline(bench: Bench) -> Measured:
         InputError: `baseline_unusable`: the model does not run, or its answers are not finite.
     """
     inputs = bench.inputs
-    content = bench.material.model.SerializeToString()
     with must_run("validation"):
-        outputs = _outputs(bench, content, FLOAT32)
-        audited = audit(content, {}, multiplications(bench.material.model))
+        work = multiplications(bench.material.model)
+        file = file_of(inputs, Made(model=bench.material.model), FLOAT32, ONNXRUNTIME, work)
+        outputs = _outputs(bench, file.one, FLOAT32)
         judged = quality(inputs.task, outputs, outputs, inputs.validation)
     return Measured(
-        id=variant_id(FLOAT32), recipe=FLOAT32, content=content, outputs=outputs,
-        quality=judged, audit=audited, entropy_bytes=entropy_bytes(bench.material.model),
+        id=variant_id(FLOAT32), recipe=FLOAT32, content=file.one.content, outputs=outputs,
+        quality=judged, audit=file.audit, entropy_bytes=file.entropy_bytes,
     )  # fmt: skip
 
 
-def answer_candidate(bench: Bench, recipe: Recipe) -> Measured:
-    """Builds one and takes its answers, anywhere; what is raised becomes its error."""
+def answer_candidate(bench: Bench, attempt: Attempt) -> tuple[Measured, ...]:
+    """Makes one and takes its answers, anywhere; a row for each runtime, and what is raised is its error."""
+    stage = f"make {format_recipe(attempt.recipe)}"
+    _tell(bench, stage, 0)
     try:
-        return _answered(bench, recipe)
-    except RecipeError as error:
-        told = reason_of(error)
-        unneeded = error.code in _UNNEEDED
-        return Measured(id=variant_id(recipe), recipe=recipe, error=told, unneeded=told if unneeded else None)
+        made = made_of(bench.material, attempt)
     except Exception as error:  # noqa: BLE001 - a candidate that raises is a row, never the end (trap 3)
-        return Measured(id=variant_id(recipe), recipe=recipe, error=reason_of(error))
+        return tuple(_failed(attempt.recipe, runtime, error) for runtime in attempt.runtimes)
+    finally:
+        _tell(bench, stage, 1)
+    return tuple(_guarded(bench, made, made.recipe or attempt.recipe, one) for one in attempt.runtimes)
+
+
+def _guarded(bench: Bench, made: Made, recipe: Recipe, runtime: str) -> Measured:
+    """One runtime's row: what fails there leaves the other's alone."""
+    try:
+        return _answered(bench, made, recipe, runtime)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _failed(recipe, runtime, error)
+
+
+def _failed(recipe: Recipe, runtime: str, error: Exception) -> Measured:
+    told = reason_of(error)
+    unneeded = isinstance(error, RecipeError) and error.code in _UNNEEDED
+    return Measured(
+        id=variant_id(recipe, runtime), recipe=recipe, runtime=runtime, error=told,
+        unneeded=told if unneeded else None,
+    )  # fmt: skip
 
 
 def time_candidate(bench: Bench, one: Measured) -> Measured:
@@ -152,33 +168,41 @@ def time_candidate(bench: Bench, one: Measured) -> Measured:
     if one.error is not None or one.content is None:
         return one
     try:
-        pairs, cold_load_ms = _latency(bench, one.content, one.recipe)
+        pairs, cold_load_ms = _latency(bench, one)
     except Exception as error:  # noqa: BLE001 - as above
-        return Measured(id=one.id, recipe=one.recipe, error=reason_of(error))
-    notes = _latency_notes(bench.inputs, one.recipe, pairs)
+        return Measured(id=one.id, recipe=one.recipe, runtime=one.runtime, error=reason_of(error))
+    notes = _latency_notes(bench.inputs, one, pairs)
     return structs.replace(one, pairs=pairs, cold_load_ms=cold_load_ms, decisions=(*one.decisions, *notes))
 
 
-def _answered(bench: Bench, recipe: Recipe) -> Measured:
+def _answered(bench: Bench, made: Made, recipe: Recipe, runtime: str) -> Measured:
     inputs, baseline = bench.inputs, bench.baseline
     if baseline is None or baseline.outputs is None:
         raise RuntimeError("the baseline is measured first")
-    stage = f"make {format_recipe(recipe)}"
-    _tell(bench, stage, 0)
-    made = quantize(bench.material, recipe)
-    _tell(bench, stage, 1)
-    made_as = made.recipe or recipe
-    content = made.model.SerializeToString()
-    config = host_config(inputs, recipe)
-    audited = audit(content, config, bench.work)
-    outputs = _outputs(bench, content, recipe)
-    unknown, notes = saturation(inputs, recipe, widest_weight(made.model), made.saturating)
+    file = file_of(inputs, made, recipe, runtime, bench.work)
+    outputs = _outputs(bench, file.one, recipe)
+    unknown, notes = saturation(inputs, recipe, file.widest, made.saturating)
+    proof, said = _proof(bench, made, recipe, runtime)
     return Measured(
-        id=variant_id(made_as), recipe=made_as, content=content, outputs=outputs,
+        id=variant_id(recipe, runtime), recipe=recipe, runtime=runtime, content=file.one.content,
+        axes=dict(file.one.axes), proof=proof, outputs=outputs,
         quality=quality(inputs.task, outputs, baseline.outputs, inputs.validation),
-        audit=audited, entropy_bytes=entropy_bytes(made.model), saturation_unknown=unknown,
-        decisions=(*made.decisions, *audit_notes(audited), *notes),
+        audit=file.audit, entropy_bytes=file.entropy_bytes, saturation_unknown=unknown,
+        decisions=(*made.decisions, *file.notes, *said, *audit_notes(file.audit), *notes),
     )  # fmt: skip
+
+
+def _proof(bench: Bench, made: Made, recipe: Recipe, runtime: str) -> tuple[Proof | None, tuple[str, ...]]:
+    """Of a twin's `.tflite` file; a proof that cannot be made costs the candidate nothing but a note."""
+    if runtime != LITERT or not recipe.twin:
+        return None, ()
+    said = bench.progress
+    told = None if said is None else (lambda stage, done, total: said(f"parity of {stage}", done, total))
+    try:
+        found = proved(bench.inputs, made, recipe, told)
+    except Exception as error:  # noqa: BLE001 - the twin may be good although its proof is not
+        return None, (f"parity is unknown: {reason_of(error)}",)
+    return found, ()
 
 
 def audit_notes(audited: Audit) -> tuple[str, ...]:
@@ -197,33 +221,45 @@ def _tell(bench: Bench, stage: str, done: int) -> None:
         bench.progress(stage, done, 1)
 
 
-def _outputs(bench: Bench, content: bytes, recipe: Recipe) -> Outputs:
+def _outputs(bench: Bench, one: Loadable, recipe: Recipe) -> Outputs:
     inputs, said = bench.inputs, bench.progress
     names = tuple(spec.name for spec in inputs.source.signature.outputs)
-    stage = f"evaluate {format_recipe(recipe)}"
+    stage = f"evaluate {variant_id(recipe, one.runtime)}"
     told = None if said is None else (lambda done, total: said(stage, done, total))
-    return outputs_of(content, host_config(inputs, recipe), inputs.validation, names, told)
+    return answers_of(one, inputs.validation, names, told)
 
 
-def _latency(bench: Bench, content: bytes, recipe: Recipe) -> tuple[Pairs | None, float | None]:
+def loadable(inputs: Inputs, one: Measured) -> Loadable:
+    """The file of a candidate, and how this host opens it; it is there."""
+    config = host_config(inputs, one.recipe) if one.runtime == ONNXRUNTIME else {}
+    return Loadable(content=one.content or b"", runtime=one.runtime, config=config, axes=one.axes)
+
+
+def _latency(bench: Bench, one: Measured) -> tuple[Pairs | None, float | None]:
     """Pairs against the baseline, and how long opening took; None where this host says nothing."""
     inputs, baseline = bench.inputs, bench.baseline
-    if latency_scope(inputs, recipe) is None or baseline is None or baseline.content is None:
+    if not _timed(inputs, one) or baseline is None or baseline.content is None:
         return None, None
+    file = loadable(inputs, one)
     begun = time.perf_counter()
-    session = open_session(content, threads=inputs.threads, config=host_config(inputs, recipe))
+    session = opened(file, inputs.threads)
     cold_load_ms = (time.perf_counter() - begun) * 1000
-    reference = open_session(baseline.content, threads=inputs.threads)
-    _tell(bench, f"time {format_recipe(recipe)}", 0)
+    reference = opened(loadable(inputs, baseline), inputs.threads)
+    _tell(bench, f"time {one.id}", 0)
     pairs = measure_pairs(session, reference, _feeds(inputs), inputs.latency_samples)
-    _tell(bench, f"time {format_recipe(recipe)}", 1)
+    _tell(bench, f"time {one.id}", 1)
     return pairs, cold_load_ms
+
+
+def _timed(inputs: Inputs, one: Measured) -> bool:
+    """Whether a time measured here would say something: one sample's, in a session like the target's."""
+    several = one.runtime == LITERT and inputs.batch > 1
+    return latency_scope(inputs, one.recipe, one.runtime) is not None and not several
 
 
 def baseline_alone(bench: Bench, baseline: Measured) -> tuple[Pairs | None, float | None]:
     """FP32 timed against itself, for its own figures where no candidate was timed."""
-    alone = Bench(inputs=bench.inputs, material=bench.material, baseline=baseline)
-    return _latency(alone, baseline.content or b"", FLOAT32)
+    return _latency(Bench(inputs=bench.inputs, material=bench.material, baseline=baseline), baseline)
 
 
 def _feeds(inputs: Inputs) -> list[Feeds]:
@@ -231,14 +267,22 @@ def _feeds(inputs: Inputs) -> list[Feeds]:
     return list(islice(inputs.validation.singles(0, count), count))
 
 
-def _latency_notes(inputs: Inputs, recipe: Recipe, pairs: Pairs | None) -> tuple[str, ...]:
-    scope = latency_scope(inputs, recipe)
+def _latency_notes(inputs: Inputs, one: Measured, pairs: Pairs | None) -> tuple[str, ...]:
+    scope = latency_scope(inputs, one.recipe, one.runtime)
     if scope is None:
-        return ("latency unknown: this host emulates the target's arithmetic",)
+        return (_why_unknown(inputs, one.runtime),)
+    if not _timed(inputs, one):
+        return (f"latency unknown: the file takes {inputs.batch} samples at once, the baseline one",)
     notes = [] if scope == "target" else ["latency is this host's, not the target's"]
     if pairs is not None and len(pairs.candidate_ms) < inputs.latency_samples:
         notes.append(f"latency from {len(pairs.candidate_ms)} pairs: the time for measuring was spent")
     return tuple(notes)
+
+
+def _why_unknown(inputs: Inputs, runtime: str) -> str:
+    if runtime == ONNXRUNTIME and inputs.target.rules.emulation_config.value:
+        return "latency unknown: this host emulates the target's arithmetic"
+    return "latency unknown: the target is another kind of processor"
 
 
 def saturation(

@@ -10,14 +10,15 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from converter.attempts import LITERT
 from converter.errors import InputError
 from converter.inputs import Inputs
 from converter.measured import Measured
 from converter.onnx_walk import boundaries
 from converter.recipe import format_recipe
-from converter.rows import Timing, host_figures
-from converter.runtime import NAME
+from converter.rows import Timing, host_figures, parity_of
 from converter.shards import npz_bytes, shard_arrays
+from converter.tflite_walk import boundaries as edges_of
 from wire.bundle import (
     MANIFEST_BYTES_MAX,
     Chunk,
@@ -99,20 +100,24 @@ def _variant(inputs: Inputs, one: Measured, timing: Timing, files: dict[str, byt
     content = one.content
     if content is None:
         raise RuntimeError(f"{one.id} has no graph to pack")
-    path = f"variants/{format_recipe(one.recipe)}/model.onnx"
+    tflite = one.runtime == LITERT
+    path = f"variants/{one.id}/model.tflite" if tflite else f"variants/{format_recipe(one.recipe)}/model.onnx"
     files[path] = content
     # FP32 runs anywhere; quantized arithmetic is chosen for one class of CPU.
     requires = inputs.target.requires.value if one.recipe.quantized else Requirements()
     return Variant(
         id=one.id,
-        runtime=NAME,
+        runtime=one.runtime,
         recipe=format_recipe(one.recipe),
         precision=one.recipe.precision,
         model_path=path,
-        files=(file_of(path, content, boundaries(content)),),
+        files=(file_of(path, content, edges_of(content) if tflite else boundaries(content)),),
         requires=requires,
         host=host_figures(one, timing),
-        session_config=inputs.target.session_config(one.recipe),
+        session_config={} if tflite else inputs.target.session_config(one.recipe),
+        axes=one.axes,
+        twin_of=one.twin_of,
+        parity=parity_of(one),
     )
 
 

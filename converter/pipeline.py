@@ -11,12 +11,14 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import numpy as np
 import onnx
 from msgspec import Struct, structs
 
+from converter.attempts import LITERT, Attempt, Edge, Format, variant_id
 from converter.calibrate import Calibration, calibrate, compare_sets
 from converter.candidates import Candidate, Choice, Report, choose
 from converter.dataset import Array, Samples, check_labels
@@ -39,13 +41,14 @@ from converter.pack import MANIFEST_NAME, pack
 from converter.passes import SameAnswers, clean_checked
 from converter.passes.opset import convert_opset
 from converter.quantize import Material
-from converter.recipe import Recipe, format_recipe
+from converter.recipe import FLOAT32, format_recipe
 from converter.repair.goal import goal_of
 from converter.report import CANDIDATES_NAME, PAGE_NAME, render
 from converter.rows import Timing, row, timing_of, timing_of_baseline
 from converter.runtime import VERSION
 from converter.sensitivity import measure_sensitivity
-from converter.sweep import Sweep, recipes_of, try_all
+from converter.sweep import Sweep, attempts_on, try_all
+from converter.tflite.proof import Proof, Verdict
 from wire.bundle import Manifest, Provenance
 from wire.tasks import Kind
 
@@ -95,6 +98,9 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
     threads: int = 1,
     latency_samples: int = LATENCY_RUNS_DEFAULT,
     candidates: Sequence[str] = (),
+    format: Format | None = None,  # noqa: A002 - as on the command line
+    tflite_edge: Edge | None = None,
+    batch: int = 1,
     quick: bool = False,
     executor: str | None = None,
     force: bool = False,
@@ -109,15 +115,18 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
         target: id or alias of a target, or `host`.
         sla: YAML file of limits (`wire.sla.Limits`).
         output: directory to make; a bundle that lies there is replaced only with `force`.
-        name: of the model; made of the file's name by default.
+        name: of the model; by default the file's.
         release: by default the time, UTC.
-        dataset: `dataset.yaml`; by default the one beside the calibration set, if there is one.
+        dataset: `dataset.yaml`; by default the one beside the calibration set.
         task: what the model is for; what dataset.yaml says, or inferred from the data, by default.
         metric: of regression (`mae`, `rmse`), or `module:function` for a custom one.
         search: labelled samples that a search for islands may look at; they judge nothing.
         threads: of latency sessions.
         latency_samples: timed pairs per candidate.
-        candidates: only these recipes, in this order of preference; all of the target's by default.
+        candidates: only these, each `[RUNTIME/]RECIPE`, by preference; by default all that suit.
+        format: `onnx`, `tflite` or `both`; by default what the target takes.
+        tflite_edge: of quantized `.tflite` files; by default int8 for what takes integers only.
+        batch: samples that a `.tflite` file takes at once.
         quick: a first look: fewer validation samples and timed pairs, so wider intervals.
         executor: where candidates are made and answered, `processes:N` or `dask:HOST:PORT`; timed here.
         force: replace an earlier bundle.
@@ -126,15 +135,16 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
     Raises:
         InputError: something given cannot be used; nothing was written.
     """
-    options = Options(
+    return run(Options(
         model=Path(model), calibration=Path(calibration), validation=Path(validation), target=target,
-        sla=Path(sla), output=Path(output), name=name, release=release,
-        dataset=None if dataset is None else Path(dataset), task=task, metric=metric,
-        search=None if search is None else Path(search), threads=threads,
-        latency_samples=latency_samples, candidates=tuple(candidates), quick=quick, executor=executor,
-        force=force,
-    )  # fmt: skip
-    return run(options, progress)
+        sla=Path(sla), output=Path(output), name=name, release=release, dataset=_path(dataset), task=task,
+        metric=metric, search=_path(search), threads=threads, latency_samples=latency_samples,
+        candidates=tuple(candidates), format=format, tflite_edge=tflite_edge, batch=batch, quick=quick,
+        executor=executor, force=force), progress)  # fmt: skip
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
 
 
 def run(options: Options, progress: Progress | None = None) -> Conversion:
@@ -158,25 +168,23 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     baseline = structs.replace(measure_baseline(bench), decisions=changes)
     _require_classes(inputs, baseline)
     bench = structs.replace(bench, work=multiplications(graph), baseline=baseline)
-    recipes = recipes_of(inputs, graph, asked=bool(options.candidates))
+    attempts = attempts_on(inputs, graph)
     with executor as workers:
         sweep = Sweep(bench=bench, workers=workers, name=options.executor)
-        answered, found = try_all(sweep, recipes, asked=bool(options.candidates))
+        answered, found = try_all(sweep, attempts)
     baseline = _timed_baseline(bench, baseline, found)
     timings = {one.id: timing_of(inputs, one) for one in found}
     timings[baseline.id] = timing_of_baseline(inputs, baseline, found)
     rows = {one.id: row(inputs, one, timings[one.id]) for one in (baseline, *found)}
-    choice = choose(
-        rows[baseline.id],
-        [rows[one.id] for one in found],
-        inputs.limits,
-        host_of_target_class=inputs.host_of_target_class,
-    )
+    fp32, competing = competitors(inputs, rows[baseline.id], [rows[one.id] for one in found])
+    choice = choose(fp32, competing, inputs.limits, host_of_target_class=inputs.host_of_target_class)
     unneeded = {format_recipe(one.recipe): one.unneeded for one in answered if one.unneeded is not None}
     report = _report(inputs, list(rows.values()), choice, material, command)
     if progress is not None:
         progress("sensitivity of each tensor", 0, 1)
-    report = structs.replace(report, unneeded=unneeded, sensitivity=_sensitivity(material, recipes))
+    report = structs.replace(
+        report, unneeded=unneeded, parity=_parity(found), sensitivity=_sensitivity(material, attempts)
+    )
     if progress is not None:
         progress("sensitivity of each tensor", 1, 1)
     return _written(options, inputs, report, choice, {one.id: one for one in (baseline, *found)}, timings)
@@ -239,9 +247,23 @@ def _calibrated(inputs: Inputs, graph: onnx.ModelProto, progress: Progress | Non
     return structs.replace(found, findings=(*compared, *found.findings))
 
 
-def _sensitivity(material: Material, recipes: Sequence[Recipe]) -> tuple[dict[str, object], ...] | None:
+def competitors(
+    inputs: Inputs, baseline: Candidate, rows: Sequence[Candidate]
+) -> tuple[Candidate, list[Candidate]]:
+    """FP32's row, and the others among which the choice is made.
+
+    Where only TFLite is wanted only its rows compete, and FP32 is that of its runtime.
+    """
+    if inputs.form != "tflite":
+        return baseline, list(rows)
+    mine = [row for row in rows if row.runtime == LITERT]
+    key = variant_id(FLOAT32, LITERT)
+    return next(row for row in mine if row.id == key), [row for row in mine if row.id != key]
+
+
+def _sensitivity(material: Material, attempts: Sequence[Attempt]) -> tuple[dict[str, object], ...] | None:
     """What each tensor costs alone, for the report's chart; None where it could not be measured."""
-    static = next((recipe for recipe in recipes if recipe.kind == "static"), None)
+    static = next((one.recipe for one in attempts if one.recipe.kind == "static"), None)
     if static is None:
         return None
     plain = structs.replace(static, method="minmax", extras=tuple(x for x in static.extras if x == "sym"))
@@ -259,6 +281,19 @@ def _sensitivity(material: Material, recipes: Sequence[Recipe]) -> tuple[dict[st
         for one in chart.tensors[:_SENSITIVITY_NAMED_MAX]
         if one.alone_db < _NOISE_FLOOR_DB
     )
+
+
+def _parity(found: Sequence[Measured]) -> dict[str, dict[str, object]]:
+    """The proofs as plain values; of single operators those that are not equal."""
+    proofs = {one.id: one.proof for one in found if one.proof is not None}
+    return {key: _told(proof) for key, proof in proofs.items()}
+
+
+def _told(proof: Proof) -> dict[str, object]:
+    odd = tuple(node for node in proof.nodes if node.verdict != "equal")
+    counts = {verdict: proof.count(verdict) for verdict in get_args(Verdict)}
+    plain: dict[str, object] = msgspec.to_builtins(structs.replace(proof, nodes=odd))
+    return plain | {"operators": proof.operators, "counts": counts, "is_twin": proof.is_twin}
 
 
 def _searchable(inputs: Inputs) -> Samples | None:
@@ -368,6 +403,7 @@ def _provenance(inputs: Inputs) -> Provenance:
         tools={
             "shallop": _version("shallop"),
             "onnxruntime": VERSION,
+            "ai-edge-litert": _version(LITERT),
             "onnx": _version("onnx"),
             "numpy": _version("numpy"),
             "python": platform.python_version(),

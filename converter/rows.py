@@ -12,19 +12,23 @@ from typing import Literal
 import onnx
 from msgspec import Struct, structs
 
+from converter.attempts import LITERT
 from converter.candidates import Candidate, Evidence, evidence
 from converter.evaluate import Quality
 from converter.evaluate.words import needed_by, words_of
 from converter.inputs import Inputs
 from converter.latency import Ratio, latency_of, ratio_of
+from converter.loading import version_of
 from converter.measured import Measured, latency_scope
 from converter.recipe import format_recipe
-from converter.runtime import NAME, VERSION
 from converter.targets.fallback import verdict
-from wire.bundle import HostFigures
+from wire.bundle import HostFigures, Parity
 from wire.figures import Interval
 from wire.measures import Latency, Measure
 from wire.sla import Limits, Measures, Scope, Status, judge
+
+_NAME_CHARS_MAX = 200
+"""Of `wire.types.Name`."""
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -54,7 +58,7 @@ def timing_of_baseline(inputs: Inputs, baseline: Measured, others: Sequence[Meas
 
 
 def _scope(inputs: Inputs, one: Measured) -> Literal["host", "target"] | None:
-    scope = latency_scope(inputs, one.recipe)
+    scope = latency_scope(inputs, one.recipe, one.runtime)
     return "target" if scope == "target" else "host" if scope == "host" else None
 
 
@@ -62,8 +66,9 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
     """The judged row; a candidate without answers is an error row."""
     recipe = one.recipe
     blank = Candidate(
-        id=one.id, recipe=format_recipe(recipe), runtime=NAME, precision=recipe.precision, status="error",
-        runtime_version=VERSION, decisions=one.decisions,
+        id=one.id, recipe=format_recipe(recipe), runtime=one.runtime, precision=recipe.precision,
+        status="error", runtime_version=version_of(one.runtime), decisions=one.decisions,
+        format="tflite" if one.runtime == LITERT else "onnx", twin_of=one.twin_of, parity=parity_of(one),
     )  # fmt: skip
     if one.error is not None or one.quality is None or one.content is None:
         return structs.replace(blank, reason=one.error or "it was not measured")
@@ -76,7 +81,25 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
             int8_fraction=one.audit.int8_fraction,
             fallback_predicted=one.audit.float_multiplies > 0 if recipe.quantized else None,
         )
-    return _judged(_with_rules(filled, inputs, one.content), inputs, one.quality, timing)
+    if one.runtime != LITERT:
+        filled = _with_rules(filled, inputs, one.content)
+    return _judged(filled, inputs, one.quality, timing)
+
+
+def parity_of(one: Measured) -> Parity | None:
+    """In short, where there is a twin that it is of."""
+    proof = one.proof
+    if proof is None or one.twin_of is None:
+        return None
+    first = proof.end.first_divergence
+    return Parity(
+        operators=len(proof.nodes),
+        equal=proof.count("equal"),
+        one_step=proof.count("one_step"),
+        worse=proof.count("worse"),
+        outputs_equal=proof.end.outputs_equal,
+        first_divergence=None if first is None else first.tensor[:_NAME_CHARS_MAX],
+    )
 
 
 def _with_rules(row: Candidate, inputs: Inputs, content: bytes) -> Candidate:
@@ -189,5 +212,5 @@ def host_figures(one: Measured, timing: Timing) -> HostFigures:
         latency_ratio=None
         if ratio is None
         else Measure(value=ratio.value, low=ratio.interval.low, high=ratio.interval.high, n=ratio.n),
-        runtime_version=VERSION,
+        runtime_version=version_of(one.runtime),
     )

@@ -20,6 +20,7 @@ from converter.report import words
 _STYLES = {"pass": "green", "fail": "red", "error": "yellow"}
 
 _Cell = Callable[[Candidate], str]
+_RUNTIME_COLUMN = 8
 _WIDE_FROM, _FULL_FROM = 112, 140
 """Columns of a terminal from which the further figures fit, measured with the longest recipe names."""
 
@@ -35,15 +36,20 @@ def render(report: Report, width: int) -> RenderableType:
         title=f"{report.model}@{report.release} for {report.target}",
         title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    columns = _columns(width, words.metric_name(report))
+    several = words.several_runtimes(report)
+    columns = _columns(width, words.metric_name(report), several=several)
     table.add_column("#", justify="right")
     table.add_column("candidate", overflow="fold")
+    if several:
+        table.add_column("in")
     for heading, _ in columns:
         table.add_column(heading, justify="right")
     table.add_column("status")
     for i, one in enumerate(report.candidates, start=1):
         mark = "*" if one.id == report.chosen else " "
         cells = [cell(one) for _, cell in columns]
+        if several:
+            cells.insert(0, words.runtime(one))
         table.add_row(f"{mark}{i}", one.recipe, *cells, Text(one.status, style=_STYLES[one.status]))
     common = words.deferred_by_all(report)
     said = [
@@ -57,14 +63,17 @@ def render(report: Report, width: int) -> RenderableType:
     return Group(table, *said)
 
 
-def _columns(width: int, metric: str) -> list[tuple[str, _Cell]]:
-    """Headings and their cells, those that decide most first."""
+def _columns(width: int, metric: str, *, several: bool) -> list[tuple[str, _Cell]]:
+    """Headings and their cells, those that decide most first; where a runtime stands too, less fits."""
     narrow: list[tuple[str, _Cell]] = [
         ("size", lambda one: words.size(one.size_bytes)),
         (f"{metric} (95%)", _accuracy),
         ("x FP32", lambda one: words.factor(one.latency_ratio)),
     ]
-    if width < _WIDE_FROM:
+    left = width - _RUNTIME_COLUMN if several else width
+    if left < _WIDE_FROM and several:
+        return [narrow[0], (metric, lambda one: words.number(one.accuracy, 4)), narrow[2]]
+    if left < _WIDE_FROM:
         return narrow
     wide = [
         *narrow[:2],
@@ -73,7 +82,7 @@ def _columns(width: int, metric: str) -> list[tuple[str, _Cell]]:
         ("p95 ms", lambda one: words.number(one.latency_ms_p95, 3)),
         narrow[2],
     ]
-    if width < _FULL_FROM:
+    if left < _FULL_FROM:
         return wide
     return [*wide, ("(95%)", lambda one: words.span(one.latency_ratio_ci95, 2)), ("int/float", _kernels)]
 

@@ -246,8 +246,9 @@ def _why_not(rollout: Rollout, facts: Facts, device: Device, now: float) -> str:
         return f"not heard of for {rollout.request.seen_within_s:g} s"
     if device.hardware is None:
         return "has not said what machine it is"
-    if not allowed_variants(facts.release.variants, device.hardware):
-        return f"no variant of the release runs on its {device.hardware.arch}"
+    if not _allowed(facts, device):
+        runtimes = ", ".join(_runtimes(device)) or "unknown runtimes"
+        return f"no variant of the release runs on its {device.hardware.arch} with {runtimes}"
     if desired is not None and desired.order > rollout.order:
         return f"has a newer order, {desired.order}"
     return ""
@@ -283,16 +284,27 @@ def _reach(rollout: Rollout, facts: Facts, members: Sequence[Device], now: float
 
 def _assignment(rollout: Rollout, facts: Facts, device: Device, rank: int, now: float) -> Assignment:
     state = device.models.get(rollout.request.model)
-    hardware = device.hardware
     return Assignment(
         order=rollout.order,
-        variants=() if hardware is None else allowed_variants(facts.release.variants, hardware),
+        variants=_allowed(facts, device),
         shards=shards_for(rank, len(facts.release.shard_samples), rollout.request.shards_per_device),
         wave=0 if rollout.wave is None else rollout.wave,
         rank=rank,
         at=now,
         before=None if state is None else state.active,
     )
+
+
+def _allowed(facts: Facts, device: Device) -> tuple[str, ...]:
+    """Variants that a device may run, in the manifest's order; none for one that has not said what it is."""
+    if device.hardware is None:
+        return ()
+    return allowed_variants(facts.release.variants, device.hardware, _runtimes(device))
+
+
+def _runtimes(device: Device) -> tuple[str, ...]:
+    identity = device.identity
+    return () if identity is None else tuple(runtime.name for runtime in identity.runtimes)
 
 
 def _deploy(rollout: Rollout, device: str) -> Deploy:

@@ -284,7 +284,8 @@ Order = Deploy | Restore
 def release_facts(digest: str, manifest: Manifest) -> ReleaseFacts:
     """What a rollout needs of a manifest."""
     variants = tuple(
-        VariantNeeds(id=v.id, requires=v.requires, size_bytes=v.size_bytes) for v in manifest.variants
+        VariantNeeds(id=v.id, runtime=v.runtime, requires=v.requires, size_bytes=v.size_bytes)
+        for v in manifest.variants
     )
     samples = tuple(shard.n_samples for shard in manifest.validation)
     return ReleaseFacts(digest=digest, variants=variants, shard_samples=samples, limits=manifest.sla)

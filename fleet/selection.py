@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
@@ -439,9 +439,10 @@ def shards_for(rank: int, n_shards: int, shards_per_device: int = 1) -> tuple[in
 
 
 class VariantNeeds(Struct, frozen=True, kw_only=True):
-    """What of a manifest's variant decides where it may run."""
+    """What of a manifest's variant decides where it may run; without a runtime it asks for none."""
 
     id: str
+    runtime: str = ""
     requires: Requirements = Requirements()
     size_bytes: int = 0
 
@@ -459,6 +460,19 @@ def runs_on(requires: Requirements, hardware: Hardware) -> bool:
     )
 
 
-def allowed_variants(variants: Iterable[VariantNeeds], hardware: Hardware) -> tuple[str, ...]:
-    """Ids of the variants that the machine may run, in the manifest's order; empty if none may."""
-    return tuple(variant.id for variant in variants if runs_on(variant.requires, hardware))
+def allowed_variants(
+    variants: Iterable[VariantNeeds], hardware: Hardware, runtimes: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Ids of the variants that the machine may run, in the manifest's order; empty if none may.
+
+    Args:
+        variants: of the release.
+        hardware: of the machine.
+        runtimes: that it said it has; where it said none, the agent itself finds out which it lacks.
+    """
+    return tuple(
+        variant.id
+        for variant in variants
+        if runs_on(variant.requires, hardware)
+        and (not runtimes or not variant.runtime or variant.runtime in runtimes)
+    )

@@ -20,7 +20,9 @@ from wire.measures import Latency, Measure
 from wire.sla import Limits, checked, require_direction
 from wire.tasks import TOP1, Answer, Kind, Metric
 from wire.types import (
+    Count,
     Digest,
+    Fraction,
     ModelName,
     Name,
     Positive,
@@ -34,6 +36,9 @@ MANIFEST_BYTES_MAX = 4 * 1024 * 1024
 FILE_BYTES_MAX = 2 * 1024**3
 CHUNKS_MAX = 65_536
 """At 64 KiB each: 4 GiB, above the largest file."""
+
+Axes = Annotated[tuple[Annotated[int, Meta(ge=0, le=15)], ...], Meta(min_length=2, max_length=16)]
+"""A permutation of a tensor's axes, as numpy's `transpose` takes it."""
 
 
 class Chunk(Struct, frozen=True, kw_only=True):
@@ -134,8 +139,37 @@ class HostFigures(Struct, frozen=True, kw_only=True):
     runtime_version: Name | None = None
 
 
+class Parity(Struct, frozen=True, kw_only=True):
+    """How equal two twins compute, as the host measured it.
+
+    Attributes:
+        operators: of the file; those that `equal`, `one_step` and `worse` leave over were not compared.
+        equal: operators that gave the same bits as the twin's, each fed the same inputs.
+        one_step: operators of which some element lies one quantization step away.
+        worse: operators of which some element lies further away.
+        outputs_equal: share of the model's output elements that have the twin's bits, end to end.
+        first_divergence: the first tensor, in the order of running, that differs; None where none does.
+    """
+
+    operators: Count
+    equal: Count
+    one_step: Count
+    worse: Count
+    outputs_equal: Fraction
+    first_divergence: Name | None = None
+
+
 class Variant(Struct, frozen=True, kw_only=True):
-    """One way to run the model; the first variant of a manifest is the converter's choice."""
+    """One way to run the model; the first variant of a manifest is the converter's choice.
+
+    Attributes:
+        axes: by name of an input or output: the variant's tensor is the manifest's, transposed by these
+            axes. A tensor that is not named is as the manifest has it; a TFLite file takes its images
+            as NHWC, which for an ONNX model's NCHW is `(0, 2, 3, 1)`.
+        twin_of: the variant, in another runtime's format, with the same weights, scales and zero points;
+            the release may have left it out.
+        parity: how equal the two compute.
+    """
 
     id: VariantId
     runtime: Name
@@ -146,6 +180,9 @@ class Variant(Struct, frozen=True, kw_only=True):
     requires: Requirements = Requirements()
     host: HostFigures = HostFigures()
     session_config: dict[str, str] = {}
+    axes: dict[Name, Axes] = {}
+    twin_of: VariantId | None = None
+    parity: Parity | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -238,7 +275,9 @@ def check(manifest: Manifest) -> Manifest:
     Raises:
         ContentError: `manifest_incoherent`: two variants of one id, one path with two contents, a model
             path that is no file of its variant, chunks that do not add up, data of an unknown input,
-            a normalization whose mean and std differ in length or divide by zero.
+            a normalization whose mean and std differ in length or divide by zero, axes that are no
+            permutation or of an unknown tensor, a variant that is its own twin, a parity that does not
+            add up.
         LimitsError: an SLA that cannot be judged.
     """
     checked(manifest.sla)
@@ -249,6 +288,8 @@ def check(manifest: Manifest) -> Manifest:
         names = [file.path for file in variant.files]
         _require(len(set(names)) == len(names), f"{variant.id} lists a path twice")
         _require(variant.model_path in names, f"{variant.id} lists no file {variant.model_path}")
+        _check_axes(manifest, variant)
+        _check_twin(variant)
     contents: dict[str, str] = {}
     for file in manifest.all_files():
         known = contents.setdefault(file.path, file.sha256)
@@ -257,6 +298,30 @@ def check(manifest: Manifest) -> Manifest:
         _require(total == file.size_bytes, f"the chunks of {file.path} do not add up to its size")
     _check_data(manifest)
     return manifest
+
+
+def _check_axes(manifest: Manifest, variant: Variant) -> None:
+    shapes = {spec.name: spec.shape for spec in (*manifest.inputs, *manifest.outputs)}
+    for name, axes in variant.axes.items():
+        where = f"{variant.id} gives axes of {name}"
+        _require(name in shapes, f"{where}, which is no input or output of the model")
+        _require(sorted(axes) == list(range(len(axes))), f"{where} that are no permutation: {list(axes)}")
+        # A shape without axes is also what an output has of which ONNX does not know the shape.
+        known = not shapes[name] or len(axes) == len(shapes[name])
+        _require(known, f"{where} that are {len(axes)}, the tensor has {len(shapes[name])}")
+
+
+def _check_twin(variant: Variant) -> None:
+    _require(variant.twin_of != variant.id, f"{variant.id} is said to be its own twin")
+    parity = variant.parity
+    if parity is None:
+        return
+    _require(variant.twin_of is not None, f"{variant.id} has a parity, and no twin that it is of")
+    compared = parity.equal + parity.one_step + parity.worse
+    _require(
+        compared <= parity.operators,
+        f"{variant.id} compares {compared} operators of {parity.operators} with its twin's",
+    )
 
 
 def _check_data(manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ from typing import get_args
 
 import click
 
+from converter.attempts import Edge, Format
 from converter.cli.screen import progress
 from converter.cli.showing import show_candidates
 from converter.limits import LATENCY_RUNS_DEFAULT, LATENCY_RUNS_MIN
@@ -71,8 +72,15 @@ _REQUIRED = ("model", "calibration", "validation", "target", "sla", "output")
     callback=_names,
     metavar="NAME,NAME",
     default="",
-    help="Only these recipes, best first; default: the target's.",
+    help="Only these, each [RUNTIME/]RECIPE, best first; default: all that suit.",
 )
+@click.option(
+    "--format", type=click.Choice(get_args(Format)), help="What is written; default: what the target takes."
+)
+@click.option(
+    "--tflite-edge", type=click.Choice(get_args(Edge)), help="Inputs and outputs of quantized .tflite files."
+)
+@click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Of .tflite files.")
 @click.option("--quick", is_flag=True, help="A first look: fewer samples and timed pairs, wider intervals.")
 @click.option("--executor", metavar="WHERE", help="Make candidates on processes:N or dask:HOST:PORT.")
 @click.option("--json", "as_json", is_flag=True, help="candidates.json on standard output, nothing else.")

@@ -14,17 +14,18 @@ from rich.table import Table
 
 from converter.inspect import Bundle, Model
 from converter.report import words
+from converter.tflite_summary import Edge, TFLiteModel
 from wire.bundle import Manifest, TensorSpec
 
 
-def show_inspection(found: Bundle | Model, screen: Console) -> None:
+def show_inspection(found: Bundle | Model | TFLiteModel, screen: Console) -> None:
     """Prints all of it."""
     if isinstance(found, Bundle):
         _show_bundle(found, screen)
     else:
         screen.print(f"[bold]{escape(found.path)}[/bold], {words.size(found.size_bytes)}")
         screen.print(f"SHA-256 {found.sha256}")
-        _show_model(found, screen)
+        _show_any(found, screen)
 
 
 def _show_bundle(found: Bundle, screen: Console) -> None:
@@ -42,10 +43,48 @@ def _show_bundle(found: Bundle, screen: Console) -> None:
         if accuracy is not None:
             screen.print(f"accuracy on the host {accuracy.value:.4f}, {accuracy.n:,} samples")
         if one.model is not None:
-            _show_model(one.model, screen)
+            _show_any(one.model, screen)
     samples = sum(shard.n_samples for shard in manifest.validation)
     screen.print(f"\nvalidation: {samples:,} samples in {len(manifest.validation)} shards")
     _show_files(found, screen)
+
+
+def _show_any(model: Model | TFLiteModel, screen: Console) -> None:
+    if isinstance(model, TFLiteModel):
+        _show_tflite(model, screen)
+    else:
+        _show_model(model, screen)
+
+
+def _show_tflite(model: TFLiteModel, screen: Console) -> None:
+    if model.description:
+        screen.print(escape(model.description))
+    for word, edges in (("takes", model.inputs), ("gives", model.outputs)):
+        screen.print(f"{word} {escape('; '.join(_edge(one) for one in edges))}")
+    weights = _counted(model.weight_types) if model.weight_types else "none, not quantized"
+    screen.print(f"quantized constants: {weights}")
+    if model.metadata:
+        held = ", ".join(f"{name} ({words.size(size)})" for name, size in model.metadata.items())
+        screen.print(f"metadata {escape(held)}")
+    fused = model.fusion
+    kernels = f"{fused.integer} integer and {fused.float} float operators"
+    screen.print(f"{kernels}, and {fused.qdq_left} QUANTIZE or DEQUANTIZE of data")
+    if not model.runs:
+        screen.print(f"LiteRT here cannot run it: {escape(model.runs_note)}")
+    table = Table("operator", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("version", "integer", "float"):
+        table.add_column(heading, justify="right")
+    for one in model.operators:
+        versions = ", ".join(map(str, one.versions))
+        counts = (str(count) if count else "" for count in (one.integer, one.float))
+        table.add_row(escape(one.operator), versions, *counts)
+    screen.print(table)
+
+
+def _edge(one: Edge) -> str:
+    shape = ", ".join(map(str, one.shape))
+    scaled = "" if one.scale is None else f" scale {one.scale:.6g}, zero point {one.zero_point}"
+    return f"{one.name} {one.dtype} [{shape}]{scaled}"
 
 
 def _specs(specs: tuple[TensorSpec, ...]) -> str:

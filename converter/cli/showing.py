@@ -134,14 +134,15 @@ def report_command(directory: Path) -> None:
 
 @click.command(
     "inspect",
-    short_help="Show a bundle or an ONNX file, check every hash.",
-    epilog="\b\nExamples:\n  shallop-convert inspect bundle\n  shallop-convert inspect model.onnx --json\n\n"
+    short_help="Show a bundle, an ONNX or a TFLite file, check every hash.",
+    epilog="\b\nExamples:\n  shallop-convert inspect bundle\n  shallop-convert inspect model.onnx --json\n"
+    "  shallop-convert inspect model.tflite\n\n"
     "Every file is hashed. Exit codes: 0 whole, 2 damaged (the files are named) or no bundle.",
 )
 @click.argument("path", type=_PATH)
 @_json
 def inspect_command(path: Path, as_json: bool) -> None:
-    """What a bundle's directory or an ONNX file holds, and whether it is whole."""
+    """What a bundle's directory, an ONNX or a TFLite file holds, and whether it is whole."""
     from converter.cli.inspection import show_inspection  # noqa: PLC0415
     from converter.inspect import inspect  # noqa: PLC0415
 

@@ -3,6 +3,8 @@
 For: outputs of a whole set of samples, computed one sample at a time as a device computes them.
 Not for: how good they are (`converter.evaluate.quality`), or latency (`converter.latency`).
 
+An interpreter of LiteRT may not be asked by two threads at once: there each has its own.
+
 One at a time matters: dynamic quantization takes its scale from the whole batch, and float kernels round
 differently for other batch sizes (docs/adr/0003).
 """
@@ -19,7 +21,8 @@ import numpy as np
 from converter.dataset import Array, Samples
 from converter.errors import InputError, RecipeError
 from converter.limits import EVALUATION_WORKERS_MAX
-from converter.runtime import Session, open_session
+from converter.loading import Loadable, Session, opened
+from converter.runtime import NAME
 
 Outputs = dict[str, Array]
 Progress = Callable[[int, int], None]
@@ -32,13 +35,31 @@ def outputs_of(
     names: tuple[str, ...],
     progress: Progress | None = None,
 ) -> Outputs:
+    """As `answers_of`, of an ONNX model.
+
+    Args:
+        model: the serialized graph.
+        config: session entries.
+        samples: as there, like all that follows.
+        names: outputs wanted.
+        progress: told (samples done, samples in all).
+
+    Raises:
+        RecipeError: `outputs_not_finite`.
+        Exception: what the runtime raises.
+    """
+    return answers_of(Loadable(content=model, runtime=NAME, config=config), samples, names, progress)
+
+
+def answers_of(
+    one: Loadable, samples: Samples, names: tuple[str, ...], progress: Progress | None = None
+) -> Outputs:
     """Every output of every sample, first axis samples.
 
     Where a stored sample is the model's whole tensor (`wire.bundle.InputData.whole`), so is an output.
 
     Args:
-        model: the serialized graph.
-        config: session entries.
+        one: the candidate.
         samples: to run, one at a time, spread over the cores with one thread each.
         names: outputs wanted.
         progress: told (samples done, samples in all).
@@ -47,14 +68,21 @@ def outputs_of(
         RecipeError: `outputs_not_finite`: NaN or infinity came out.
         Exception: what the runtime raises.
     """
-    session = open_session(model, threads=1, config=config)
+    shared = opened(one)
     workers = max(1, min(os.cpu_count() or 1, EVALUATION_WORKERS_MAX, samples.n))
     edges = [samples.n * i // workers for i in range(workers + 1)]
     done = count(1)
     with ThreadPoolExecutor(workers) as pool:
         futures = [
-            pool.submit(_run_span, session, samples, names, span, (done, progress))
-            for span in pairwise(edges)
+            pool.submit(
+                _run_span,
+                shared if one.shared or i == 0 else opened(one),
+                samples,
+                names,
+                span,
+                (done, progress),
+            )
+            for i, span in enumerate(pairwise(edges))
         ]
         rows = [row for future in futures for row in future.result()]
     outputs = {name: _stacked([row[i] for row in rows], name) for i, name in enumerate(names)}

@@ -16,6 +16,7 @@ from converter.model import Signature
 from converter.recipe import Recipe
 from converter.repair.goal import Goal
 from converter.targets.loader import Rules
+from wire.figures import Interval
 
 
 class Material(Struct, frozen=True, kw_only=True):
@@ -29,6 +30,8 @@ class Material(Struct, frozen=True, kw_only=True):
         rules: of the target.
         given: the model as it was given, where it carries Q/DQ pairs; `model` is then its float twin.
         goal: what a search for islands must reach; None where the SLA limits no accuracy.
+        chosen: ranges that a search has found, by recipe, with the graph that they are of: no part of what a
+            material is, but what is known need not be searched again (`converter.quantize.repaired`).
     """
 
     model: onnx.ModelProto
@@ -38,6 +41,7 @@ class Material(Struct, frozen=True, kw_only=True):
     rules: Rules
     given: onnx.ModelProto | None = None
     goal: Goal | None = None
+    chosen: dict[str, tuple[onnx.ModelProto, dict[str, Interval], tuple[str, ...]]] = {}
 
 
 class Made(Struct, frozen=True, kw_only=True):

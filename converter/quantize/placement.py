@@ -15,14 +15,16 @@ def placement_of(rules: Rules, *, twin: bool = False) -> Placement:
     """What those rules say; a class of CPU gets `CPU` itself.
 
     Operators that are excluded, or not on an accelerator's list where there is one, stay in float. A twin
-    runs what LiteRT has INT8 kernels for, with 32-bit biases always, for its kernels know no others.
+    runs whatever LiteRT has INT8 kernels for, whose biases are always integers: what an accelerator does not
+    take, its CPU runs, and in integers too.
     """
-    taken = (ACCELERATOR if rules.whole.value else CPU).operators
-    taken = (frozenset(TWIN_OPERATORS) if twin else taken) - set(rules.exclude.value)
+    if twin:
+        return Placement(operators=frozenset(TWIN_OPERATORS), whole=rules.whole.value)
+    taken = (ACCELERATOR if rules.whole.value else CPU).operators - set(rules.exclude.value)
     listed = set(rules.operators.value)
     return Placement(
         operators=frozenset(taken & listed if listed else taken),
         whole=rules.whole.value,
-        biases=twin or rules.quantize_bias.value,
-        fused_activations=rules.fused_activations.value and not twin,
+        biases=rules.quantize_bias.value,
+        fused_activations=rules.fused_activations.value,
     )

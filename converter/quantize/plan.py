@@ -84,6 +84,7 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
         decisions: what was decided, in words for people.
         edges: by node and tensor (or constant) that it reads: parameters that differ from the tensor's own,
             for which it gets a pair of its own (`converter.quantize.twin_scales`).
+        groups: by tensor the one that speaks for all of its scale; empty but for a twin.
         twin: whether roles are those of `TWIN_OPERATORS`.
     """
 
@@ -95,6 +96,7 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
     left_float: Mapping[str, str]
     decisions: tuple[str, ...] = ()
     edges: Mapping[tuple[str, str], QParams] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
     twin: bool = False
 
 
@@ -160,6 +162,7 @@ def make_plan(  # noqa: PLR0913 - every argument but the first three is a keywor
         left_float={name: why for name, why in reasons.items() if name not in inner},
         decisions=(*said, *_left_words(view, reasons)),
         edges={} if scales is None else scales.edges,
+        groups={} if scales is None else scales.groups,
         twin=recipe.twin,
     )
 
@@ -205,7 +208,7 @@ def _able(
         elif node.op_type not in placement.operators:
             reasons[node.name] = f"the target runs {node.op_type} in float"
         else:
-            why = why_not(view, unit, ranges) or (why_not_twin(view, node, ranges) if recipe.twin else None)
+            why = why_not(view, unit, ranges) or (why_not_twin(view, node) if recipe.twin else None)
             if why is None:
                 units[node.name] = unit
                 absorbed.add(unit.absorbed)

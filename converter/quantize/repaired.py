@@ -23,7 +23,7 @@ from converter.quantize.material import Material
 from converter.quantize.plan import Plan, make_plan, view_of
 from converter.quantize.simulate import assignment_of
 from converter.quantize.view import View
-from converter.recipe import Method, Recipe
+from converter.recipe import Method, Recipe, format_recipe
 from converter.repair.bias import correct_biases
 from converter.repair.choose import choose_ranges
 from converter.repair.cost import costs
@@ -165,6 +165,29 @@ def _ranges(material: Material, recipe: Recipe) -> tuple[Ranges, tuple[str, ...]
     """The ranges of the recipe's method; `auto`, or none in a mixed recipe, chooses by measured effect."""
     if recipe.method not in {"auto", None}:
         return ranges_of(material.calibration, recipe), ()
+    plain = _without_twin(material, recipe)
+    key = format_recipe(plain)
+    known = material.chosen.get(key)
+    if known is not None and known[0] is material.model:
+        return known[1], (f"ranges as chosen for {key}",)
+    ranges, words = _searched(material, plain)
+    material.chosen[key] = (material.model, ranges, words)
+    return ranges, words
+
+
+def _without_twin(material: Material, recipe: Recipe) -> Recipe:
+    """The recipe whose search serves a twin as well, for a search takes most of a candidate's time.
+
+    A method is chosen for what it does to each tensor; the few scales that a twin ties or fixes take part in
+    no choice. Where there is no other recipe, the search minds the twin's scales.
+    """
+    if not recipe.twin or material.rules.format.value == "TFLite":
+        return recipe
+    return structs.replace(recipe, extras=tuple(one for one in recipe.extras if one != "twin"))
+
+
+def _searched(material: Material, recipe: Recipe) -> tuple[Ranges, tuple[str, ...]]:
+    """The range method of each tensor by measured effect."""
     spans = _spans(material, recipe)
     first = next(iter(spans.values()))
     if len(spans) == 1:
@@ -175,9 +198,10 @@ def _ranges(material: Material, recipe: Recipe) -> tuple[Ranges, tuple[str, ...]
     def planner(ranges: Ranges) -> Assignment:
         return assignment_of(material.model, plan_of(material, recipe, ranges, view=view))
 
-    board = board_of(material, planner(first))
+    plan = plan_of(material, recipe, first, view=view)
+    board = board_of(material, assignment_of(material.model, plan))
     by_tensor = {name: {method: ranges[name] for method, ranges in spans.items()} for name in first}
-    chosen = choose_ranges(board, planner, by_tensor)
+    chosen = choose_ranges(board, planner, by_tensor, plan.groups or None)
     return chosen.ranges, (*chosen.decisions, _took(board, begun))
 
 

@@ -16,9 +16,11 @@ from converter.quantize.plan import Plan
 from converter.quantize.qoperator import to_qoperator
 from converter.quantize.repaired import Repaired, final_plan, repair
 from converter.quantize.saturation import Saturating, saturating
+from converter.quantize.twin import check_twin
 from converter.recipe import Recipe
 
 _LAYERS_NAMED_MAX = 5
+_AGAINST_NAMED_MAX = 3
 _EXTRAS_DONE = frozenset({"sym", "rr", "qop", "cle", "bc", "twin"})
 
 
@@ -35,9 +37,16 @@ def quantize_static(material: Material, recipe: Recipe) -> Made:
 
 
 def made_of(repaired: Repaired, recipe: Recipe) -> Made:
-    """The graph of what the repairs came to."""
+    """The graph of what the repairs came to.
+
+    Raises:
+        RecipeError: `no_twin`: a twin was asked for, and something in the graph is against it.
+    """
     plan, cut, said = _guarded(repaired, recipe)
     model = emit(repaired.material.model, plan)
+    against = check_twin(model) if recipe.twin else ()
+    if against:
+        raise RecipeError("no_twin", "; ".join(against[:_AGAINST_NAMED_MAX]))
     if "qop" in recipe.extras:
         model = to_qoperator(model)
     return Made(model=model, decisions=(*repaired.decisions, *said), saturating=cut)

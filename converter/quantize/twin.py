@@ -1,8 +1,9 @@
-"""Whether a TFLite twin of a Q/DQ graph exists, and what of it would compute in float.
+"""Whether a TFLite twin of a Q/DQ graph exists.
 
 For: `check_twin()`, which holds any Q/DQ graph, ours or a user's, against the rules of
-`converter.quantize.twin_rules`; and `float_left()`, for targets that take integers only.
-Not for: choosing scales (`converter.quantize.twin_scales`), or writing TFLite (`converter.tflite`).
+`converter.quantize.twin_rules`.
+Not for: choosing scales (`converter.quantize.twin_scales`), or writing TFLite (`converter.tflite`, which says
+what of a graph is left in float too).
 
 *Equal* means: scales bit-equal in float32, zero points equal once 128 is taken from those of uint8. A node
 counts as integer where it stands between pairs, as runtimes read Q/DQ graphs: what it reads comes from
@@ -64,26 +65,16 @@ def check_twin(model: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(_Checker(model).findings())
 
 
-def float_left(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Nodes of a Q/DQ graph that compute in float, as "LayerNormalization NAME", in the graph's order.
-
-    A target that takes integers only could run none of them; INT8 forms of LayerNormalization, HardSigmoid,
-    Div and other operators that `TWIN_OPERATORS` does not list are not made here.
-    """
-    checker = _Checker(model)
-    return tuple(f"{node.op_type} {node.name}" for node in checker.view.nodes if checker.in_float(node))
-
-
 class _Checker:
     """One graph being read."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.view = View(model, TWIN_OPERATORS)
-        self._tensors = {tensor.name: tensor for tensor in self.view.model.graph.initializer}
-        self._stored = {n.name: self._read(n) for n in self.view.nodes if n.op_type in _PAIR}
+        self._view = View(model, TWIN_OPERATORS)
+        self._tensors = {tensor.name: tensor for tensor in self._view.model.graph.initializer}
+        self._stored = {n.name: self._read(n) for n in self._view.nodes if n.op_type in _PAIR}
 
     def findings(self) -> Iterator[str]:
-        for node in self.view.nodes:
+        for node in self._view.nodes:
             if node.op_type in _PAIR:
                 yield from self._check_pair(node)
                 continue
@@ -95,16 +86,8 @@ class _Checker:
             if self._is_integer(node):
                 yield from self._check_scales(node, operator)
 
-    def in_float(self, node: onnx.NodeProto) -> bool:
-        """Whether a node computes with floats: it makes some, and is neither a pair's nor an integer one."""
-        if node.op_type in _PAIR or not any(name in self.view.floats for name in node.output):
-            return False
-        maker = self.view.producer.get(node.input[0]) if node.input else None
-        fused = node.op_type in {"Relu", "Clip"} and maker is not None and self._is_integer(maker)
-        return not fused and (self._operator(node) is None or not self._is_integer(node))
-
     def _operator(self, node: onnx.NodeProto) -> Operator | None:
-        return self.view.operators.get(node.op_type) if node.domain in {"", "ai.onnx"} else None
+        return self._view.operators.get(node.op_type) if node.domain in {"", "ai.onnx"} else None
 
     def _read(self, node: onnx.NodeProto) -> _Stored | None:
         """None where the parameters are no constants."""
@@ -117,7 +100,7 @@ class _Checker:
             dtype = str(numpy_helper.to_array(values).dtype)
         zeros = np.zeros(scale.shape, np.int32) if zero is None else zero.astype(np.int32)
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1) if scale.size > 1 else None
-        rank = self.view.rank(node.input[0]) if values is None else len(values.dims)
+        rank = self._view.rank(node.input[0]) if values is None else len(values.dims)
         if axis is not None and rank:
             axis %= rank
         shift = 128 if dtype == "uint8" else 0
@@ -132,41 +115,44 @@ class _Checker:
     def _source(self, node: onnx.NodeProto, place: int) -> onnx.NodeProto | None:
         """The DequantizeLinear of a constant that a node reads at a place."""
         name = node.input[place] if len(node.input) > place else ""
-        maker = self.view.producer.get(name)
+        maker = self._view.producer.get(name)
         constant = maker is not None and maker.op_type in _PAIR and maker.input[0] in self._tensors
         return maker if constant else None
 
     def _into(self, name: str) -> _Stored | None:
         """How the tensor that a DequantizeLinear gives as `name` is stored."""
-        maker = self.view.producer.get(name)
+        maker = self._view.producer.get(name)
         return None if maker is None or maker.op_type != "DequantizeLinear" else self._stored[maker.name]
 
     def _out_of(self, name: str) -> _Stored | None:
         """How a tensor that only QuantizeLinear read, behind a Relu or Clip perhaps, is stored."""
-        readers = self.view.readers.get(name, [])
-        if len(readers) == 1 and readers[0].op_type in {"Relu", "Clip"} and name not in self.view.outputs:
+        readers = self._view.readers.get(name, [])
+        if len(readers) == 1 and readers[0].op_type in {"Relu", "Clip"} and name not in self._view.outputs:
             name = readers[0].output[0]
-            readers = self.view.readers.get(name, [])
+            readers = self._view.readers.get(name, [])
         only = bool(readers) and all(reader.op_type == "QuantizeLinear" for reader in readers)
-        shown = name in self.view.outputs or name in self.view.captured
+        shown = name in self._view.outputs or name in self._view.captured
         return self._stored[readers[0].name] if only and not shown else None
 
     def _is_integer(self, node: onnx.NodeProto) -> bool:
         if self._operator(node) is None:
             return False
-        reads = [self._into(name) for name in self.view.activations(node)]
-        loose = any(
-            name in self._tensors and self.view.constant(name) is not None
-            for name in self.view.data_inputs(node)
-        )
-        made = [self._out_of(name) for name in node.output if name in self.view.floats]
+        reads = [self._into(name) for name in self._view.activations(node)]
+        loose = any(self._view.constant(name) is not None for name in self._parameters(node))
+        made = [self._out_of(name) for name in node.output if name in self._view.floats]
         return bool(reads) and None not in reads and not loose and bool(made) and None not in made
+
+    def _parameters(self, node: onnx.NodeProto) -> list[str]:
+        """What an integer kernel reads: data, weight and bias; other constants are settings."""
+        operator = self._view.operators[node.op_type]
+        places = [i for i in (operator.weight, operator.bias) if i is not None and i < len(node.input)]
+        return [*self._view.data_inputs(node), *(node.input[i] for i in places)]
 
     def _check_pair(self, node: onnx.NodeProto) -> Iterator[str]:
         stored, where = self._stored[node.name], f"{node.op_type} {node.name}"
         if stored is None:
             yield f"{where}: its scale or zero point is no constant"
-        elif self.view.constant(node.input[0]) is not None:
+        elif self._view.constant(node.input[0]) is not None:
             yield f"{where}: it quantizes a constant, which TFLite wants stored as integers"
         elif node.input[0] in self._tensors:
             if stored.dtype not in {"int8", "uint8", "int32"}:
@@ -176,7 +162,7 @@ class _Checker:
         elif stored.scale.size != 1:
             yield f"{where}: an activation with a scale per channel, where TFLite takes one"
         else:
-            maker = self.view.producer.get(node.input[0])
+            maker = self._view.producer.get(node.input[0])
             given = self._stored.get(maker.name) if maker is not None else None
             if node.op_type == "DequantizeLinear" and given is not None and not given.same_as(stored):
                 yield f"{where}: it reads {node.input[0]} as {stored.words}, stored as {given.words}"
@@ -207,8 +193,7 @@ class _Checker:
         where, maker = f"{node.op_type} {node.name}", self._source(node, 2)
         bias, given = None if maker is None else self._stored[maker.name], self._into(node.input[0])
         if bias is None or given is None:
-            yield f"{where}: its bias is not stored as int32"
-            return
+            raise RuntimeError(f"{where} was taken for integer with a bias in float")
         if bias.dtype != "int32" or (bias.zero != 0).any():
             yield f"{where}: its bias is not int32 with zero point 0 ({bias.dtype})"
         wanted = np.asarray(weight.scale * given.scale, dtype=np.float32)
@@ -226,7 +211,7 @@ class _Checker:
             if made[0].scale.flat[0] != scale or made[0].zero.flat[0] != zero:
                 yield f"{where}: its output is stored as {made[0].words}, by rule it is {scale:.9g} / {zero}"
         elif operator.role in MOVES:
-            first, *others = [one for one in map(self._into, self.view.activations(node)) if one is not None]
+            first, *others = [one for one in map(self._into, self._view.activations(node)) if one is not None]
             unlike = next((one for one in (*others, *made) if not one.same_as(first)), None)
             if unlike is not None:
                 yield (

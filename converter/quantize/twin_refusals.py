@@ -7,8 +7,6 @@ Not for: checking a finished graph (`converter.quantize.twin`), or the rules abo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx
 
 from converter.errors import RecipeError
@@ -16,7 +14,6 @@ from converter.quantize.twin_rules import ALONE_BOUNDS
 from converter.quantize.units import bounds_of, is_absorbed, mode_of
 from converter.quantize.view import View, attribute
 from converter.recipe import Recipe
-from wire.figures import Interval
 
 _OPSET_SOFTMAX_AXIS = 13
 """Below it Softmax flattens everything behind its axis into one."""
@@ -38,15 +35,17 @@ def require_twin(recipe: Recipe) -> None:
         raise RecipeError("no_twin", f"no TFLite graph has the scales of {why}")
 
 
-def why_not_twin(view: View, node: onnx.NodeProto, ranges: Mapping[str, Interval]) -> str | None:
+def why_not_twin(view: View, node: onnx.NodeProto) -> str | None:
     """Why a node that ONNX could quantize stays in float in a twin, or None."""
     if node.op_type in {"Conv", "ConvTranspose"}:
         return _why_not_convolution(view, node)
-    if view.operators[node.op_type].fixed is not None and node.op_type.endswith("Softmax"):
-        return None if _on_last_axis(view, node) else f"LiteRT's {node.op_type} runs over the last axis only"
+    if node.op_type.endswith("Softmax") and not _over_one_axis(view, node):
+        return f"below opset 13 this {node.op_type} runs over several axes as one"
     if is_absorbed(view, node) and bounds_of(view, node) not in ALONE_BOUNDS:
         return f"LiteRT has no activation with the bounds of this {node.op_type}"
-    return _why_not_pad(view, node, ranges) if node.op_type == "Pad" else None
+    if node.op_type == "Pad" and padding(view, node) is None:
+        return "its padding is computed"
+    return None
 
 
 def _why_not_convolution(view: View, node: onnx.NodeProto) -> str | None:
@@ -58,21 +57,18 @@ def _why_not_convolution(view: View, node: onnx.NodeProto) -> str | None:
     return None
 
 
-def _on_last_axis(view: View, node: onnx.NodeProto) -> bool:
-    rank = view.rank(node.input[0])
-    axis = int(attribute(node, "axis", -1 if view.opset >= _OPSET_SOFTMAX_AXIS else 1))
+def _over_one_axis(view: View, node: onnx.NodeProto) -> bool:
+    if view.opset >= _OPSET_SOFTMAX_AXIS:
+        return True
+    rank, axis = view.rank(node.input[0]), int(attribute(node, "axis", 1))
     return axis == -1 or (rank is not None and axis % rank == rank - 1)
 
 
-def _why_not_pad(view: View, node: onnx.NodeProto, ranges: Mapping[str, Interval]) -> str | None:
-    """Padding must be a value that the input's parameters hold."""
-    value = attribute(node, "value", 0.0)
-    if mode_of(node) == "constant" and len(node.input) > 2 and node.input[2]:
-        constant = view.constant(node.input[2])
-        if constant is None or constant.size != 1:
-            return f"its padding {node.input[2]} is computed"
-        value = float(constant.flat[0])
-    span = ranges[node.input[0]]
-    if value and not span.low <= value <= span.high:
-        return f"it pads with {value:.4g}, beyond the range of what it pads"
-    return None
+def padding(view: View, node: onnx.NodeProto) -> float | None:
+    """What a Pad puts around its input; None where that is computed, 0 where it repeats values of it."""
+    if mode_of(node) != "constant":
+        return 0.0
+    if len(node.input) < 3 or not node.input[2]:
+        return attribute(node, "value", 0.0)
+    constant = view.constant(node.input[2])
+    return float(constant.flat[0]) if constant is not None and constant.size == 1 else None

@@ -37,12 +37,11 @@ TWIN_OPERATORS: Mapping[str, Operator] = {
     **dict.fromkeys(
         (
             "AveragePool", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalAveragePool",
-            "GlobalMaxPool", "Identity", "ReduceMax", "ReduceMin", "Reshape", "Slice", "SpaceToDepth",
-            "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+            "GlobalMaxPool", "Identity", "MaxPool", "ReduceMax", "ReduceMin", "Reshape", "Slice",
+            "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
         ),
         _SAME,
     ),
-    "MaxPool": Operator(role=Role.SAME_SCALE, opset_min=12),
     "Pad": Operator(role=Role.SAME_SCALE, modes=frozenset({"constant", "reflect"})),
     "Resize": Operator(role=Role.SAME_SCALE, modes=frozenset({"nearest", "linear"})),
     **dict.fromkeys(("Concat", "Max", "Min"), _JOINED),
@@ -58,6 +57,10 @@ would be Minimum and Maximum, which do not."""
 STEP_FACTOR_MAX = 2.0
 """How much coarser a tensor's step may become for the sake of an operator that joins it with others, where
 more reads it than that operator: one bit. Beyond, it keeps its own parameters and the edge is requantized."""
+
+PADDING_FACTOR_MAX = 16.0
+"""How many times wider a range may become to hold what a Pad puts around: 4 of 8 bits stay. What lies further
+out (the lowest float before a maximum) is stored as the range's end, as without a twin."""
 
 MOVES = frozenset({Role.SAME_SCALE, Role.JOINED})
 """Roles whose inputs and outputs have one scale and zero point."""

@@ -26,7 +26,8 @@ from msgspec import Struct, field
 
 from converter.quantize.operators import Fixed, Role
 from converter.quantize.qparams import QParams, fixed_params, of_range, redundant
-from converter.quantize.twin_rules import MOVES, STEP_FACTOR_MAX
+from converter.quantize.twin_refusals import padding
+from converter.quantize.twin_rules import MOVES, PADDING_FACTOR_MAX, STEP_FACTOR_MAX
 from converter.quantize.units import Unit, bounds_of
 from converter.quantize.view import View
 from converter.recipe import Recipe
@@ -44,11 +45,13 @@ class Scales(Struct, frozen=True, kw_only=True, eq=False):
     Attributes:
         activations: by tensor, in the graph's order.
         edges: of inputs and constants that a node reads in other parameters than the tensor's own.
-        decisions: what was joined and what is requantized, in words.
+        groups: by tensor the one that speaks for all of its scale.
+        decisions: what is requantized, in words.
     """
 
     activations: Mapping[str, QParams]
     edges: Mapping[Edge, QParams]
+    groups: Mapping[str, str]
     decisions: tuple[str, ...]
 
 
@@ -110,6 +113,7 @@ class _Solver:
             unit = self._maker.get(name)
             if unit is not None and unit.operator.role is Role.SAME_SCALE:
                 self._parent[name] = unit.inputs[0]
+                self._pad(unit, self._groups[self._root(name)])
             else:
                 self._groups[name] = self._head(name, unit)
             self._groups[self._root(name)].members.append(name)
@@ -134,6 +138,14 @@ class _Solver:
         if bounds is not None:
             group.bounds.append(bounds)
         return group
+
+    def _pad(self, unit: Unit, group: _Group) -> None:
+        """Widens a group to hold what a Pad puts around, within PADDING_FACTOR_MAX."""
+        value = padding(self._view, self._view.by_name[unit.node]) if unit.op_type == "Pad" else None
+        if value is not None:
+            low, high = min(group.low, value), max(group.high, value)
+            if high - low <= PADDING_FACTOR_MAX * (group.high - group.low):
+                group.low, group.high = low, high
 
     def _root(self, name: str) -> str:
         while self._parent[name] != name:
@@ -231,6 +243,7 @@ class _Solver:
                 if name in direct or name in self._maker
             },
             edges={edge: params[self._root(out)] for edge, out in self._edges.items()},
+            groups={name: self._root(name) for name in self._names},
             decisions=self._words(),
         )
 

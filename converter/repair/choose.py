@@ -46,7 +46,10 @@ class Chosen(Struct, frozen=True, kw_only=True):
 
 
 def choose_ranges(
-    board: Switchboard, planner: Planner, candidates: Mapping[str, Mapping[str, Interval]]
+    board: Switchboard,
+    planner: Planner,
+    candidates: Mapping[str, Mapping[str, Interval]],
+    groups: Mapping[str, str] | None = None,
 ) -> Chosen:
     """Ranges by tensor.
 
@@ -58,6 +61,8 @@ def choose_ranges(
         planner: the assignment for given ranges; a tensor whose operator passes its input's scale on may
             differ from its own range there, so what is chosen is checked as a whole.
         candidates: span by method by tensor; every tensor has the same methods.
+        groups: by tensor the one that speaks for all of its scale, which then change method together; a
+            tensor that is not named is alone.
 
     Raises:
         ValueError: no candidates.
@@ -71,17 +76,21 @@ def choose_ranges(
     least = min(mean_of(found) for found in errors.values())
     best = next(method for method in methods if mean_of(errors[method]) <= _AS_GOOD * least)
     plain = plans[best]
+    speaker = {name: (groups or {}).get(name, name) for name in (*candidates, *plain.activations)}
 
     def evaluate(chosen: Mapping[str, str]) -> Errors:
-        spans = {name: plans[chosen.get(name, best)].activations[name] for name in plain.activations}
+        method = {name: chosen.get(speaker[name], best) for name in plain.activations}
+        spans = {
+            name: plans[method[name]].activations.get(name, own) for name, own in plain.activations.items()
+        }
         return _errors(board, Assignment(activations=spans, weights=plain.weights))
 
-    options, suited = _suited(board, plans, candidates, best)
+    options, suited = _suited(board, plans, _differing_by_speaker(plans, candidates, best, groups), best)
     start = dict.fromkeys(options, best)
     if suited != start and is_better(errors[best], evaluate(suited)):
         start = suited
     found = descend(options, start, evaluate, max(1, AUTO_EVALUATIONS_MAX - (board.evaluations - already)))
-    picked = {name: found.chosen.get(name, best) for name in candidates}
+    picked = {name: found.chosen.get(speaker[name], best) for name in candidates}
     ranges = {name: candidates[name][method] for name, method in picked.items()}
     changed = tuple(name for name in options if picked[name] != best)
     final = _errors(board, planner(ranges)) if changed else errors[best]
@@ -89,17 +98,23 @@ def choose_ranges(
         changed, final = (), errors[best]
         picked, ranges = dict.fromkeys(candidates, best), _all(candidates, best)
     evaluations = board.evaluations - already
-    said = ", ".join(f"{method} {decibels(mean_of(errors[method])):.1f} dB" for method in methods)
-    words = [
-        f"range method by measured effect: {best} for all is the best of {said}",
+    said = (
+        _best_words(best, errors),
         _sweep(changed, mean_of(errors[best]), mean_of(final), evaluations),
         *(f"{name}: {picked[name]}" for name in changed[:_NAMED_MAX]),
-    ]
-    if found.unvisited:
-        words.append(
-            f"{found.unvisited} tensors of lesser effect were not tried in turn: the limit was reached"
-        )
-    return Chosen(ranges=ranges, methods=picked, evaluations=evaluations, decisions=tuple(words))
+        *_unvisited_words(found.unvisited),
+    )
+    return Chosen(ranges=ranges, methods=picked, evaluations=evaluations, decisions=said)
+
+
+def _best_words(best: str, errors: Mapping[str, Errors]) -> str:
+    said = ", ".join(f"{method} {decibels(mean_of(found)):.1f} dB" for method, found in errors.items())
+    return f"range method by measured effect: {best} for all is the best of {said}"
+
+
+def _unvisited_words(unvisited: int) -> tuple[str, ...]:
+    words = f"{unvisited} tensors of lesser effect were not tried in turn: the limit was reached"
+    return (words,) if unvisited else ()
 
 
 def _sweep(changed: tuple[str, ...], before: float, after: float, evaluations: int) -> str:
@@ -121,7 +136,7 @@ def _errors(board: Switchboard, assignment: Assignment) -> Errors:
 def _suited(
     board: Switchboard,
     plans: Mapping[str, Assignment],
-    candidates: Mapping[str, Mapping[str, Interval]],
+    by_speaker: Mapping[str, _Together],
     best: str,
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Methods that differ by tensor, the most harmful tensor first; and the method that does each least harm.
@@ -129,12 +144,12 @@ def _suited(
     Alone means everything else in float: the noise of other tensors cannot hide or imitate an effect. At most
     half of AUTO_EVALUATIONS_MAX go into that, for the tensors that do most harm.
     """
-    differing = {
-        name: _differing(candidates[name], best) for name in plans[best].activations if name in candidates
-    }
+    differing = {name: one.differing for name, one in by_speaker.items()}
 
     def alone(name: str, method: str) -> float:
-        only = Assignment(activations={name: plans[method].activations[name]}, weights={})
+        spans, plain = plans[method].activations, plans[best].activations
+        members = by_speaker[name].members
+        only = Assignment(activations={one: spans.get(one, plain[one]) for one in members}, weights={})
         return float(noise_by_sample(board.reference, board.outputs(only)).mean())
 
     limit = board.evaluations + AUTO_EVALUATIONS_MAX // 2
@@ -147,6 +162,41 @@ def _suited(
         measured = {best: harm[name]} | {method: alone(name, method) for method in differing[name]}
         suited[name] = min(measured, key=lambda method: measured[method])
     return {name: [best, *differing[name]] for name in ordered}, suited
+
+
+class _Together(Struct, frozen=True, kw_only=True):
+    """Tensors that change method together, and the methods that differ from the best one for them."""
+
+    members: tuple[str, ...]
+    differing: list[str]
+
+
+def _differing_by_speaker(
+    plans: Mapping[str, Assignment],
+    candidates: Mapping[str, Mapping[str, Interval]],
+    best: str,
+    groups: Mapping[str, str] | None,
+) -> dict[str, _Together]:
+    """What can be chosen, by the tensor that speaks for it.
+
+    Where tensors share scales a span is what the plan makes of all of them: a union, or what is prescribed.
+    """
+    plain = plans[best].activations
+    if groups is None:
+        return {
+            name: _Together(members=(name,), differing=_differing(candidates[name], best))
+            for name in plain
+            if name in candidates
+        }
+    members: dict[str, list[str]] = {}
+    for name in plain:
+        members.setdefault(groups.get(name, name), []).append(name)
+    found = {}
+    for speaker, names in members.items():
+        fakes = {method: plan.activations.get(names[0], plain[names[0]]) for method, plan in plans.items()}
+        spans = {m: Interval(low=one.step * one.low, high=one.step * one.high) for m, one in fakes.items()}
+        found[speaker] = _Together(members=tuple(names), differing=_differing(spans, best))
+    return found
 
 
 def _differing(spans: Mapping[str, Interval], best: str) -> list[str]:

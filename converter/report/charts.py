@@ -18,7 +18,7 @@ from msgspec import Struct, structs
 from converter.candidates import Candidate, Report
 from converter.recipe import RecipeNameError, parse
 from converter.report.scale import Axis, axis
-from converter.report.words import UNKNOWN, lower_is_better, metric_name, milliseconds, number, size
+from converter.report.words import UNKNOWN, lower_is_better, metric_name, milliseconds, number, size, title
 
 WIDTH, HEIGHT = 480, 360
 """Of a chart's own coordinates; on the page it grows and shrinks with its column."""
@@ -131,7 +131,7 @@ def pareto(report: Report) -> Chart | None:
     largest = max((row.size_bytes or 0 for _, row in shown), default=0)
     dots = _labelled([_dot(place, row, report, across, up, largest, by_latency) for place, row in shown])
     drawn = {place for place, _ in shown}
-    absent = tuple(f"{place} {row.recipe}" for place, row in numbered if place not in drawn)
+    absent = tuple(f"{place} {title(row)}" for place, row in numbered if place not in drawn)
     bound = accuracy_bound(report)
     return Chart(
         x_title="latency, times FP32 (further left is faster)" if by_latency else "size in KB",
@@ -220,7 +220,7 @@ def _bar(row: Candidate, up: Axis) -> tuple[float, float] | None:
 def _title(report: Report, place: int, row: Candidate) -> str:
     ratio = UNKNOWN if row.latency_ratio is None else f"{row.latency_ratio:.2f} x FP32"
     return (
-        f"{place} {row.recipe}: {metric_name(report)} {number(row.accuracy, 4)}, latency {ratio}, "
+        f"{place} {title(row)}: {metric_name(report)} {number(row.accuracy, 4)}, latency {ratio}, "
         f"p50 {milliseconds(row.latency_ms_p50)}, size {size(row.size_bytes)}, {row.status}"
     )
 
@@ -307,7 +307,7 @@ def cliff(report: Report) -> Chart | None:
         path="".join(f"{'L' if i else 'M'}{x:.1f} {y:.1f}" for i, (x, y) in enumerate(tops)),
         limit=None if bound is None else up.place(bound),
         absent=tuple(
-            f"{i} {row.recipe}" for i, row in enumerate(report.candidates, start=1) if row.accuracy is None
+            f"{i} {title(row)}" for i, row in enumerate(report.candidates, start=1) if row.accuracy is None
         ),
     )
 

@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from converter.candidates import Report
 from converter.report import charts, words
+from converter.report.twin import twins_of
 
 PAGE_NAME = "report.html"
 
@@ -115,6 +116,7 @@ def _view(report: Report) -> dict[str, object]:
         "inspected": bool({"findings", "outliers"} & set(report.calibration)),
         "calibration_facts": _calibration_facts(report.calibration),
         "decided": words.decisions(report),
+        "twins": twins_of(report),
         "rules": rules_of(report.target_profile or {}),
         "target_facts": _target_facts(report.target_profile or {}),
         "provenance": list(_provenance(report.provenance)),

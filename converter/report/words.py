@@ -16,6 +16,7 @@ from converter.candidates import Candidate, Report
 UNKNOWN = "unknown"
 
 _KILO = 1000.0
+_RUNTIMES = {"onnxruntime": "ORT", "ai-edge-litert": "LiteRT", "tflite-runtime": "TFLite"}
 _LIMIT_NAMES = {
     "latency_ms_p95": "latency p95",
     "memory_bytes": "peak memory",
@@ -101,6 +102,21 @@ def row_of(report: Report, key: str | None) -> Candidate | None:
     return next((row for row in report.candidates if row.id == key), None)
 
 
+def title(row: Candidate) -> str:
+    """What a row is called in a sentence: its recipe, with its runtime where that is not ONNX Runtime."""
+    return row.recipe if row.runtime == "onnxruntime" else row.id
+
+
+def runtime(row: Candidate) -> str:
+    """A short word for it."""
+    return _RUNTIMES.get(row.runtime, row.runtime)
+
+
+def several_runtimes(report: Report) -> bool:
+    """Whether a row's recipe alone does not say which row it is."""
+    return len({row.runtime for row in report.candidates}) > 1
+
+
 def metric_name(report: Report) -> str:
     """What the task's figure of merit is called, in lower case."""
     name = None if report.metric is None else report.metric.get("name")
@@ -119,7 +135,7 @@ def headline(report: Report) -> str:
         return "No candidate passes the SLA"
     if chosen.id == report.baseline.id:
         return "FP32 stays"
-    return f"Chosen: {chosen.recipe}"
+    return f"Chosen: {title(chosen)}"
 
 
 def facts(report: Report) -> tuple[str, ...]:
@@ -157,7 +173,7 @@ def _nearest(report: Report) -> str:
     best = max(known, key=lambda row: turn * (row.accuracy or 0.0))
     name, base = metric_name(report), report.baseline.accuracy
     return (
-        f"Of the other candidates {best.recipe} has the best {name}: {number(best.accuracy, 4)} against "
+        f"Of the other candidates {title(best)} has the best {name}: {number(best.accuracy, 4)} against "
         f"FP32's {number(base, 4)}."
     )
 
@@ -239,7 +255,7 @@ def decisions(report: Report) -> list[tuple[str, tuple[str, ...]]]:
     for row in report.candidates:
         own = tuple(text for text in row.decisions if text not in common)
         if own:
-            said.append((row.recipe, own))
+            said.append((title(row), own))
     return said
 
 

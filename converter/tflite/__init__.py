@@ -8,19 +8,22 @@ Not for: quantizing (`converter.quantize` does that once, for both formats), or 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 import onnx
 from msgspec import Struct
 
 from converter.tflite.errors import TFLiteError
 from converter.tflite.layout import Axes, identity
-from converter.tflite.lowering import Lowering
+from converter.tflite.lowering import Lowering, Value
 from converter.tflite.ops import ENTRIES
 from converter.tflite.options import Options
 from converter.tflite.reading import Op, Source, read
 from converter.tflite.serialize import serialize
+from converter.tflite.tensors import Graph
+from converter.tflite.verify import verify
 
-__all__ = ["Options", "Placed", "TFLiteError", "Written", "write"]
+__all__ = ["Lowered", "Options", "Placed", "TFLiteError", "Written", "lower", "write"]
 
 _SPATIAL = frozenset(
     {"AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool", "MaxPool", "Resize",
@@ -57,6 +60,22 @@ class Written(Struct, frozen=True, kw_only=True):
     float_left: tuple[str, ...]
 
 
+class Lowered(Struct, frozen=True, kw_only=True, eq=False):
+    """A graph in TFLite's operators, before it is bytes.
+
+    Attributes:
+        source: what was read of the ONNX graph.
+        graph: of the file.
+        made: by ONNX name, where its operator left each tensor.
+        placed: the same once the file's outputs are put in the order in which it gives them.
+    """
+
+    source: Source
+    graph: Graph
+    made: Mapping[str, Value]
+    placed: Mapping[str, Value]
+
+
 def write(model: onnx.ModelProto, options: Options | None = None) -> Written:
     """The graph as TFLite.
 
@@ -69,19 +88,12 @@ def write(model: onnx.ModelProto, options: Options | None = None) -> Written:
         TFLiteError: it cannot be written; the code says why and the text names the node. Nothing is written.
     """
     options = Options() if options is None else options
-    source = read(model, {kind: entry.traits for kind, entry in ENTRIES.items()}, options.batch)
-    lowering = Lowering(source, options)
-    lowering.open(lambda name: _comes_to_an_image(source, lowering, name))
-    for op in source.ops:
-        # An edge that is stored needs no reals in front of it.
-        if options.edge == "float32" or op.op_type != "DequantizeLinear" or lowering.readers(op.outputs[0]):
-            ENTRIES[op.op_type].lower(lowering, op)
-    lowering.close()
-    graph = lowering.graph
-    placed = lowering.placed()
+    lowered = lower(model, options)
+    source, graph, placed = lowered.source, lowered.graph, lowered.placed
     content = serialize(
         graph, name=options.name, description=options.description, metadata=options.metadata
     )  # fmt: skip
+    verify(content)
     edges = {name: placed[name].axes for name in source.inputs}
     edges |= {name: placed[_written_as(source, options, name)].axes for name in source.outputs}
     return Written(
@@ -92,6 +104,25 @@ def write(model: onnx.ModelProto, options: Options | None = None) -> Written:
         operators=dict(sorted(Counter(one.kind for one in graph.operators).items())),
         float_left=tuple(op.name for op in source.ops if _computes_in_float(source, op)),
     )  # fmt: skip
+
+
+def lower(model: onnx.ModelProto, options: Options | None = None) -> Lowered:
+    """The graph in TFLite's operators, as `write` puts it into bytes.
+
+    Raises:
+        TFLiteError: as `write`.
+    """
+    options = Options() if options is None else options
+    source = read(model, {kind: entry.traits for kind, entry in ENTRIES.items()}, options.batch)
+    lowering = Lowering(source, options)
+    lowering.open(lambda name: _comes_to_an_image(source, lowering, name))
+    for op in source.ops:
+        # An edge that is stored needs no reals in front of it.
+        if options.edge == "float32" or op.op_type != "DequantizeLinear" or lowering.readers(op.outputs[0]):
+            ENTRIES[op.op_type].lower(lowering, op)
+    made = dict(lowering.placed())
+    lowering.close()
+    return Lowered(source=source, graph=lowering.graph, made=made, placed=lowering.placed())
 
 
 def _written_as(source: Source, options: Options, name: str) -> str:

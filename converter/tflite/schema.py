@@ -38,6 +38,16 @@ def operator_code(kind: str) -> int:
     return int(getattr(schema.BuiltinOperator, kind))
 
 
+def operator_name(code: int) -> str:
+    """The schema's name of an operator; `operator N` where it has none."""
+    return _OPERATOR_NAMES.get(code, f"operator {code}")
+
+
+_OPERATOR_NAMES: dict[int, str] = {
+    value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")
+}
+
+
 def options_type(options: object) -> int:
     """The union's tag of an options object, such as `Conv2DOptionsT()`."""
     return int(getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T")))

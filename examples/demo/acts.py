@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from paho.mqtt import publish
 from paho.mqtt.enums import MQTTProtocolVersion
 from rich.console import Console
 from rich.table import Table
 
+from converter.loading import Loadable, opened
 from examples.demo.damage import damaged_bundle
+from examples.demo.environments import environment
 from examples.demo.house import ROOT, House, HouseError, wait_for
 from wire import bundle, codec
 from wire.preprocess import preprocess
@@ -30,7 +31,9 @@ from wire.preprocess import preprocess
 EXAMPLE = ROOT / "examples" / "fashion"
 GATE = ROOT / "examples" / "demo" / "gate.yaml"
 MODEL = "fashion"
-DEVICES = ("roof-1", "roof-2", "roof-3")
+RUNTIMES = {"roof-1": ("onnxruntime",), "roof-2": ("ai-edge-litert",), "roof-3": ()}
+"""What each device has; the last one lives in the environment that runs the demo, which has both."""
+DEVICES = tuple(RUNTIMES)
 WAVES = "1,50%,100%"
 
 
@@ -82,13 +85,16 @@ class Acts:
         """Broker, registry and three agents, as processes of their own on loopback."""
         self._say("2. Start a broker, the registry and three agents as processes of their own.")
         self.house.start()
-        for device in DEVICES:
-            self.house.agent(device, hooks={})
+        for device, runtimes in RUNTIMES.items():
+            place = self.house.folder / "environments" / device
+            python = str(environment(place, runtimes[0])) if runtimes else sys.executable
+            self.house.agent(device, python, hooks={})
         with self.console.status("waiting for the devices to say hello"):
             wait_for("three devices", self._all_online, 60)
         self.console.print(f"broker:   127.0.0.1:{self.house.broker_port} ({self.house.broker_kind()})")
         self.console.print(f"registry: {self.house.server}")
-        self.console.print(f"agents:   {', '.join(DEVICES)}")
+        for view in self.house.fleet("devices"):
+            self.console.print(f"agent:    {view['device']} has {', '.join(view['runtimes'])}")
 
     def _all_online(self) -> bool:
         seen = {view["device"] for view in self.house.fleet("devices") if view["online"]}
@@ -98,8 +104,27 @@ class Acts:
 
     def roll_out_first(self) -> None:
         """Release 1 in waves; there is no incumbent yet."""
-        self._say(f"3. Publish release 1 and roll it out in waves {WAVES}.")
+        self._say(f"3. Publish release 1 and roll it out in waves {WAVES}: one bundle for both runtimes.")
         self._roll_out("1")
+        for device, runtimes in RUNTIMES.items():
+            runs = self._variant_on(device).runtime
+            need(not runtimes or runs in runtimes, f"{device} runs a variant for what it has: {runs}")
+        self.events.append("roof-1 runs release 1 in ONNX Runtime, roof-2 the same release in LiteRT")
+
+    def _variant_on(self, device: str) -> bundle.Variant:
+        """What runs there, as the bundle has it."""
+        info = json.loads((self._current(device) / "release.json").read_text(encoding="utf-8"))
+        manifest = self._manifest(info["release"])
+        return next(one for one in manifest.variants if one.id == info["variant"])
+
+    def _manifest(self, release: str) -> bundle.Manifest:
+        content = (self._bundle(release) / "manifest.json").read_bytes()
+        return codec.decode(content, bundle.Manifest, bundle.MANIFEST_BYTES_MAX)
+
+    def _current(self, device: str) -> Path:
+        current = self.house.current(device, MODEL)
+        need(current is not None, f"{device} has a model")
+        return Path(str(current))
 
     def roll_out_second(self) -> None:
         """Release 2 beside the running release 1."""
@@ -132,6 +157,7 @@ class Acts:
             "device",
             "wave",
             "outcome",
+            "runtime",
             "variant",
             "p50 ms",
             "p95 ms",
@@ -140,12 +166,12 @@ class Acts:
             "power",
         ):
             table.add_column(
-                heading, justify="left" if heading in {"device", "outcome", "variant"} else "right"
+                heading, justify="left" if heading in {"device", "outcome", "runtime", "variant"} else "right"
             )
         for line in shown["devices"]:
-            variant = (line["variant"] or "unknown").rsplit("/", 1)[-1]
+            runtime, _, variant = (line["variant"] or "/unknown").rpartition("/")
             table.add_row(
-                line["device"], str(line["wave"] + 1), line["outcome"] or "none", variant,
+                line["device"], str(line["wave"] + 1), line["outcome"] or "none", runtime, variant,
                 _figure(line["latency_ms_p50"], "{:.2f}"), _figure(line["latency_ms_p95"], "{:.2f}"),
                 _figure(line["accuracy"], "{:.4f}"), _figure(line["agreement"], "{:.4f}"),
                 _figure(line["power_watts"], "{:.2f} W"),
@@ -173,10 +199,8 @@ class Acts:
         self.events.append(f"release 3 refused by its canary {canary[0]['device']}; wave 2 never got it")
 
     def _release_on(self, device: str) -> str:
-        current = self.house.current(device, MODEL)
-        need(current is not None, f"{device} has a model")
-        found: str = json.loads((Path(str(current)) / "release.json").read_text(encoding="utf-8"))["release"]
-        return found
+        info = json.loads((self._current(device) / "release.json").read_text(encoding="utf-8"))
+        return str(info["release"])
 
     # --- back
 
@@ -242,23 +266,20 @@ class Acts:
     def ask_the_old_model(self) -> None:
         """Opens what `current` points to, as an application would, and asks it."""
         self._say("8. The old model answers again, through the same symlink that an application opens.")
-        manifest = codec.decode(
-            (self._bundle("1") / "manifest.json").read_bytes(), bundle.Manifest, bundle.MANIFEST_BYTES_MAX
-        )
+        manifest = self._manifest("1")
         with np.load(EXAMPLE / "validation.npz", allow_pickle=False) as data:
             images, labels = data["image"][:200], data["labels"][:200]
         inputs = preprocess(manifest.data["image"], images)
         for device in DEVICES:
-            current = self.house.current(device, MODEL)
-            info = json.loads((Path(str(current)) / "release.json").read_text(encoding="utf-8"))
-            session = ort.InferenceSession(
-                str(_model_file(Path(str(current)))), providers=["CPUExecutionProvider"]
-            )
-            answers = session.run(None, {"image": inputs})[0].argmax(axis=1)
+            variant = self._variant_on(device)
+            content = _model_file(self._current(device)).read_bytes()
+            session = opened(Loadable(content=content, runtime=variant.runtime, axes=variant.axes))
+            scores = [session.run(["logits"], {"image": one[None]})[0] for one in inputs]
+            answers = np.concatenate(scores).argmax(axis=1)
             right = float((answers == labels).mean())
             first = ", ".join(manifest.labels[index] for index in answers[:3])
             self.console.print(
-                f"{device}: release {info['release']}: {first} ...; {right:.1%} of 200 images right"
+                f"{device}: release 1 in {variant.runtime}: {first} ...; {right:.1%} of 200 images right"
             )
             need(right > 0.8, f"the old model on {device} answers as it should")
 
@@ -278,7 +299,7 @@ class Acts:
 
 
 def _model_file(folder: Path) -> Path:
-    found = sorted(folder.rglob("*.onnx"))
+    found = sorted(path for path in folder.rglob("*") if path.suffix in {".onnx", ".tflite"})
     need(len(found) == 1, f"{folder} holds one model")
     return found[0]
 

@@ -189,8 +189,14 @@ class House:
         """The state directory of an agent."""
         return self.folder / "devices" / device
 
-    def agent(self, device: str, **extra: Any) -> Process:  # noqa: ANN401 - any key of agent.yaml
-        """Writes the configuration of an agent and starts it; `extra` goes into its agent.yaml."""
+    def agent(self, device: str, python: str = sys.executable, **extra: Any) -> Process:  # noqa: ANN401
+        """Writes the configuration of an agent and starts it.
+
+        Args:
+            device: its id.
+            python: interpreter of the environment that it lives in.
+            extra: any key of its agent.yaml.
+        """
         state = self.state(device)
         state.mkdir(parents=True, exist_ok=True)
         config = {
@@ -203,7 +209,7 @@ class House:
         }
         path = self.folder / f"{device}.yaml"
         path.write_bytes(msgspec.yaml.encode(config))
-        command = [sys.executable, "-m", "agent.cli", "run", "--config", str(path)]
+        command = [python, "-m", "agent.cli", "run", "--config", str(path)]
         self.agents[device] = Process(device, command, self.logs)
         self.agents[device].start()
         return self.agents[device]

@@ -19,8 +19,8 @@ RECIPES = (
 
 def candidate(recipe: str, **figures: object) -> Candidate:
     """A row of which nothing is known but what is given."""
-    known: dict[str, object] = {"precision": "int8", "status": "pass"} | figures
-    return Candidate(id=f"onnxruntime/{recipe}", recipe=recipe, runtime="onnxruntime", **known)  # type: ignore[arg-type]
+    known: dict[str, object] = {"precision": "int8", "status": "pass", "runtime": "onnxruntime"} | figures
+    return Candidate(id=f"{str(known['runtime']).replace('-', '_')}/{recipe}", recipe=recipe, **known)  # type: ignore[arg-type]
 
 
 def report(*rows: Candidate, chosen: int | None = None, **fields: object) -> Report:
@@ -45,6 +45,8 @@ def random_report(seed: int) -> Report:
     rng = random.Random(seed)
     rows = [_row(rng, "float_wf32_af32", "fp32")]
     rows += [_row(rng, recipe, "int8") for recipe in rng.sample(RECIPES, rng.randint(0, len(RECIPES)))]
+    if rng.random() < 0.5:
+        rows.append(_row(rng, "static_wi8_au8_pc_auto_twin", "int8", runtime="ai-edge-litert"))
     limit = rng.choice([None, AccuracyLimit(min=0.9), AccuracyLimit(min_fraction_of_baseline=0.99)])
     return report(
         *rows,
@@ -60,14 +62,14 @@ def random_report(seed: int) -> Report:
     )
 
 
-def _row(rng: random.Random, recipe: str, precision: str) -> Candidate:
+def _row(rng: random.Random, recipe: str, precision: str, runtime: str = "onnxruntime") -> Candidate:
     def maybe(value: object) -> object:
         return None if rng.random() < 0.25 else value
 
     accuracy = rng.choice([0.0, 0.4, 0.9, 0.91, 0.92, 1.0])
     ratio = rng.choice([0.0, 1e-9, 0.3, 0.33, 1.0, 5.0, 1e6])
     return candidate(
-        recipe, precision=precision, status=rng.choice(["pass", "fail", "error"]),
+        recipe, precision=precision, runtime=runtime, status=rng.choice(["pass", "fail", "error"]),
         reason=rng.choice(["", "too large"]), size_bytes=maybe(rng.choice([0, 1, 999, 10**6, 2**40])),
         accuracy=maybe(accuracy), accuracy_ci95=maybe((max(0.0, accuracy - 0.01), min(1.0, accuracy + 0.01))),
         accuracy_delta_ci95=maybe((-0.01, 0.01)), samples_needed=maybe(1235), n_samples=maybe(2000),

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 import converter.candidates as real
 from converter.candidates import Candidate, Fusion, evidence, samples_needed
@@ -27,6 +28,8 @@ class Table:
         rng = random.Random(seed)
         self.baseline = _row(rng, "float", fp32=True)
         self.quantized = [_row(rng, f"q{i}") for i in range(rng.randint(0, 5))]
+        if rng.random() < 0.6:
+            self.quantized = [_of_runtime(row, rng.choice(_RUNTIMES)) for row in self.quantized]
         self.of_class = rng.random() < 0.6
         objective = rng.choice(["latency", "latency", "size", "energy"])
         fallback = rng.choice(["previous_slot", "fp32_unbounded"])
@@ -35,6 +38,13 @@ class Table:
     @property
     def passing(self) -> list[Candidate]:
         return [row for row in self.quantized if row.status == "pass"]
+
+
+_RUNTIMES = ("onnxruntime", "ai-edge-litert")
+
+
+def _of_runtime(row: Candidate, runtime: str) -> Candidate:
+    return structs.replace(row, runtime=runtime, id=f"{runtime.replace('-', '_')}/{row.recipe}")
 
 
 def _row(rng: random.Random, name: str, *, fp32: bool = False) -> Candidate:
@@ -63,16 +73,40 @@ def hold(choose: Choose, table: Table) -> None:
     assert choice.reason
     assert choice.carried[0] == choice.chosen
     assert len(set(choice.carried)) == len(choice.carried)
-    assert fp32.id not in choice.carried[:-1]
-    allowed = fp32_passes or table.limits.fallback == "fp32_unbounded"
+    assert fp32.id not in choice.carried[1:-1]
+    allowed = fp32_passes or (table.limits.fallback == "fp32_unbounded" and fp32.status == "fail")
     assert (fp32.id in choice.carried) == allowed
     assert set(choice.carried) - {fp32.id} <= {row.id for row in passing}
+    _the_other_runtime(table, choice)
     if choice.chosen == fp32.id:
         assert fp32_passes
         _fp32_only_where_quantizing_loses(table)
         return
     chosen = next(row for row in passing if row.id == choice.chosen)
     (_best_here if table.of_class else _best_elsewhere)(table, chosen, choice)
+
+
+def _the_other_runtime(table: Table, choice: real.Choice) -> None:
+    """A device that has only the other runtime finds what is best there, if anything passes there."""
+    rows = {row.id: row for row in (table.baseline, *table.quantized)}
+    mine = rows[choice.chosen or ""].runtime
+    fp32 = table.baseline
+    others = [row for row in table.passing if row.runtime != mine]
+    spared = table.of_class and fp32.status == "pass" and table.limits.objective != "size"
+    if spared and fp32.runtime != mine:
+        others = [row for row in others if not _shown_slower(row)]
+    carried = [rows[key] for key in choice.carried if key != fp32.id and rows[key].runtime != mine]
+    assert len(carried) == min(1, len(others))
+    if not others:
+        return
+    if table.limits.objective == "size":
+        assert carried[0].size_bytes == min(row.size_bytes or 0 for row in others)
+    elif not table.of_class:
+        fused = [row for row in others if row.fusion is not None and row.fusion.integer > 0]
+        assert carried[0] is (fused or others)[0]
+    elif known := [row for row in others if row.latency_ratio is not None]:
+        lead = min(known, key=lambda row: row.latency_ratio or 0.0)
+        assert _span(carried[0])[0] <= max(_span(lead)[1], (lead.latency_ratio or 0.0) * 1.05)
 
 
 def _span(row: Candidate) -> tuple[float, float]:
@@ -91,8 +125,7 @@ def _fp32_only_where_quantizing_loses(table: Table) -> None:
         assert all(_shown_slower(row) for row in table.passing)
 
 
-def _best_here(table: Table, chosen: Candidate, choice: real.Choice) -> None:
-    assert len([key for key in choice.carried if key != table.baseline.id]) == 1
+def _best_here(table: Table, chosen: Candidate, _choice: real.Choice) -> None:
     rows = table.passing
     if table.limits.objective == "size":
         assert chosen.size_bytes == min(row.size_bytes or 0 for row in rows)
@@ -122,7 +155,9 @@ def _best_elsewhere(table: Table, chosen: Candidate, choice: real.Choice) -> Non
         return
     fused = [row for row in table.passing if row.fusion is not None and row.fusion.integer > 0]
     order = fused + [row for row in table.passing if row not in fused]
-    assert carried == [row.id for row in order[:2]]
+    assert carried[0] == order[0].id
+    if all(row.runtime == chosen.runtime for row in table.passing):
+        assert carried == [row.id for row in order[:2]]
 
 
 @settings(max_examples=300)
@@ -133,15 +168,22 @@ def test_the_choice_keeps_its_rules(seed: int) -> None:
 
 MUTANTS = (
     ('row.status == "pass"]', 'row.status != "error"]'),
-    ("if fp32_passes or limits", "if fp32_passes and limits"),
+    ("fp32_passes or limits", "fp32_passes and limits"),
     ('fp32_passes and limits.objective != "size"', 'limits.objective != "size"'),
+    ('allowed and baseline.status != "error"', "allowed"),
+    ("row in worth or row.runtime != baseline.runtime", "True"),
+    ("row in worth or row.runtime != baseline.runtime", "row in worth"),
+    ("(baseline.id, *beside)", "(baseline.id,)"),
+    ("if row.runtime != runtime]", "if row.runtime == runtime]"),
+    ("best.runtime, limits, measured=host_of_target_class", "best.runtime, limits, measured=False"),
+    ("not beside and not host_of_target_class", "not host_of_target_class"),
     ("_ratio_interval(row).low > 1.0", "_ratio_interval(row).high > 1.0"),
     ("_ratio_interval(row).low <= high", "_ratio_interval(row).low < lead.latency_ratio"),
     ("-(row.agreement or 0.0)", "(row.agreement or 0.0)"),
-    ("ordered[:2]", "ordered[:1]"),
+    ("ordered[1:2]", "ordered[1:1]"),
     ("row.fusion.integer == 0", "row.fusion.integer > 0"),
     ("smallest = min(", "smallest = max("),
-    ("(best.id, *fp32)", "(*fp32, best.id)"),
+    ("(best.id, *beside, *fp32)", "(*fp32, best.id, *beside)"),
 )
 
 

@@ -69,7 +69,7 @@ class _Recorder:
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log
 
-    def run(self, _names: None, _feeds: object) -> None:
+    def run(self, _names: object, _feeds: object, /) -> None:
         self.log.append(self.name)
 
 

@@ -53,8 +53,8 @@ def test_a_bundle_is_told_whole(made: Path) -> None:
     assert [one.variant.id for one in found.variants] == [v["id"] for v in json.loads(content)["variants"]]
     first, last = found.variants[0].model, found.variants[-1].model
     assert found.variants[0].variant.recipe == "static_wi8_ai8_pc_minmax"
-    assert first is not None
-    assert last is not None
+    assert isinstance(first, Model)
+    assert isinstance(last, Model)
     assert (first.graph.quantized, last.graph.quantized) == (True, False)
     assert first.fusion is not None
     assert first.fusion.integer > 0

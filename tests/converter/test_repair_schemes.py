@@ -10,6 +10,7 @@ import pytest
 from msgspec import structs
 from onnx import numpy_helper
 
+from converter.attempts import Attempt
 from converter.errors import RecipeError
 from converter.fusion import audit, multiplications
 from converter.inputs import read_inputs, utc_now
@@ -193,12 +194,12 @@ def test_a_mixed_row_bears_the_number_of_its_islands(tmp_path: Path) -> None:
     )
     bench = Bench(inputs=inputs, material=material, work=multiplications(made))
     bench = structs.replace(bench, baseline=measure_baseline(bench))
-    row = answer_candidate(bench, parse("mixed_wi8_au8_pc_minmax"))
+    row = answer_candidate(bench, Attempt(parse("mixed_wi8_au8_pc_minmax")))[0]
     assert row.error is None
     assert row.id == f"onnxruntime/{format_recipe(row.recipe)}"
     assert row.recipe.extras == ("islands1",)
     assert any("tensor r3 stays float" in line for line in row.decisions)
-    plain = answer_candidate(bench, _PC)
+    plain = answer_candidate(bench, Attempt(_PC))[0]
     assert row.quality is not None
     assert plain.quality is not None
     assert row.quality.agreement.value > plain.quality.agreement.value + 0.2

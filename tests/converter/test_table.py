@@ -43,6 +43,16 @@ def test_a_wider_terminal_shows_more_figures() -> None:
     assert "int/float" in heads[160]
 
 
+@pytest.mark.parametrize("width", [80, 120, 160])
+def test_where_two_runtimes_stand_each_row_names_its_own(width: int) -> None:
+    twin = "static_wi8_au8_pc_auto_rr_twin"
+    one = report(FLOAT, candidate(twin), candidate(twin, runtime="ai-edge-litert"), chosen=2)
+    text = shown(one, width)
+    assert re.search(rf"^ *2 +{twin} +ORT .* pass *$", text, re.MULTILINE)
+    assert re.search(rf"^ *\*3 +{twin} +LiteRT .* pass *$", text, re.MULTILINE)
+    assert "ORT" not in shown(report(FLOAT, candidate(twin), chosen=1), width)
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_chosen_row_is_marked_and_reasons_stand_under_their_number(width: int) -> None:
     one = report(FLOAT, candidate("static_wi8_au8_pc_minmax", status="fail", reason="too slow"), chosen=0)

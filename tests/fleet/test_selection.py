@@ -259,3 +259,17 @@ def test_allowed_variants_keep_the_manifest_order() -> None:
         VariantNeeds(id="onnxruntime/b", requires=Requirements(arch=("aarch64",))),
     )
     assert allowed_variants(needs, HARDWARE) == ("onnxruntime/c", "onnxruntime/b")
+
+
+def test_a_device_is_given_only_variants_of_runtimes_that_it_has() -> None:
+    """So that one with another runtime than the first variant's is not degraded: it runs its own first."""
+    needs = (
+        VariantNeeds(id="ai_edge_litert/a", runtime="ai-edge-litert"),
+        VariantNeeds(id="onnxruntime/b", runtime="onnxruntime"),
+        VariantNeeds(id="any/c"),
+    )
+    everything = ("ai_edge_litert/a", "onnxruntime/b", "any/c")
+    assert allowed_variants(needs, HARDWARE, ("onnxruntime",)) == ("onnxruntime/b", "any/c")
+    assert allowed_variants(needs, HARDWARE, ("ai-edge-litert", "onnxruntime")) == everything
+    assert allowed_variants(needs, HARDWARE, ()) == everything
+    assert allowed_variants(needs[:1], HARDWARE, ("tflite-runtime",)) == ()

@@ -108,7 +108,23 @@ MANIFEST = bundle.Manifest(
         )
     },
     labels=("shirt", "bag"),
-    variants=(variant("static_wi8_au8_pc_minmax"), variant("float_wf32_af32")),
+    variants=(
+        variant("static_wi8_au8_pc_minmax"),
+        variant("float_wf32_af32"),
+        bundle.Variant(
+            id="ai_edge_litert/static_wi8_au8_pc_minmax_twin",
+            runtime="ai-edge-litert",
+            recipe="static_wi8_au8_pc_minmax_twin",
+            precision="int8",
+            model_path="variants/twin/model.tflite",
+            files=(file("variants/twin/model.tflite"),),
+            axes={"image": (0, 2, 3, 1)},
+            twin_of="onnxruntime/static_wi8_au8_pc_minmax_twin",
+            parity=bundle.Parity(
+                operators=9, equal=7, one_step=1, worse=0, outputs_equal=0.98, first_divergence="/pool/out"
+            ),
+        ),
+    ),
     validation=(bundle.Shard(file=file("validation/shard-0000.npz", 20, OTHER), n_samples=200),),
     provenance=bundle.Provenance(source_model_sha256=DIGEST),
 )

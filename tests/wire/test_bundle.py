@@ -12,7 +12,7 @@ from wire import bundle, chunks, codec
 from wire.errors import ContentError, LimitsError, WireError
 from wire.sla import AccuracyLimit, Limits
 
-V1, V2 = MANIFEST.variants
+V1, V2, TWIN = MANIFEST.variants
 
 
 def bent(**changes: object) -> bundle.Manifest:
@@ -66,6 +66,65 @@ def test_a_manifest_that_contradicts_itself_is_refused(manifest: bundle.Manifest
     with pytest.raises(ContentError, match=words) as caught:
         bundle.check(manifest)
     assert caught.value.code == "manifest_incoherent"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"axes": {"sound": (0, 2, 1)}}, "sound, which is no input or output"),
+        ({"axes": {"image": (0, 2, 2, 1)}}, r"no permutation: \[0, 2, 2, 1\]"),
+        ({"axes": {"image": (1, 2, 3, 4)}}, "no permutation"),
+        ({"axes": {"image": (0, 2, 1)}}, "are 3, the tensor has 4"),
+        ({"axes": {"logits": (0, 2, 1)}}, "are 3, the tensor has 2"),
+        ({"twin_of": TWIN.id}, "its own twin"),
+        ({"twin_of": None}, "no twin that it is of"),
+        (
+            {"parity": bundle.Parity(operators=9, equal=7, one_step=2, worse=1, outputs_equal=1.0)},
+            "10 operators of 9",
+        ),
+    ],
+)
+def test_a_twin_that_contradicts_itself_is_refused(changes: dict[str, object], words: str) -> None:
+    twin = msgspec.structs.replace(TWIN, **changes)
+    with pytest.raises(ContentError, match=words) as caught:
+        bundle.check(bent(variants=(V1, twin)))
+    assert caught.value.code == "manifest_incoherent"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"axes": {"image": (3, 2, 1, 0), "logits": (1, 0)}},
+        {"twin_of": V1.id},
+        {"parity": None, "twin_of": None},
+        {"parity": bundle.Parity(operators=9, equal=7, one_step=1, worse=1, outputs_equal=1.0)},
+    ],
+)
+def test_a_twin_may_be_named_although_the_release_leaves_it_out(changes: dict[str, object]) -> None:
+    manifest = bent(variants=(V1, msgspec.structs.replace(TWIN, **changes)))
+    assert bundle.check(manifest) is manifest
+
+
+def test_axes_of_an_output_of_unknown_shape_are_believed() -> None:
+    unknown = bundle.TensorSpec(name="boxes", dtype="float32", shape=())
+    twin = msgspec.structs.replace(TWIN, axes={"boxes": (0, 2, 1)})
+    manifest = bent(outputs=(*MANIFEST.outputs, unknown), variants=(V1, twin))
+    assert bundle.check(manifest) is manifest
+
+
+@pytest.mark.parametrize("wrong", ["[0,2,3,16]", "[0]", "[0,-1]", '["0","1"]'])
+def test_axes_that_are_no_axes_are_refused_by_name(wrong: str) -> None:
+    raw = codec.encode(MANIFEST).replace(b"[0,2,3,1]", wrong.encode())
+    with pytest.raises(WireError, match=r"axes|\.\.\.") as caught:
+        codec.decode(raw, bundle.Manifest, 100_000)
+    assert caught.value.code == "invalid_field"
+
+
+def test_a_manifest_of_before_the_twins_is_read_as_one_without() -> None:
+    old = msgspec.to_builtins(V1)
+    for name in ("axes", "twin_of", "parity"):
+        del old[name]
+    assert msgspec.convert(old, bundle.Variant) == V1
 
 
 def test_a_manifest_whose_sla_cannot_be_judged_is_refused() -> None:

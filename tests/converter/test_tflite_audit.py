@@ -1,0 +1,62 @@
+"""What LiteRT is given to run, counted by hand for small files."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from converter.candidates import Fusion
+from converter.fusion import multiplications
+from converter.lossless import entropy_bytes, tflite_entropy_bytes
+from converter.passes import clean
+from converter.tflite import Options, write
+from converter.tflite_audit import audit_tflite
+from tests.converter.builders import conv_net
+from tests.converter.tiny_tflite import INT8, integer_conv, scaled
+
+_WEIGHT = np.arange(-6, 6, dtype=np.int8).reshape(4, 3)
+
+
+def test_an_integer_convolution_between_float_edges() -> None:
+    found = audit_tflite(integer_conv(_WEIGHT))
+    assert found.fusion == Fusion(integer=1, float=0, qdq_left=2)
+    assert (found.int8_fraction, found.float_multiplies, found.left_float) == (1.0, 0, ())
+
+
+def test_integer_edges_leave_nothing_between() -> None:
+    assert audit_tflite(integer_conv(_WEIGHT, edge=INT8)).fusion == Fusion(integer=1, float=0, qdq_left=0)
+
+
+def test_a_float_file_has_no_integer_operator_and_says_what_was_left() -> None:
+    found = audit_tflite(scaled(np.ones(3, np.float32)), ["Mul_7"])
+    assert found.fusion == Fusion(integer=0, float=1, qdq_left=0)
+    assert found.int8_fraction is None
+    assert found.left_float == ("Mul_7: computes in float in the file too",)
+
+
+def test_dynamic_and_half_weights_of_a_real_graph() -> None:
+    made, _ = clean(conv_net())
+    plain, half, dynamic = (
+        audit_tflite(write(made, Options(weights=weights)).content)
+        for weights in ("as_is", "float16", "dynamic_int8")
+    )
+    assert plain.fusion == half.fusion
+    assert (plain.int8_fraction, half.int8_fraction) == (0.0, 0.0)
+    assert plain.float_multiplies == 3
+    assert dynamic.float_multiplies == 0
+    assert dynamic.int8_fraction == 1.0
+    # One integer operator for each of the FP32 graph's multiplying ones.
+    assert dynamic.fusion.integer == len(multiplications(made) or {})
+
+
+def test_the_entropy_of_a_file_counts_its_constants_as_the_graph_s() -> None:
+    """Equal weights save equally many bytes, whatever file they stand in."""
+    made, _ = clean(conv_net())
+    content = write(made).content
+    saved = int(made.ByteSize()) - entropy_bytes(made)
+    assert saved > 0
+    assert abs((len(content) - tflite_entropy_bytes(content)) - saved) <= 0.1 * saved
+    noise = np.random.default_rng(1).bytes(4096)
+    flat = scaled(np.frombuffer(noise, np.float32).copy())
+    even = scaled(np.ones(1024, np.float32))
+    assert tflite_entropy_bytes(flat) > 0.95 * len(flat)
+    assert tflite_entropy_bytes(even) < len(even) - 4000
