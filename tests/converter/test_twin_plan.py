@@ -118,6 +118,22 @@ def test_what_joins_gets_the_union_of_the_ranges(operator: str) -> None:
     assert check_twin(checked(emit(made, found))) == ()
 
 
+def test_where_joins_what_it_picks_from() -> None:
+    lines: list[Line] = [
+        ("Greater", "b zero", "g"),
+        ("Where", "g a k", "m"),
+        ("Concat", "m m", "j", {"axis": 1}),
+    ]
+    made = pair_of_branches(lines, k=np.array(-3, np.float32), zero=np.array(0, np.float32))
+    found = planned(made, a=(0.0, 1.0), m=(-3.0, 1.0))
+    assert same(found, "a", "m", "j")
+    assert found.edges["n_m", "k"].same_as(found.activations["m"])
+    assert found.activations["m"].interval == pytest.approx((-3.0, 1.0), abs=0.03)
+    result = checked(emit(made, found))
+    assert node_named(result, "n_m").input[0] == "g"
+    assert check_twin(result) == ()
+
+
 def test_a_sigmoid_among_wider_ranges_is_requantized() -> None:
     made = pair_of_branches([("Sigmoid", "a", "s"), ("Concat", "s b", "j", {"axis": 1})])
     found = planned(made, b=(-4.0, 4.0))
@@ -269,7 +285,7 @@ def test_what_is_made_in_float_is_rounded_once() -> None:
 
 
 def test_what_floats_read_exactly_need_not_be_kept_apart_for_them() -> None:
-    lines: list[Line] = [("Conv", "x wa", "a"), ("Elu", "x", "e"), ("Concat", "x a", "j", {"axis": 1}),
+    lines: list[Line] = [("Conv", "x wa", "a"), ("Softplus", "x", "e"), ("Concat", "x a", "j", {"axis": 1}),
                          ("Conv", "j wy", "y")]  # fmt: skip
     made = graph(lines, {"wa": floats(1, 4, 3, 1, 1), "wy": floats(3, 2, 7, 1, 1)},
                  outputs=IMAGE | {"e": ["N", 3, 8, 8]})  # fmt: skip
@@ -281,7 +297,7 @@ def test_what_floats_read_exactly_need_not_be_kept_apart_for_them() -> None:
 
 
 def test_a_float_branch_that_only_a_join_reads_takes_its_range() -> None:
-    lines: list[Line] = [("Conv", "x wa", "a"), ("Elu", "a", "e"), ("Sigmoid", "a", "s"),
+    lines: list[Line] = [("Conv", "x wa", "a"), ("Softplus", "a", "e"), ("Sigmoid", "a", "s"),
                          ("Concat", "s e", "j", {"axis": 1}), ("Conv", "j wy", "y")]  # fmt: skip
     made = graph(lines, {"wa": floats(1, 4, 3, 1, 1), "wy": floats(3, 2, 8, 1, 1)}, outputs=IMAGE)
     found = planned(made, e=(-1.0, 7.0))
@@ -390,7 +406,7 @@ def test_a_table_that_gather_and_matmul_share_stays_whole_for_gather() -> None:
         ([("Conv", "x w", "a"), ("Resize", "a  scales", "y", {"mode": "cubic"})], "n_y", "by cubic"),
         ([("Conv", "x w", "a"), ("Pad", "a pads", "y", {"mode": "edge"})], "n_y", "by edge"),
         ([("Conv", "x w", "a"), ("Div", "a a", "y")], "n_y", "no quantized form"),
-        ([("Conv", "x w", "a"), ("Elu", "a", "y")], "n_y", "no quantized form"),
+        ([("Conv", "x w", "a"), ("Softplus", "a", "y")], "n_y", "no quantized form"),
     ],
 )
 def test_what_litert_has_no_kernel_for_is_a_float_island(lines: list[Line], node: str, why: str) -> None:
