@@ -47,8 +47,7 @@ class _Stored(Struct, frozen=True, kw_only=True, eq=False):
 
     def same_as(self, other: _Stored) -> bool:
         """Bit-equal scale, equal zero point."""
-        same = self.scale.tobytes() == other.scale.tobytes() and np.array_equal(self.zero, other.zero)
-        return same and self.axis == other.axis
+        return self.scale.tobytes() == other.scale.tobytes() and np.array_equal(self.zero, other.zero)
 
     @property
     def words(self) -> str:
@@ -174,7 +173,7 @@ class _Checker:
         if maker is None or weight is None:
             return
         if not self._is_integer(node):
-            yield f"{where}: its weight is stored as integers, but its input or output is not"
+            yield f"{where}: its weight is stored as integers, but its input, output or bias is not"
             return
         values = numpy_helper.to_array(self._tensors[maker.input[0]])
         signed = values.astype(np.int32) - (128 if weight.dtype == "uint8" else 0)

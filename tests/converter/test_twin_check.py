@@ -27,7 +27,7 @@ MADE = graph(
 
 def twin(recipe: str = "static_wi8_au8_pc_minmax_twin") -> onnx.ModelProto:
     """A graph that meets every rule."""
-    return emit(MADE, make_plan(material(MADE), parse(recipe), ranges_of(MADE)))
+    return emit(MADE, make_plan(material(MADE), parse(recipe), ranges_of(MADE, s=(0.0, 1.0))))
 
 
 def put(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
@@ -65,7 +65,7 @@ def test_a_twin_meets_all_rules(recipe: str) -> None:
 
 
 def break_sigmoid(model: onnx.ModelProto) -> None:
-    """Everything that has the Sigmoid's scale, so that no equal pair breaks."""
+    """With everything that has its scale, so that no other rule is broken."""
     for tensor in ("s", "k", "m"):
         pair(model, tensor, scale=next_float)
 
@@ -156,7 +156,7 @@ def break_output(model: onnx.ModelProto) -> None:
         (break_pair, "r_DequantizeLinear: it reads r_quantized as"),
         (break_constant, "QuantizeLinear x_quantized_QuantizeLinear: its scale or zero point is no constant"),
         (break_weight_stored, "QuantizeLinear before: it quantizes a constant"),
-        (break_output, "Conv n_y: its weight is stored as integers, but its input or output is not"),
+        (break_output, "Conv n_y: its weight is stored as integers, but its input, output or bias is not"),
     ],
 )  # fmt: skip
 def test_each_broken_rule_is_found(change: Callable[[onnx.ModelProto], None], words: str) -> None:
@@ -190,6 +190,45 @@ def test_unsigned_weights_around_128_are_symmetric() -> None:
     assert check_twin(model) == ()
     put(model, "w_quantized", lambda v: np.where(v == 1, np.uint8(0), v).astype(np.uint8))
     assert any("holds -128" in one for one in check_twin(model))
+
+
+def test_an_axis_may_be_counted_from_the_end() -> None:
+    model = twin()
+    node = next(n for n in model.graph.node if n.input[0] == "t_quantized")
+    node.attribute[0].i -= 4
+    assert check_twin(model) == ()
+
+
+def test_what_gives_its_floats_away_is_no_integer_operator() -> None:
+    """The Sigmoid's exact output is an answer too: it computes in float, and its scale is its own affair."""
+    model = twin()
+    break_sigmoid(model)
+    assert check_twin(model) != ()
+    model.graph.output.append(helper.make_tensor_value_info("s_exact", 1, None))
+    assert check_twin(model) == ()
+
+
+def test_a_constant_in_float_makes_a_join_a_float_island() -> None:
+    made = graph(
+        [("Conv", "x w", "a"), ("Concat", "a k", "j", {"axis": 2}), ("Conv", "j z", "y")],
+        {"w": floats(1, 4, 3, 1, 1), "z": floats(2, 2, 4, 1, 1), "k": np.ones((16, 4, 1, 8), np.float32)},
+        outputs=IMAGE,
+    )  # fmt: skip
+    result = emit(made, make_plan(material(made), parse("static_wi8_au8_pc_minmax_twin"), ranges_of(made)))
+    pair(result, "j", scale=next_float)
+    assert [one.split(":")[0] for one in check_twin(result)] == ["Concat n_j"]
+    node_named(result, "n_j").input[1] = "k"
+    result.graph.initializer.append(numpy_helper.from_array(np.ones((16, 4, 1, 8), np.float32), "k"))
+    assert check_twin(result) == ()
+
+
+def test_a_bias_in_float_is_found() -> None:
+    model = twin()
+    node_named(model, "n_c").input[2] = "v"
+    model.graph.initializer.append(numpy_helper.from_array(floats(2, 4), "v"))
+    assert check_twin(model) == (
+        "Conv n_c: its weight is stored as integers, but its input, output or bias is not",
+    )
 
 
 def test_a_float_graph_has_nothing_against_it() -> None:

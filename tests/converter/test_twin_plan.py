@@ -13,6 +13,7 @@ from converter.quantize.operators import Placement
 from converter.quantize.placement import placement_of
 from converter.quantize.plan import Plan, make_plan
 from converter.quantize.qparams import fixed_params, redundant
+from converter.quantize.simulate import assignment_of
 from converter.quantize.twin import check_twin
 from converter.quantize.twin_rules import TWIN_OPERATORS
 from converter.recipe import Recipe, parse
@@ -117,6 +118,22 @@ def test_what_joins_gets_the_union_of_the_ranges(operator: str) -> None:
     assert check_twin(checked(emit(made, found))) == ()
 
 
+def test_where_joins_what_it_picks_from() -> None:
+    lines: list[Line] = [
+        ("Greater", "b zero", "g"),
+        ("Where", "g a k", "m"),
+        ("Concat", "m m", "j", {"axis": 1}),
+    ]
+    made = pair_of_branches(lines, k=np.array(-3, np.float32), zero=np.array(0, np.float32))
+    found = planned(made, a=(0.0, 1.0), m=(-3.0, 1.0))
+    assert same(found, "a", "m", "j")
+    assert found.edges["n_m", "k"].same_as(found.activations["m"])
+    assert found.activations["m"].interval == pytest.approx((-3.0, 1.0), abs=0.03)
+    result = checked(emit(made, found))
+    assert node_named(result, "n_m").input[0] == "g"
+    assert check_twin(result) == ()
+
+
 def test_a_sigmoid_among_wider_ranges_is_requantized() -> None:
     made = pair_of_branches([("Sigmoid", "a", "s"), ("Concat", "s b", "j", {"axis": 1})])
     found = planned(made, b=(-4.0, 4.0))
@@ -174,6 +191,76 @@ def test_an_absorbed_relu_is_not_given_up_for_a_join() -> None:
     assert not positive.edges
 
 
+def chained(**extra: Line) -> onnx.ModelProto:
+    """`a` and `b` are joined to `k`, `k` and `c` to `l`; `extra` lines read what they like."""
+    lines: list[Line] = [
+        ("Relu", "b", "r"), ("Concat", "a r", "k", {"axis": 1}), ("Conv", "x wc", "c"),
+        ("Concat", "k c", "l", {"axis": 1}), ("Conv", "l wl", "j"), *extra.values(),
+    ]  # fmt: skip
+    made = pair_of_branches(lines, wc=floats(6, 4, 3, 1, 1), wl=floats(7, 8, 12, 1, 1),
+                            w4=floats(8, 2, 4, 1, 1), w8=floats(9, 2, 8, 1, 1))  # fmt: skip
+    more = [onnx.helper.make_tensor_value_info(name, 1, ["N", 2, None, None]) for name in extra]
+    made.graph.output.extend(more)
+    return made
+
+
+def test_what_was_joined_once_is_held_to_its_first_conditions() -> None:
+    """An absorbed Relu, and readers that put up with twice their step, count in the second join too."""
+    positive = planned(chained(), a=(0.0, 1.0), r=(0.0, 1.5), c=(0.0, 9.0))
+    assert not positive.edges
+    assert list(planned(chained(), a=(0.0, 1.0), r=(0.0, 1.5), c=(-1.0, 1.0)).edges) == [("n_l", "k")]
+    reader: Line = ("Conv", "a w4", "z")
+    assert not planned(chained(z=reader), a=(0.0, 1.0), r=(0.0, 1.5), c=(0.0, 1.9)).edges
+    apart = planned(chained(z=reader), a=(0.0, 1.0), r=(0.0, 1.5), c=(0.0, 2.5))
+    assert list(apart.edges) == [("n_l", "k")]
+    behind: Line = ("Conv", "k w8", "z")
+    assert not planned(chained(z=behind), a=(0.0, 1.0), r=(0.0, 1.5), c=(0.0, 2.5)).edges
+    late = planned(chained(z=behind), a=(0.0, 1.0), r=(0.0, 1.5), c=(0.0, 3.5))
+    assert list(late.edges) == [("n_l", "k")]
+
+
+def test_a_join_holds_what_its_moved_inputs_hold_and_what_is_put_around_it() -> None:
+    lines: list[Line] = [
+        ("MaxPool", "a", "m", {"kernel_shape": [1, 1]}), ("Concat", "m b", "k", {"axis": 1}),
+        ("Pad", "k pads with", "j"),
+    ]  # fmt: skip
+    made = pair_of_branches(
+        lines, pads=np.array([0, 0, 1, 1, 0, 0, 1, 1]), **{"with": np.array(-7, np.float32)}
+    )
+    found = planned(made, a=(-1.0, 5.0), m=(-1.0, 2.0), b=(0.0, 1.0), k=(-1.0, 5.0))
+    assert same(found, "a", "m", "b", "k", "j")
+    assert found.activations["j"].interval == pytest.approx((-7.0, 5.0), abs=0.1)
+
+
+def test_a_constant_widens_what_it_is_joined_with() -> None:
+    made = pair_of_branches(
+        [("Max", "a k", "m"), ("Concat", "m m", "j", {"axis": 1})], k=np.full((1,), 9, np.float32)
+    )
+    found = planned(made, a=(0.0, 1.0), m=(0.0, 1.0))
+    assert found.activations["a"].interval == pytest.approx((0.0, 9.0), abs=0.05)
+    held = structs.replace(material(made), rules=find_target("x86_vnni").rules)
+    assert set(assignment_of(held.model, found).weights) == {"wa", "wb", "wy", "k"}
+
+
+def test_joins_that_want_the_same_share_one_requantization() -> None:
+    lines: list[Line] = [("Sigmoid", "a", "s"), ("Max", "s b", "m"), ("Min", "s b", "n"),
+                         ("Concat", "m n", "j", {"axis": 1})]  # fmt: skip
+    found = planned(pair_of_branches(lines), b=(-4.0, 4.0))
+    assert set(found.edges) == {("n_m", "s"), ("n_n", "s")}
+    result = checked(emit(pair_of_branches(lines), found))
+    assert [n.input[0] for n in result.graph.node if n.op_type == "QuantizeLinear"].count("s") == 1
+    assert check_twin(result) == ()
+
+
+def test_a_prescribed_output_absorbs_nothing() -> None:
+    """A Clip behind a Sigmoid cannot be its range, which is 0 to 255/256 always."""
+    lines: list[Line] = [("Sigmoid", "a", "s"), ("Clip", "s lo hi", "r"), ("Concat", "r b", "j", {"axis": 1})]
+    made = pair_of_branches(lines, lo=np.array(0, np.float32), hi=np.array(0.5, np.float32))
+    found = planned(made, s=(0.0, 1.0), r=(0.0, 0.5))
+    assert found.integer["n_s"] == found.integer["n_r"] == ""
+    assert check_twin(checked(emit(made, found))) == ()
+
+
 def test_a_chain_of_joins_widens_all_of_it() -> None:
     lines: list[Line] = [
         ("Concat", "a b", "k", {"axis": 1}), ("MaxPool", "k", "m", {"kernel_shape": [1, 1]}),
@@ -197,13 +284,25 @@ def test_what_is_made_in_float_is_rounded_once() -> None:
     assert check_twin(result) == ()
 
 
-def test_what_is_read_through_edges_only_has_no_pair_of_its_own() -> None:
-    lines: list[Line] = [("Conv", "x wa", "a"), ("Elu", "a", "e"), ("Sigmoid", "a", "s"),
+def test_what_floats_read_exactly_need_not_be_kept_apart_for_them() -> None:
+    lines: list[Line] = [("Conv", "x wa", "a"), ("Softplus", "x", "e"), ("Concat", "x a", "j", {"axis": 1}),
+                         ("Conv", "j wy", "y")]  # fmt: skip
+    made = graph(lines, {"wa": floats(1, 4, 3, 1, 1), "wy": floats(3, 2, 7, 1, 1)},
+                 outputs=IMAGE | {"e": ["N", 3, 8, 8]})  # fmt: skip
+    made.graph.node[0].input[0] = "e"
+    made.graph.node.insert(0, made.graph.node.pop(1))
+    found = planned(made, x=(0.0, 1.0), a=(-9.0, 9.0))
+    assert not found.edges
+    assert same(found, "x", "a", "j")
+
+
+def test_a_float_branch_that_only_a_join_reads_takes_its_range() -> None:
+    lines: list[Line] = [("Conv", "x wa", "a"), ("Softplus", "a", "e"), ("Sigmoid", "a", "s"),
                          ("Concat", "s e", "j", {"axis": 1}), ("Conv", "j wy", "y")]  # fmt: skip
     made = graph(lines, {"wa": floats(1, 4, 3, 1, 1), "wy": floats(3, 2, 8, 1, 1)}, outputs=IMAGE)
     found = planned(made, e=(-1.0, 7.0))
     assert set(found.edges) == {("n_j", "s")}
-    assert same(found, "e", "j"), "made in float, read by the Concat alone: it takes the joined range"
+    assert same(found, "e", "j")
     assert check_twin(checked(emit(made, found))) == ()
 
 
@@ -307,7 +406,7 @@ def test_a_table_that_gather_and_matmul_share_stays_whole_for_gather() -> None:
         ([("Conv", "x w", "a"), ("Resize", "a  scales", "y", {"mode": "cubic"})], "n_y", "by cubic"),
         ([("Conv", "x w", "a"), ("Pad", "a pads", "y", {"mode": "edge"})], "n_y", "by edge"),
         ([("Conv", "x w", "a"), ("Div", "a a", "y")], "n_y", "no quantized form"),
-        ([("Conv", "x w", "a"), ("Elu", "a", "y")], "n_y", "no quantized form"),
+        ([("Conv", "x w", "a"), ("Softplus", "a", "y")], "n_y", "no quantized form"),
     ],
 )
 def test_what_litert_has_no_kernel_for_is_a_float_island(lines: list[Line], node: str, why: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from numpy.typing import NDArray
 
 from converter.errors import RecipeError
 from converter.quantize import quantize
@@ -83,7 +84,7 @@ def test_any_island_leaves_a_twin_and_quantizes_nothing_new(target: str) -> None
     for island in full.activations:
         plan = make_plan(found, TWIN, found.calibration.ranges, islands=frozenset({island}))
         assert set(plan.activations) < set(full.activations), island
-        assert check_twin(emit(found.model, plan)) == (), island
+        assert check_twin(checked(emit(found.model, plan))) == (), island
 
 
 @pytest.mark.parametrize("target", ["x86_vnni", "qnn_htp"])
@@ -117,13 +118,21 @@ def test_what_the_plan_cannot_keep_apart_is_refused_by_name() -> None:
     assert caught.value.code == "no_twin"
 
 
-def test_tensors_of_one_scale_change_their_range_method_together() -> None:
+def test_tensors_of_one_scale_change_their_range_method_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each on its own, half a group would be judged by scales that no plan gives."""
     made = pair_of_branches([("Concat", "a b", "j", {"axis": 1})])
     found = material(made)
     ranges = dict(found.calibration.ranges)
     groups = make_plan(found, TWIN, ranges).groups
     board = board_of(found, _assigned(found, ranges))
+    tried: list[Assignment] = []
+    compute = board.outputs
+
+    def outputs(one: Assignment) -> dict[str, NDArray[np.float32]]:
+        tried.append(one)
+        return compute(one)
+
+    monkeypatch.setattr(board, "outputs", outputs)
     wide = {name: Interval(low=span.low * 40, high=span.high * 40) for name, span in ranges.items()}
     # Method `b` is right for one of the two branches and useless for the other.
     candidates = {name: {"a": span, "b": span} for name, span in ranges.items()}
@@ -133,6 +142,8 @@ def test_tensors_of_one_scale_change_their_range_method_together() -> None:
     chosen = choose_ranges(board, lambda spans: _assigned(found, spans), candidates, groups)
     assert chosen.methods["a"] == chosen.methods["b"] == chosen.methods["j"]
     assert chosen.methods["x"] == "b"
+    found_alone = [set(one.activations) & {"a", "b", "j"} for one in tried]
+    assert all(len(together) in {0, 3} for together in found_alone)
 
 
 def _assigned(found: Material, spans: Mapping[str, Interval]) -> Assignment:
