@@ -10,8 +10,8 @@ Sources: LiteRT 8-bit quantization specification
 output is a *restriction* of an operator, and Softmax, Logistic, Tanh and LogSoftmax have fixed outputs; for
 operators that it does not list, what their kernels check when they are prepared (tensorflow/lite/kernels:
 `maximum_minimum.cc`, `select.cc`, `reduce.cc`, `pad.cc`, `activations.cc`). Mean and Sum rescale; so do Relu,
-LeakyRelu, PRelu, Elu, HardSwish and Gelu. A global average could be written as Mean: that its scales are equal
-costs 0.01 to 0.16 dB on the trial models and no accuracy, and accelerators run AVERAGE_POOL_2D.
+LeakyRelu, PRelu, Elu, HardSwish and Gelu. A global average could be Mean; its equal scales cost 0.01 to 0.16
+dB on the trial models and no accuracy, and accelerators run AVERAGE_POOL_2D.
 """
 
 from __future__ import annotations
