@@ -19,7 +19,7 @@ from agent.errors import FinalError
 from agent.worker import runtimes
 from agent.worker.measuring import run_trial
 from agent.worker.shards import model_inputs, read_samples
-from agent.worker.timing import Runner, all_outputs
+from agent.worker.timing import Runner
 from converter.tflite.schema import schema
 from tests.agent.models import FAST, Array, linear, refused, samples, save, scores, value
 from tests.agent.tflite import (
@@ -114,29 +114,40 @@ def test_a_file_of_integers_is_fed_and_read_by_its_own_scales(tmp_path: Path, ed
     assert session.finish(session.run(session.prepare({"x": x[:1]})))["y"].dtype == np.float32
 
 
-def test_an_outputs_axes_are_put_back(tmp_path: Path) -> None:
+def convolution(folder: Path) -> Twins:
+    """Pictures in, pictures out."""
     kernel = np.random.default_rng(0).standard_normal((3, IMAGE[0], 3, 3)).astype(np.float32)
     model = save(
-        tmp_path / "model.onnx", [helper.make_node("Conv", ["x", "k"], ["y"])], {"k": kernel},
+        folder / "model.onnx", [helper.make_node("Conv", ["x", "k"], ["y"])], {"k": kernel},
         inputs=[value("x", ["N", *IMAGE])], outputs=[value("y", ["N", 3, 4, 3])],
     )  # fmt: skip
-    made = written(tmp_path / "model.tflite", model)
-    assert set(made.axes) == {"x", "y"}
-    x = pictures(4)
-    spec = TensorSpec(name="x", dtype="float32", shape=(None, *IMAGE))
-    runner = Runner(
-        session=ai_edge_litert().load(str(tmp_path / "model.tflite"), 1, {}),
-        inputs=model_inputs({"x": x}, (spec,), {}, made.axes),
-        whole=frozenset({"x"}),
-        axes=made.axes,
+    return Twins(
+        onnx=model, tflite=folder / "model.tflite", axes=written(folder / "model.tflite", model).axes
     )
-    assert runner.infer(0)["y"].shape == (1, 4, 3, 3)
-    found = all_outputs(runner, ["y"])["y"]
-    assert found.shape == (4, 3, 4, 3)
-    np.testing.assert_allclose(found, scores(model, x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(FinalError, match=r"\[1, 4, 3, 3\].* 3 axes") as raised:
-        all_outputs(replace(runner, axes={"y": (0, 2, 1)}), ["y"])
-    assert raised.value.code == "output_mismatch"
+
+
+@pytest.mark.parametrize(("candidate", "incumbent"), [(LITERT, ORT), (ORT, LITERT)])
+def test_outputs_are_compared_in_the_releases_axes(tmp_path: Path, candidate: str, incumbent: str) -> None:
+    twins = convolution(tmp_path)
+    assert set(twins.axes) == {"x", "y"}
+    job = job_of(tmp_path, twins, pictures(), candidate, run_of(twins, incumbent))
+    outputs = (TensorSpec(name="y", dtype="float32", shape=(None, 3, 4, 3)),)
+    result = run_trial(replace(job, task="regression", outputs=outputs))
+    assert result.notes == ()
+    assert result.conformance is not None
+    assert result.conformance.equal == 1.0
+    assert result.agreement is not None
+    assert result.agreement.value > 0.999
+
+
+def test_an_output_of_another_rank_than_its_axes_is_refused(tmp_path: Path) -> None:
+    twins = convolution(tmp_path)
+    job = job_of(tmp_path, twins, pictures(4), LITERT)
+    outputs = (TensorSpec(name="y", dtype="float32", shape=()),)
+    job = replace(job, task="regression", outputs=outputs)
+    run = replace(job.candidate, axes={**twins.axes, "y": (0, 2, 1)})
+    words = refused(replace(job, candidate=run), "output_mismatch")
+    assert "output y is [1, 4, 3, 3], the variant names 3 axes of it" in words
 
 
 # --- what cannot be measured
@@ -246,7 +257,7 @@ def test_a_files_types_are_met_where_no_value_is_lost(
     path = one_operator(tmp_path / "model.tflite", "NEG", {"x": dtype, "y": dtype})
     session = ai_edge_litert().load(str(path), 1, {})
     if fits:
-        assert session.run(session.prepare({"x": given_}))["y"] == -given_
+        assert session.finish(session.run(session.prepare({"x": given_})))["y"] == -given_
         return
     with pytest.raises(FinalError, match="input x") as raised:
         session.prepare({"x": given_})

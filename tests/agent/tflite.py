@@ -117,11 +117,12 @@ def run_of(twins: Twins, runtime: str) -> ModelRun:
 
 
 def shard_of(path: Path, twins: Twins, x: Array) -> Path:
-    """Labels and FP32 outputs are ONNX's, the host's outputs are those of each runtime here."""
+    """Labels (of scores) and FP32 outputs are ONNX's, the host's outputs those of each runtime here."""
     reference = scores(twins.onnx, x)
+    labels = {LABELS_KEY: reference.argmax(axis=1).astype(np.int64)} if reference.ndim == 2 else {}
     arrays = {
         input_key("x"): x,
-        LABELS_KEY: reference.argmax(axis=1).astype(np.int64),
+        **labels,
         fp32_key("y"): reference,
         host_key(ONNX_VARIANT, "y"): reference,
         host_key(TFLITE_VARIANTS["ai-edge-litert"], "y"): answered(twins, x),
