@@ -6,7 +6,8 @@ the variant's word, for the two compute different numbers (FACTS.md section 1, P
 Not for: the daemon, which must never import this; delegates; or axes, which the worker lays out.
 
 Neither library writes a file, opens a socket or reports anything (seen with strace: LiteRT 2.3 and
-tflite-runtime 2.14). With one thread neither starts any; with more, one less than asked when it loads a model.
+tflite-runtime 2.14). With one thread neither starts any; with more, one less than asked when it loads a
+model.
 
 tflite-runtime 2.14 under numpy 2 can be imported and fails when an interpreter is built (FACTS.md section 1,
 trap 14), so one is built of an empty model before any file is blamed.

@@ -15,13 +15,14 @@ from msgspec import Meta, Struct
 from converter.targets.rule import Confidence, Rule, Source, plain_rule
 
 Check = Literal[
-    "activation_none", "adjoint_one", "argmax_last", "axes_named_max", "batch_max", "batch_kept",
-    "bias_constant", "bias_types", "concat_computed", "depth_max", "depth_reduced", "dilation_equal",
+    "activation_none", "adjoint_one", "argmax_last", "batch_kept", "batch_max", "bias_constant",
+    "bias_types", "concat_computed", "depth_max", "depth_multiple", "depth_reduced", "dilation_equal",
     "fixed_shape", "flat_max", "inner_axes", "input_types_not", "masks_zero", "output_types_not",
     "parameters_constant", "per_tensor", "pool_area", "pool_height", "pool_side", "prelu_inner",
     "quantized", "rank_max", "reduced_axis_max", "reduced_elements_max", "resize_factors",
-    "same_quantization", "same_types", "softmax_area", "stride", "strides_one", "transpose_conv_stride",
-    "types", "version_max", "weights_constant", "weights_sum_max", "weights_types", "wide_stride",
+    "same_quantization", "same_types", "softmax_area", "stride", "strides_inner", "strides_one",
+    "transpose_conv", "transpose_plain", "types", "types_of_data", "weights_constant", "weights_sum_max",
+    "weights_types", "wide_stride",
 ]  # fmt: skip
 """What can be asked of an operator; the names are those of `converter.targets.tflite_checks`."""
 
@@ -36,7 +37,7 @@ class Limit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         low: bound, where the check has one.
         high: bound, where the check has one.
         words: types or names, where the check wants some.
-        runs_on: where such an operator runs instead.
+        runs_on: where such an operator runs instead; `nowhere` where the compiler refuses the whole file.
         confidence: how well it is known.
         source: where it comes from.
     """
@@ -47,7 +48,7 @@ class Limit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     low: int | None = None
     high: int | None = None
     words: tuple[str, ...] = ()
-    runs_on: Literal["CPU", "GPU"] = "CPU"
+    runs_on: Literal["CPU", "GPU", "nowhere"] = "CPU"
     confidence: Confidence
     source: Source
 
