@@ -27,9 +27,6 @@ from wire.figures import Interval
 from wire.measures import Latency, Measure
 from wire.sla import Limits, Measures, Scope, Status, judge
 
-_NAME_CHARS_MAX = 200
-"""Of `wire.types.Name`."""
-
 
 class Timing(Struct, frozen=True, kw_only=True):
     """Latency figures of one row and where they hold; all None where nothing was timed."""
@@ -93,18 +90,7 @@ def _version(inputs: Inputs, runtime: str) -> str:
 
 def parity_of(one: Measured) -> Parity | None:
     """In short, where there is a twin that it is of."""
-    proof = one.proof
-    if proof is None or one.twin_of is None:
-        return None
-    first = proof.end.first_divergence
-    return Parity(
-        operators=len(proof.nodes),
-        equal=proof.count("equal"),
-        one_step=proof.count("one_step"),
-        worse=proof.count("worse"),
-        outputs_equal=proof.end.outputs_equal,
-        first_divergence=None if first is None else first.tensor[:_NAME_CHARS_MAX],
-    )
+    return None if one.proof is None or one.twin_of is None else one.proof.summary()
 
 
 def _with_rules(row: Candidate, inputs: Inputs, content: bytes) -> Candidate:
