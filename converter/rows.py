@@ -22,6 +22,7 @@ from converter.loading import version_of
 from converter.measured import Measured, latency_scope
 from converter.recipe import format_recipe
 from converter.targets.fallback import verdict
+from converter.targets.tflite_verdict import file_verdict
 from wire.bundle import HostFigures, Parity
 from wire.figures import Interval
 from wire.measures import Latency, Measure
@@ -81,7 +82,7 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
             int8_fraction=one.audit.int8_fraction,
             fallback_predicted=one.audit.float_multiplies > 0 if recipe.quantized else None,
         )
-    if one.runtime != LITERT:
+    if one.runtime != LITERT or recipe.quantized:  # a float file is the baseline and runs on the CPU
         filled = _with_rules(filled, inputs, one.content)
     return _judged(filled, inputs, one.quality, timing)
 
@@ -103,9 +104,12 @@ def parity_of(one: Measured) -> Parity | None:
 
 
 def _with_rules(row: Candidate, inputs: Inputs, content: bytes) -> Candidate:
-    """What the target's rules say of the graph; a graph that cannot be checked keeps its row."""
+    """What the target's rules say of the model; one that cannot be checked keeps its row."""
     try:
-        told = verdict(inputs.target, onnx.load_model_from_string(content))
+        if row.format == "tflite":
+            told = file_verdict(inputs.target, content, inputs.vela)
+        else:
+            told = verdict(inputs.target, onnx.load_model_from_string(content))
     except Exception as error:  # noqa: BLE001 - the check reads whatever graph it is given
         said = f"not checked against the rules of {inputs.target.id}: {type(error).__name__}: {error}"
         return structs.replace(row, decisions=(*row.decisions, said))
