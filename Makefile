@@ -5,8 +5,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLD := .venv-tflite-runtime
 
-.PHONY: help setup setup-dev demo check format test test-full bench bench-converter bench-memory clean system-packages
+.PHONY: help setup setup-dev tflite-runtime demo check format test test-full bench bench-converter bench-memory clean system-packages
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -31,6 +32,19 @@ $(VENV)/.setup-dev: pyproject.toml $(VENV)/.setup
 setup: $(VENV)/.setup ## Install Shallop into .venv
 
 setup-dev: $(VENV)/.setup-dev ## The same with the development tools
+
+# What its tests start trials in, as a device does that has it: it needs numpy 1 and Python 3.11.
+$(OLD)/.setup: pyproject.toml $(VENV)/.setup-dev
+	@echo "Installing tflite-runtime, with the numpy 1 that it needs, into $(OLD) ..."
+	@$(BIN)/python -m venv $(OLD)
+	@$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(OLD)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[onnx,tflite-runtime]'
+	@touch $@
+
+tflite-runtime: setup-dev ## An environment for the tests of tflite-runtime, where Python is 3.11
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; \
+	then $(MAKE) --no-print-directory $(OLD)/.setup; \
+	else echo "tflite-runtime ends with Python 3.11, this is $$($(BIN)/python -V): its tests will be skipped"; fi
 
 demo: setup ## Run the main job: convert, roll out, refuse a bad release, roll back
 	@$(BIN)/python -m examples.demo
@@ -57,7 +71,7 @@ system-packages:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else echo "not installed, their tests will be skipped: sudo apt-get install$$missing"; fi
 
-test: setup-dev system-packages ## Run every kind of test, the big matrices as a seeded sample
+test: setup-dev system-packages tflite-runtime ## Run every kind of test, the big matrices as a seeded sample
 	@$(BIN)/python -m pytest -q -n 2
 
 bench: setup-dev system-packages ## Measure, print JSON
@@ -70,4 +84,4 @@ bench-memory: setup-dev ## Peak memory of a conversion's calibration, 50 samples
 	@$(BIN)/python -m bench.calibration_memory
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLD) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -269,7 +269,7 @@ def adopt(config: Config, model: str, path: Path, release: str) -> Deployment:
         StateError: `state_locked` (the daemon runs), `not_empty` (the model has a release already),
             `not_a_model` (no file, or of no known kind).
     """
-    runtime = {".onnx": "onnxruntime", ".tflite": "ai-edge-litert"}.get(path.suffix)
+    runtime = hardware.runtime_for(path.suffix, installed_runtimes(config.trial.python))
     if runtime is None or not path.is_file():
         raise StateError("not_a_model", f"{path} is no .onnx or .tflite file")
     with opened(config) as state:

@@ -85,7 +85,9 @@ class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         cpu_s_max: processor seconds.
         memory_bytes_max: address space.
         lock_file: agents of one machine name the same file; /run/lock, else the temporary directory.
-        python: interpreter that has the runtime; this one where none is given.
+        python: interpreter that has the runtimes, such as that of an environment in which `tflite-runtime`
+            has the numpy 1 that it needs; this one where none is given. It runs every trial, so it needs
+            each runtime that releases are to be tried with, and what `shallop` needs.
     """
 
     threads: Annotated[int, Meta(ge=1, le=256)] = 1

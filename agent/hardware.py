@@ -26,6 +26,10 @@ RUNTIME_OF = {
     "tflite-runtime": "tflite-runtime",
 }
 """The runtime, as variants name it, that a Python distribution brings."""
+EXTRA_OF = {"onnxruntime": "onnx", "ai-edge-litert": "tflite", "tflite-runtime": "tflite-runtime"}
+"""The extra of Shallop that brings a runtime."""
+RUNTIMES_FOR = {".onnx": ("onnxruntime",), ".tflite": ("ai-edge-litert", "tflite-runtime")}
+"""Who runs a model file of that suffix, the first that is installed."""
 NAME_CHARS_MAX = 200
 FILE_BYTES_MAX = 4 * 1024 * 1024
 
@@ -154,6 +158,18 @@ def runtimes_of(versions: dict[str, str]) -> tuple[RuntimeInfo, ...]:
         if versions.get(name):
             found.setdefault(runtime, RuntimeInfo(name=runtime, version=versions[name][:NAME_CHARS_MAX]))
     return tuple(found.values())
+
+
+def runtime_for(suffix: str, installed: tuple[RuntimeInfo, ...]) -> str | None:
+    """PURE. The runtime that would run a model file here; None for a file of no known kind.
+
+    Where none of them is installed it is the first: the application may run the file by other means.
+    """
+    known = RUNTIMES_FOR.get(suffix)
+    if known is None:
+        return None
+    names = {runtime.name for runtime in installed}
+    return next((name for name in known if name in names), known[0])
 
 
 def operating_system(root: Path = Path("/")) -> str:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from agent.deployment import Admitted, Deployment, Done, Event, Failed, Progressed, Standing, Trialed, Work
 from agent.errors import AgentError, Cancelled, FinalError, RetryError, reason_of
 from agent.fetching import Fetcher, Sources
-from agent.hardware import compatible
+from agent.hardware import EXTRA_OF, compatible
 from agent.judging import judged
 from agent.ports import Clock, Hooks, Randomness, TrialLock, TrialRunner
 from agent.slots import Slots, file_sha256, write_content
@@ -129,7 +129,7 @@ class Jobs:
         if variant is None:
             return Reason(code="no_variant", detail="the release has no such variant")
         if variant.runtime not in {runtime.name for runtime in self._machine.runtimes}:
-            return Reason(code="incompatible", detail=f"{variant.runtime} is not installed here")
+            return Reason(code="incompatible", detail=_not_installed(variant.runtime))
         why = compatible(variant.requires, self._machine.hardware)
         return Reason(code="incompatible", detail=why) if why else None
 
@@ -254,3 +254,11 @@ def _desired(d: Deployment) -> DesiredModel:
     if d.desired is None:
         raise FinalError("no_order", "there is no order in flight")
     return d.desired
+
+
+def _not_installed(runtime: str) -> str:
+    """PURE. What this device lacks for a variant, and what brings it if Shallop knows that runtime."""
+    lacks = f"{runtime} is not installed here"
+    if runtime not in EXTRA_OF:
+        return lacks
+    return f"{lacks}; pip install 'shallop[{EXTRA_OF[runtime]}]' for the Python that runs trials"

@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from agent.durable import fsync_dir, point_link, sync_filesystem, write_file
 from agent.errors import FinalError, RetryError, StateError
-from wire.bundle import Chunk, File, InputData, Manifest, TensorSpec, Variant
+from wire.bundle import Axes, Chunk, File, InputData, Manifest, TensorSpec, Variant
 from wire.messages import Slot
 from wire.types import Count, Digest, ModelName, Name, RelativePath, ReleaseName, VariantId
 
@@ -41,6 +41,8 @@ class ReleaseInfo(Struct, frozen=True, kw_only=True, tag_field="kind", tag="inst
         runtime: that the variant was made for; None for an adopted file.
         manifest: whether `manifest.json` is there; an adopted release has none.
         data: how stored samples become its inputs, for a trial beside it; None for an adopted file.
+        axes: by name of an input or output: the file's tensor is that of `inputs` or `outputs`, transposed by
+            these axes; an application that feeds the file needs them.
     """
 
     version: int = 1
@@ -58,6 +60,7 @@ class ReleaseInfo(Struct, frozen=True, kw_only=True, tag_field="kind", tag="inst
     outputs: tuple[TensorSpec, ...] = ()
     session_config: dict[str, str] = {}
     data: dict[str, InputData] | None = None
+    axes: dict[Name, Axes] = {}
 
     @property
     def slot(self) -> Slot:
@@ -335,6 +338,7 @@ def _describe(part: Path, slot: Slot, variant: Variant, data: bytes, manifest: M
         outputs=manifest.outputs,
         session_config=variant.session_config,
         data=manifest.data,
+        axes=variant.axes,
     )
     preprocessing: dict[str, InputData] = manifest.data
     (part / RELEASE_JSON).write_bytes(_pretty(info))

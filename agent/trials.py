@@ -47,6 +47,7 @@ def job_for(
             variant=variant.id,
             digest=digest,
             session_config=variant.session_config,
+            axes=variant.axes,
         ),
         incumbent=_incumbent(manifest, paths, incumbent),
         shards=tuple(str(paths.shards / manifest.validation[index].file.sha256) for index in indices),
@@ -74,4 +75,5 @@ def _incumbent(manifest: Manifest, paths: Paths, info: ReleaseInfo | None) -> Mo
         digest=info.digest,
         session_config=info.session_config,
         data=info.data,
+        axes=info.axes,
     )

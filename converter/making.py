@@ -12,6 +12,7 @@ import onnx
 from msgspec import Struct, structs
 
 from converter.attempts import ALONE, DYNAMIC, FLOAT16, LITERT, Attempt
+from converter.dataset import Samples
 from converter.fusion import Audit, audit, widest_weight
 from converter.inputs import Inputs
 from converter.loading import Loadable
@@ -98,7 +99,7 @@ def host_config(inputs: Inputs, recipe: Recipe) -> dict[str, str]:
 
 
 def _tflite(inputs: Inputs, made: Made, recipe: Recipe) -> ModelFile:
-    model, fixed = at_the_samples_shape(made.model, inputs)
+    model, fixed = at_the_samples_shape(made.model, inputs.validation)
     written = write(model, options_of(inputs, recipe))
     # Only an integer model leaves something in float; the others are float by their recipe.
     left = written.float_left if recipe.kind == "static" else ()
@@ -118,23 +119,23 @@ def proved(inputs: Inputs, made: Made, recipe: Recipe, progress: Progress | None
     Raises:
         Exception: what a runtime raises for the graph or its file.
     """
-    model, _ = at_the_samples_shape(made.model, inputs)
+    model, _ = at_the_samples_shape(made.model, inputs.validation)
     options = structs.replace(options_of(inputs, recipe), edge="float32", batch=1)
     samples = inputs.validation.singles(0, min(_PROOF_SAMPLES, inputs.validation.n))
     limits = Limits(samples=_PROOF_SAMPLES, seconds=_PROOF_SECONDS)
     return prove(model, samples, options, limits=limits, progress=progress)
 
 
-def at_the_samples_shape(model: onnx.ModelProto, inputs: Inputs) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def at_the_samples_shape(model: onnx.ModelProto, samples: Samples) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """The graph with every free axis but the batch's as long as the samples are, and a note for each.
 
     A `.tflite` file has fixed shapes, and all samples of a set have one; the graph itself is not changed.
     """
-    feeds = next(iter(inputs.validation.singles(0, 1)))
+    feeds = next(iter(samples.singles(0, 1)))
     copy, notes = onnx.ModelProto(), []
     copy.CopyFrom(model)
     for value in copy.graph.input:
-        data = inputs.validation.data.get(value.name)
+        data = samples.data.get(value.name)
         counts_samples = data is None or not data.whole
         dims = value.type.tensor_type.shape.dim
         if value.name not in feeds or len(dims) != feeds[value.name].ndim:

@@ -60,7 +60,7 @@ def audit_tflite(content: bytes, names: Sequence[str] = ()) -> Audit:
         whole = in_integers(one, inputs)
         counts[whole] += 1
         if one.code in _MULTIPLIES:
-            work[whole] += _multiplications(graph, one)
+            work[whole] += multiplications_of(graph, one)
             float_multiplies += not whole
     total = work[True] + work[False]
     return Audit(
@@ -80,7 +80,7 @@ def in_integers(one: Operator, inputs: Sequence[Tensor]) -> bool:
     return weight is not None and weight.constant and weight.dtype in {"int8", "uint8", "int4"}
 
 
-def _multiplications(graph: Graph, one: Operator) -> int:
+def multiplications_of(graph: Graph, one: Operator) -> int:
     """Of one operator for the file's batch.
 
     Convolutions: elements of the output times those of one filter; transposed ones: elements of the input

@@ -21,10 +21,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from agent.errors import FinalError
+from agent.worker.runtimes import named
 
-DETAIL_CHARS_MAX = 500
 _FATAL_ONLY = 4
-_OUT_OF_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "cannot allocate memory")
+_LIBRARY = f"onnxruntime {ort.__version__}"
 
 
 class OrtSession:
@@ -36,6 +36,10 @@ class OrtSession:
         self.input_names = tuple(value.name for value in session.get_inputs())
         self.output_names = tuple(value.name for value in session.get_outputs())
 
+    def prepare(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """They are what an ONNX model takes already; `run` refuses what is not."""
+        return dict(inputs)
+
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """One inference.
 
@@ -46,38 +50,42 @@ class OrtSession:
         try:
             values = self._session.run(None, dict(inputs))
         except Exception as error:  # noqa: BLE001 - the runtime raises classes of its own and bare ones
-            raise _named("model_run_failed", error) from None
+            raise named("model_run_failed", _LIBRARY, error) from None
         outputs = dict(zip(self.output_names, values, strict=True))
         for name, value in outputs.items():
             if not isinstance(value, np.ndarray):
                 raise FinalError("output_mismatch", f"output {name} is a {type(value).__name__}, no tensor")
         return outputs
 
-
-def load(model_path: str, threads: int, session_config: Mapping[str, str]) -> OrtSession:
-    """The model in the file.
-
-    Raises:
-        FinalError: `model_load_failed`.
-        MemoryError: it needs more than the process may use.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = _FATAL_ONLY
-    try:
-        for key, value in session_config.items():
-            options.add_session_config_entry(key, value)
-        session = ort.InferenceSession(model_path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - the runtime raises classes of its own and bare ones
-        raise _named("model_load_failed", error) from None
-    return OrtSession(session)
+    def finish(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """They are values already."""
+        return dict(outputs)
 
 
-def _named(code: str, error: Exception) -> Exception:
-    """The runtime tells of a failed allocation in words only."""
-    words = f"onnxruntime {ort.__version__}: {error}"[:DETAIL_CHARS_MAX]
-    if isinstance(error, MemoryError) or any(sign in words.lower() for sign in _OUT_OF_MEMORY):
-        return MemoryError(words)
-    return FinalError(code, words)
+class OrtRuntime:
+    """The library; fulfils `agent.worker.runtimes.Runtime`."""
+
+    def load(self, model_path: str, threads: int, session_config: Mapping[str, str]) -> OrtSession:
+        """The model in the file.
+
+        Raises:
+            FinalError: `model_load_failed`.
+            MemoryError: it needs more than the process may use.
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = _FATAL_ONLY
+        try:
+            for key, value in session_config.items():
+                options.add_session_config_entry(key, value)
+            session = ort.InferenceSession(model_path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # noqa: BLE001 - the runtime raises classes of its own and bare ones
+            raise named("model_load_failed", _LIBRARY, error) from None
+        return OrtSession(session)
+
+
+def onnxruntime() -> OrtRuntime:
+    """The library, which importing this module has imported."""
+    return OrtRuntime()

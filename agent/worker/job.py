@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 
 from agent.errors import FinalError
 from agent.worker.limits import WorkerLimits
-from wire.bundle import InputData, TensorSpec
+from wire.bundle import Axes, InputData, TensorSpec
 from wire.measures import TrialResult
 from wire.tasks import TOP1, Answer, Kind, Metric
 from wire.types import Code, Count, Digest, Name, Text, VariantId
@@ -36,6 +36,7 @@ class ModelRun(Struct, frozen=True, kw_only=True):
         digest: of the release it belongs to.
         session_config: entries for the runtime's session.
         data: how stored samples become its inputs; None: as the job says.
+        axes: by name of an input or output: its tensor is the job's, transposed by these.
     """
 
     model_path: str
@@ -44,6 +45,7 @@ class ModelRun(Struct, frozen=True, kw_only=True):
     digest: Digest
     session_config: dict[str, str] = {}
     data: dict[str, InputData] | None = None
+    axes: dict[Name, Axes] = {}
 
 
 class TrialSettings(Struct, frozen=True, kw_only=True):

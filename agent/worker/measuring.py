@@ -22,7 +22,7 @@ from agent.worker import energy, runtimes, shards
 from agent.worker.answers import Classes, answers_of, classes
 from agent.worker.job import ModelRun, TrialJob
 from agent.worker.runtimes import Session
-from agent.worker.shards import Samples
+from agent.worker.shards import Arrays, Samples
 from agent.worker.timing import Runner, all_outputs, interleaved, latency_of, ratio_of
 from wire.bundle import InputData
 from wire.measures import TrialResult
@@ -49,7 +49,7 @@ def run_trial(job: TrialJob) -> TrialResult:
     samples = shards.read_samples(job)
     session, load_ms = _load(job.candidate, job)
     _check(session, job)
-    candidate = Runner(session=session, inputs=samples.inputs, whole=_whole(job.data))
+    candidate = _runner(session, samples.inputs, job.data, job.candidate)
     outputs = all_outputs(candidate, [spec.name for spec in job.outputs])
     memory_bytes_peak = peak_memory_bytes()
     incumbent, notes = _incumbent(job, samples)
@@ -111,10 +111,10 @@ def _incumbent(job: TrialJob, samples: Samples) -> tuple[Incumbent | None, tuple
         if set(session.input_names) != set(samples.inputs):
             raise FinalError("output_mismatch", f"it takes other inputs, {', '.join(session.input_names)}")
         # Its own preprocessing, or it would be blamed for samples that it was never made for.
-        own = (
-            samples.inputs if run.data is None else shards.model_inputs(samples.stored, job.inputs, run.data)
-        )
-        runner = Runner(session=session, inputs=own, whole=_whole(job.data if run.data is None else run.data))
+        data = job.data if run.data is None else run.data
+        alike = data == job.data and run.axes == job.candidate.axes
+        own = samples.inputs if alike else shards.model_inputs(samples.stored, job.inputs, data, run.axes)
+        runner = _runner(session, own, data, run)
         answers = None
         if job.task == "classification":
             wanted = job.answer.output or job.outputs[0].name
@@ -125,8 +125,16 @@ def _incumbent(job: TrialJob, samples: Samples) -> tuple[Incumbent | None, tuple
     return Incumbent(runner=runner, answers=answers), ()
 
 
-def _whole(data: Mapping[str, InputData]) -> frozenset[str]:
-    return frozenset(name for name, one in data.items() if one.whole)
+def _runner(session: Session, inputs: Arrays, data: Mapping[str, InputData], run: ModelRun) -> Runner:
+    """The model with its samples as it takes them, so that nothing is left to do while it is timed."""
+    whole = frozenset(name for name, one in data.items() if one.whole)
+    return Runner(
+        session=session,
+        inputs=session.prepare(inputs),
+        whole=whole | run.axes.keys(),
+        axes=run.axes,
+        stacked=bool(whole),
+    )
 
 
 def peak_memory_bytes() -> int | None:

@@ -38,7 +38,7 @@ class Samples(Struct, frozen=True, kw_only=True):
 
     Attributes:
         stored: the samples as they travelled, by input name.
-        inputs: what the candidate is given, preprocessed, by input name.
+        inputs: what the candidate is given, preprocessed and in its axes, by input name.
         labels: the right answers; None where a shard has none.
         fp32: the baseline's outputs by output name; empty where a shard has none.
         host: the host's outputs of this variant; empty where a shard has none.
@@ -75,7 +75,7 @@ def read_samples(job: TrialJob) -> Samples:
     return Samples(
         n=len(next(iter(stored.values()))),
         stored=stored,
-        inputs=model_inputs(stored, job.inputs, job.data),
+        inputs=model_inputs(stored, job.inputs, job.data, job.candidate.axes),
         labels=_joined(shards, LABELS_KEY) if all(LABELS_KEY in shard for shard in shards) else None,
         fp32=_outputs(shards, fp32),
         host=_outputs(shards, host),
@@ -134,13 +134,46 @@ def _outputs(shards: Sequence[Arrays], keys: Mapping[str, str]) -> Arrays:
     return {name: _joined(shards, key) for name, key in keys.items()}
 
 
-def model_inputs(stored: Arrays, specs: Sequence[TensorSpec], data: Mapping[str, InputData]) -> Arrays:
-    """Stored samples as a model's inputs.
+def model_inputs(
+    stored: Arrays,
+    specs: Sequence[TensorSpec],
+    data: Mapping[str, InputData],
+    axes: Mapping[str, tuple[int, ...]],
+) -> Arrays:
+    """Stored samples as a model's inputs, one entry of the first axis a sample.
+
+    Args:
+        stored: the samples as they travelled, by input name.
+        specs: of the release.
+        data: how stored samples become what `specs` say.
+        axes: by input name: the model's tensor is the release's, transposed by these. The entries of these
+            inputs are the model's whole tensors, whatever the others are.
 
     Raises:
-        FinalError: `shard_unreadable`: what comes out is not what the model takes.
+        FinalError: `shard_unreadable`: what comes out is not what the release says.
     """
-    return {spec.name: _input(stored[spec.name], spec, data.get(spec.name)) for spec in specs}
+    inputs = {}
+    for spec in specs:
+        one = data.get(spec.name)
+        values = _input(stored[spec.name], spec, one)
+        if spec.name in axes:
+            whole = one is not None and one.whole
+            tensors = values if whole else values[:, None]
+            fresh = not np.may_share_memory(values, stored[spec.name])
+            values = _transposed(tensors, axes[spec.name], fresh=fresh)
+        inputs[spec.name] = values
+    return inputs
+
+
+def _transposed(tensors: NDArray[Any], axes: tuple[int, ...], *, fresh: bool) -> NDArray[Any]:
+    """Each entry transposed, and contiguous; `fresh` memory is written over, so that it is not held twice."""
+    order = (0, *(axis + 1 for axis in axes))
+    if not (fresh and tensors.flags.c_contiguous):
+        return np.ascontiguousarray(tensors.transpose(order))
+    laid = tensors.reshape([tensors.shape[axis] for axis in order])
+    for there, tensor in zip(laid, tensors, strict=True):
+        there[...] = tensor.transpose(axes).copy()
+    return laid
 
 
 def _input(stored: NDArray[Any], spec: TensorSpec, data: InputData | None) -> NDArray[Any]:

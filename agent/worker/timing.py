@@ -26,24 +26,49 @@ class Runner(Struct, frozen=True, kw_only=True):
     """A loaded model with the samples as it takes them; first axis samples.
 
     Attributes:
-        whole: inputs of which a sample is the model's whole tensor (`wire.bundle.InputData.whole`).
+        whole: inputs of which a sample is the model's whole tensor.
+        axes: by output name: the model's tensor is the release's, transposed by these.
+        stacked: samples have no axis of their own in the outputs (`wire.bundle.InputData.whole`), so that one
+            is made.
     """
 
     session: Session
     inputs: Arrays
     whole: frozenset[str] = frozenset()
+    axes: dict[str, tuple[int, ...]] = {}
+    stacked: bool = False
 
     def one(self, index: int) -> Arrays:
         """A single sample, first axis kept unless it is whole; past the end it begins again."""
         i = index % len(next(iter(self.inputs.values())))
         return {
-            name: values[i] if name in self.whole else values[i : i + 1]
+            name: values[i, ...] if name in self.whole else values[i : i + 1]
             for name, values in self.inputs.items()
         }
 
     def infer(self, index: int) -> Arrays:
-        """The outputs on one sample."""
+        """One inference, and nothing besides: the outputs on one sample as the model holds them."""
         return self.session.run(self.one(index))
+
+    def answer(self, index: int) -> Arrays:
+        """The outputs on one sample as the release describes them.
+
+        Raises:
+            FinalError: `model_run_failed`, `output_mismatch`.
+        """
+        outputs = self.session.finish(self.infer(index))
+        for name in self.axes.keys() & outputs.keys():
+            outputs[name] = _put_back(name, outputs[name], self.axes[name])
+        return outputs
+
+
+def _put_back(name: str, values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    if values.ndim != len(axes):
+        raise FinalError(
+            "output_mismatch",
+            f"output {name} is {list(values.shape)}, the variant names {len(axes)} axes of it",
+        )
+    return values.transpose(np.argsort(axes))
 
 
 def all_outputs(runner: Runner, names: Sequence[str]) -> Arrays:
@@ -55,9 +80,9 @@ def all_outputs(runner: Runner, names: Sequence[str]) -> Arrays:
     n = len(next(iter(runner.inputs.values())))
     runs: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for index in range(n):
-        outputs = runner.infer(index)
+        outputs = runner.answer(index)
         for name, kept in runs.items():
-            kept.append(outputs[name][None] if runner.whole else outputs[name])
+            kept.append(outputs[name][None] if runner.stacked else outputs[name])
     try:
         return {name: np.concatenate(_filled(kept)) for name, kept in runs.items()}
     except ValueError as error:

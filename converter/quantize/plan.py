@@ -201,6 +201,8 @@ def _able(
             continue
         touched = next((n for n in (*node.input, *node.output) if n in closed), None)
         unit = unit_of(view, node, bounded, fused=placement.fused_activations)
+        # What could go into the operator before it is never quantized alone, not even where that is in float.
+        absorbed.add(unit.absorbed)
         if touched is not None:
             reasons[node.name] = f"a float island: it makes or reads {touched}"
         elif node.name in absorbed or (operator.role is Role.ABSORBED and not operator.alone):
@@ -211,7 +213,6 @@ def _able(
             why = why_not(view, unit, ranges) or (why_not_twin(view, node) if recipe.twin else None)
             if why is None:
                 units[node.name] = unit
-                absorbed.add(unit.absorbed)
             else:
                 reasons[node.name] = why
     said = tuple(f"{name} stays in float: {why}" for name, why in (masks | heads).items())

@@ -19,6 +19,7 @@ from converter.dataset import Samples
 from converter.errors import RecipeError
 from converter.limits import ISLAND_SAMPLES_MAX
 from converter.quantize.emit import emit
+from converter.quantize.hard_swish import opened
 from converter.quantize.material import Material
 from converter.quantize.plan import Plan, make_plan, view_of
 from converter.quantize.simulate import assignment_of
@@ -82,6 +83,9 @@ def repair(material: Material, recipe: Recipe) -> Repaired:
         said += words
     ranges, words = _ranges(material, recipe)
     said += words
+    if recipe.twin:
+        material, ranges, words = opened(material, ranges)
+        said += words
     plan = plan_of(material, recipe, ranges)
     if "bc" in recipe.extras:
         full = assignment_of(material.model, plan)

@@ -47,8 +47,7 @@ class _Stored(Struct, frozen=True, kw_only=True, eq=False):
 
     def same_as(self, other: _Stored) -> bool:
         """Bit-equal scale, equal zero point."""
-        same = self.scale.tobytes() == other.scale.tobytes() and np.array_equal(self.zero, other.zero)
-        return same and self.axis == other.axis
+        return self.scale.tobytes() == other.scale.tobytes() and np.array_equal(self.zero, other.zero)
 
     @property
     def words(self) -> str:
@@ -174,7 +173,7 @@ class _Checker:
         if maker is None or weight is None:
             return
         if not self._is_integer(node):
-            yield f"{where}: its weight is stored as integers, but its input or output is not"
+            yield f"{where}: its weight is stored as integers, but its input, output or bias is not"
             return
         values = numpy_helper.to_array(self._tensors[maker.input[0]])
         signed = values.astype(np.int32) - (128 if weight.dtype == "uint8" else 0)
@@ -192,8 +191,9 @@ class _Checker:
         """Stored as int32 around 0 with exactly the product of the scales."""
         where, maker = f"{node.op_type} {node.name}", self._source(node, 2)
         bias, given = None if maker is None else self._stored[maker.name], self._into(node.input[0])
-        if bias is None or given is None:
-            raise RuntimeError(f"{where} was taken for integer with a bias in float")
+        if bias is None or given is None or given.scale.size != 1:
+            yield f"{where}: its bias cannot be held against the scales of input and weight"
+            return
         if bias.dtype != "int32" or (bias.zero != 0).any():
             yield f"{where}: its bias is not int32 with zero point 0 ({bias.dtype})"
         wanted = np.asarray(weight.scale * given.scale, dtype=np.float32)

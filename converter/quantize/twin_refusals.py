@@ -10,13 +10,9 @@ from __future__ import annotations
 import onnx
 
 from converter.errors import RecipeError
-from converter.quantize.twin_rules import ALONE_BOUNDS
 from converter.quantize.units import bounds_of, is_absorbed, mode_of
 from converter.quantize.view import View, attribute
 from converter.recipe import Recipe
-
-_OPSET_SOFTMAX_AXIS = 13
-"""Below it Softmax flattens everything behind its axis into one."""
 
 
 def require_twin(recipe: Recipe) -> None:
@@ -39,10 +35,8 @@ def why_not_twin(view: View, node: onnx.NodeProto) -> str | None:
     """Why a node that ONNX could quantize stays in float in a twin, or None."""
     if node.op_type in {"Conv", "ConvTranspose"}:
         return _why_not_convolution(view, node)
-    if node.op_type.endswith("Softmax") and not _over_one_axis(view, node):
-        return f"below opset 13 this {node.op_type} runs over several axes as one"
-    if is_absorbed(view, node) and bounds_of(view, node) not in ALONE_BOUNDS:
-        return f"LiteRT has no activation with the bounds of this {node.op_type}"
+    if is_absorbed(view, node) and bounds_of(view, node) is None:
+        return "its bounds are computed"
     if node.op_type == "Pad" and padding(view, node) is None:
         return "its padding is computed"
     return None
@@ -55,13 +49,6 @@ def _why_not_convolution(view: View, node: onnx.NodeProto) -> str | None:
     if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
         return "LiteRT has no transposed convolution in groups"
     return None
-
-
-def _over_one_axis(view: View, node: onnx.NodeProto) -> bool:
-    if view.opset >= _OPSET_SOFTMAX_AXIS:
-        return True
-    rank, axis = view.rank(node.input[0]), int(attribute(node, "axis", 1))
-    return axis == -1 or (rank is not None and axis % rank == rank - 1)
 
 
 def padding(view: View, node: onnx.NodeProto) -> float | None:

@@ -59,9 +59,10 @@ class _Group(Struct, eq=False):
     """Tensors of one scale.
 
     Attributes:
-        members: their names.
+        members: names of the tensors that nothing but movement ties to the head.
         low: smallest real value to be held.
         high: largest.
+        pads: what is put around its tensors.
         fixed: what a kernel prescribes.
         bounds: what absorbed activations let through: the parameters must bound it as they do.
         step_max: coarsest step that those who read it beside a joining operator put up with.
@@ -70,9 +71,18 @@ class _Group(Struct, eq=False):
     members: list[str] = field(default_factory=list)
     low: float = 0.0
     high: float = 0.0
+    pads: list[float] = field(default_factory=list)
     fixed: Fixed | None = None
     bounds: list[tuple[float, float]] = field(default_factory=list)
     step_max: float = math.inf
+
+    def widen(self) -> None:
+        """Makes room for what is put around, within PADDING_FACTOR_MAX."""
+        most = PADDING_FACTOR_MAX * (self.high - self.low)
+        for value in self.pads:
+            low, high = min(self.low, value), max(self.high, value)
+            if high - low <= most:
+                self.low, self.high = low, high
 
 
 def twin_scales(
@@ -113,13 +123,15 @@ class _Solver:
             unit = self._maker.get(name)
             if unit is not None and unit.operator.role is Role.SAME_SCALE:
                 self._parent[name] = unit.inputs[0]
-                self._pad(unit, self._groups[self._root(name)])
+                self._groups[self._root(name)].pads += self._pads(unit)
             else:
                 self._groups[name] = self._head(name, unit)
             self._groups[self._root(name)].members.append(name)
-        for name, unit in [(head, self._maker.get(head)) for head in self._groups]:
+        for head, group in self._groups.items():
+            group.widen()
+            unit = self._maker.get(head)
             if unit is None or unit.operator.role is not Role.JOINED:
-                self._claim(name)
+                self._claim(head)
         for node in self._view.nodes:
             unit = self._chosen.get(node.name)
             if unit is not None and unit.operator.role is Role.JOINED:
@@ -139,13 +151,10 @@ class _Solver:
             group.bounds.append(bounds)
         return group
 
-    def _pad(self, unit: Unit, group: _Group) -> None:
-        """Widens a group to hold what a Pad puts around, within PADDING_FACTOR_MAX."""
+    def _pads(self, unit: Unit) -> list[float]:
+        """What a Pad puts around."""
         value = padding(self._view, self._view.by_name[unit.node]) if unit.op_type == "Pad" else None
-        if value is not None:
-            low, high = min(group.low, value), max(group.high, value)
-            if high - low <= PADDING_FACTOR_MAX * (group.high - group.low):
-                group.low, group.high = low, high
+        return [] if value is None else [value]
 
     def _root(self, name: str) -> str:
         while self._parent[name] != name:
@@ -179,8 +188,9 @@ class _Solver:
         heads = {name: self._root(name) for name in unit.inputs}
         constants = [n for n in dict.fromkeys(self._view.data_inputs(node)) if n not in heads]
         whole = self._union(unit, heads, constants)
+        whole.members, whole.pads = self._groups[out].members, self._groups[out].pads
+        whole.widen()
         whole.fixed = self._prescribed(whole, [self._groups[head].fixed for head in heads.values()])
-        whole.members = list(self._groups[out].members)
         wanted = self._params(whole)
         apart = {head: _apart(self._groups[head], whole, wanted) for head in heads.values()}
         for name, head in heads.items():
@@ -197,7 +207,6 @@ class _Solver:
 
     def _absorb(self, whole: _Group, head: str, out: str) -> None:
         group = self._groups.pop(head)
-        whole.members += group.members
         whole.bounds += group.bounds
         whole.step_max = min(whole.step_max, group.step_max)
         self._parent[head] = out
@@ -205,10 +214,7 @@ class _Solver:
     def _union(self, unit: Unit, heads: Mapping[str, str], constants: Iterable[str]) -> _Group:
         """A group that holds whatever the operator reads."""
         whole = _Group()
-        spans = []
-        for name, head in heads.items():
-            group, own = self._groups[head], self._ranges[name]
-            spans.append((group.low, group.high) if group.fixed is None else (own.low, own.high))
+        spans = [(group.low, group.high) for group in (self._groups[head] for head in heads.values())]
         for name in constants:
             values = self._view.constant(name)
             if values is None:
@@ -230,18 +236,8 @@ class _Solver:
 
     def _scales(self) -> Scales:
         params = {head: self._params(group) for head, group in self._groups.items()}
-        direct = {
-            name
-            for unit in self._chosen.values()
-            for name in unit.inputs
-            if (unit.node, name) not in self._edges
-        }
         return Scales(
-            activations={
-                name: params[self._root(name)]
-                for name in self._names
-                if name in direct or name in self._maker
-            },
+            activations={name: params[self._root(name)] for name in self._names},
             edges={edge: params[self._root(out)] for edge, out in self._edges.items()},
             groups={name: self._root(name) for name in self._names},
             decisions=self._words(),

@@ -79,9 +79,9 @@ def choose_ranges(
     speaker = {name: (groups or {}).get(name, name) for name in (*candidates, *plain.activations)}
 
     def evaluate(chosen: Mapping[str, str]) -> Errors:
-        method = {name: chosen.get(speaker[name], best) for name in plain.activations}
         spans = {
-            name: plans[method[name]].activations.get(name, own) for name, own in plain.activations.items()
+            name: plans[chosen.get(speaker[name], best)].activations.get(name, own)
+            for name, own in plain.activations.items()
         }
         return _errors(board, Assignment(activations=spans, weights=plain.weights))
 
@@ -98,23 +98,22 @@ def choose_ranges(
         changed, final = (), errors[best]
         picked, ranges = dict.fromkeys(candidates, best), _all(candidates, best)
     evaluations = board.evaluations - already
-    said = (
-        _best_words(best, errors),
+    words = [
+        _methods_words(best, errors),
         _sweep(changed, mean_of(errors[best]), mean_of(final), evaluations),
         *(f"{name}: {picked[name]}" for name in changed[:_NAMED_MAX]),
         *_unvisited_words(found.unvisited),
-    )
-    return Chosen(ranges=ranges, methods=picked, evaluations=evaluations, decisions=said)
+    ]
+    return Chosen(ranges=ranges, methods=picked, evaluations=evaluations, decisions=tuple(words))
 
 
-def _best_words(best: str, errors: Mapping[str, Errors]) -> str:
+def _unvisited_words(n: int) -> tuple[str, ...]:
+    return (f"{n} tensors of lesser effect were not tried in turn: the limit was reached",) if n else ()
+
+
+def _methods_words(best: str, errors: Mapping[str, Errors]) -> str:
     said = ", ".join(f"{method} {decibels(mean_of(found)):.1f} dB" for method, found in errors.items())
     return f"range method by measured effect: {best} for all is the best of {said}"
-
-
-def _unvisited_words(unvisited: int) -> tuple[str, ...]:
-    words = f"{unvisited} tensors of lesser effect were not tried in turn: the limit was reached"
-    return (words,) if unvisited else ()
 
 
 def _sweep(changed: tuple[str, ...], before: float, after: float, evaluations: int) -> str:

@@ -178,7 +178,7 @@ def _calibration_facts(calibration: Mapping[str, object]) -> str:
 
 
 def rules_of(profile: Mapping[str, object], prefix: str = "") -> list[Rule]:
-    """Every rule of a profile: each mapping that has a value and a source, wherever it stands."""
+    """Every rule of a profile: each mapping that has a source, wherever it stands."""
     found = []
     for key, value in profile.items():
         name = f"{prefix}{key}".removeprefix("rules.")
@@ -186,7 +186,7 @@ def rules_of(profile: Mapping[str, object], prefix: str = "") -> list[Rule]:
         for one in listed:
             if not isinstance(one, Mapping):
                 continue
-            if "value" in one and "source" in one:
+            if "source" in one:
                 found.append(_rule(name, one))
             else:
                 found += rules_of(one, f"{name}.")
@@ -195,9 +195,10 @@ def rules_of(profile: Mapping[str, object], prefix: str = "") -> list[Rule]:
 
 def _rule(name: str, one: Mapping[str, object]) -> Rule:
     confidence = str(one.get("confidence", ""))
+    about = {key: part for key, part in one.items() if key not in {"confidence", "source"} and part}
     return Rule(
         name=name.replace("_", " "),
-        value=words.plain(one["value"])[:_VALUE_CHARS_MAX] or "none",
+        value=words.plain(one.get("value", about))[:_VALUE_CHARS_MAX] or "none",
         confidence=_CONFIDENCE.get(confidence, confidence or words.UNKNOWN),
         source=words.plain(one["source"]),
     )

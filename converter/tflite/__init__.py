@@ -14,12 +14,14 @@ import onnx
 from msgspec import Struct
 
 from converter.tflite.errors import TFLiteError
+from converter.tflite.fusing import fuse
 from converter.tflite.layout import Axes, identity
 from converter.tflite.lowering import Lowering, Value
 from converter.tflite.ops import ENTRIES
 from converter.tflite.options import Options
+from converter.tflite.peephole import shortened
 from converter.tflite.reading import Op, Source, read
-from converter.tflite.serialize import serialize
+from converter.tflite.serialize import names_of, serialize
 from converter.tflite.tensors import Graph
 from converter.tflite.verify import verify
 
@@ -89,18 +91,19 @@ def write(model: onnx.ModelProto, options: Options | None = None) -> Written:
     """
     options = Options() if options is None else options
     lowered = lower(model, options)
-    source, graph, placed = lowered.source, lowered.graph, lowered.placed
+    source, graph, placed = lowered.source, shortened(lowered.graph), lowered.placed
     content = serialize(
         graph, name=options.name, description=options.description, metadata=options.metadata
     )  # fmt: skip
     verify(content)
     edges = {name: placed[name].axes for name in source.inputs}
     edges |= {name: placed[_written_as(source, options, name)].axes for name in source.outputs}
+    names = names_of(graph)
     return Written(
         content=content,
         axes={name: axes for name, axes in edges.items() if axes != identity(len(axes))},
-        tensors={name: Placed(name=value.tensor.name, axes=value.axes) for name, value in placed.items()
-                 if value.order is None},
+        tensors={name: Placed(name=names[id(value.tensor)], axes=value.axes)
+                 for name, value in placed.items() if value.order is None and id(value.tensor) in names},
         operators=dict(sorted(Counter(one.kind for one in graph.operators).items())),
         float_left=tuple(op.name for op in source.ops if _computes_in_float(source, op)),
     )  # fmt: skip
@@ -113,7 +116,7 @@ def lower(model: onnx.ModelProto, options: Options | None = None) -> Lowered:
         TFLiteError: as `write`.
     """
     options = Options() if options is None else options
-    source = read(model, {kind: entry.traits for kind, entry in ENTRIES.items()}, options.batch)
+    source = fuse(read(model, {kind: entry.traits for kind, entry in ENTRIES.items()}, options.batch))
     lowering = Lowering(source, options)
     lowering.open(lambda name: _comes_to_an_image(source, lowering, name))
     for op in source.ops:

@@ -10,6 +10,7 @@ Not for: single operators (`converter.tflite.ops`), or reading ONNX (`converter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -258,20 +259,21 @@ class Lowering:
     def operands(self, op: Op, names: Sequence[str]) -> tuple[list[Tensor], Axes]:
         """Operands of an operator that works element by element with broadcasting, in one layout.
 
-        The layout is the one of the first computed operand of full rank that is not in ONNX's order, if there
-        is any. Operands of lower rank get leading axes of length 1, as broadcasting means them.
+        The layout is the one of the largest computed operand of full rank; of two as large, of one not in
+        ONNX's order. Operands of lower rank get leading axes of length 1, as broadcasting means them.
 
         Returns:
             The tensors, all with as many axes as the output, and their layout.
         """
         rank = len(self.shape(op.outputs[0]))
-        axes = identity(rank)
+        axes, largest = identity(rank), (-1, False)
         for name in names:
             found = self._values.get(name)
             if found is None or len(found.shape) != rank or found.tensor.values is not None:
                 continue
-            if axes == identity(rank):
-                axes = found.axes
+            size = (prod(found.shape), found.axes != identity(rank))
+            if size > largest:
+                axes, largest = found.axes, size
         return [self._operand(name, rank, axes) for name in names], axes
 
     def _operand(self, name: str, rank: int, axes: Axes) -> Tensor:
@@ -329,7 +331,11 @@ class Lowering:
         return _edged(first, self.options.edge)
 
     def close(self) -> None:
-        """The graph's outputs, under ONNX's names, with channels last or in ONNX's order."""
+        """The graph's outputs, under ONNX's names, with channels last or in ONNX's order.
+
+        Each has a tensor of its own, so that it can bear its name.
+        """
+        taken = {id(tensor) for tensor in self.graph.inputs.values()}
         for name in self.source.outputs:
             stored = self.source.aliases.get(name)
             if self.options.edge != "float32" and self.source.dtypes[name] == "float32":
@@ -341,6 +347,11 @@ class Lowering:
                 tensor = self._edge_output(stored)
             else:
                 tensor = self._settled(name)
+            if id(tensor) in taken:
+                copied = self.new(name, tensor.shape, tensor.dtype, tensor.quant)
+                self.reshape_into(tensor, copied)
+                tensor = copied
+            taken.add(id(tensor))
             self.graph.outputs[name] = tensor
 
     def _settled(self, name: str) -> Tensor:

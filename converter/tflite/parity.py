@@ -256,8 +256,6 @@ def _computed(piece: Piece, captured: Sequence[Mapping[str, Array]]) -> list[dic
             {name: one[by_tensor[id(value.tensor)]] for name, value in piece.outputs.items()} for one in given
         ]
     session = litert.open_session(piece.content)
-    found = []
-    for one in given:
-        answers = session.invoke(session.prepare(one))
-        found.append(dict(zip(piece.outputs, answers, strict=True)))
-    return found
+    return [
+        dict(zip(session.output_names, session.invoke(session.prepare(one)), strict=True)) for one in given
+    ]

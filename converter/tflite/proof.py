@@ -16,6 +16,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from wire.bundle import Parity
+
 Verdict = Literal["equal", "one_step", "worse", "unmeasured"]
 
 EXACT = frozenset({"Add", "Conv", "Gelu", "Gemm", "MatMul", "Mul", "Sigmoid", "Softmax", "Tanh"})
@@ -24,20 +26,24 @@ EXACT = frozenset({"Add", "Conv", "Gelu", "Gemm", "MatMul", "Mul", "Sigmoid", "S
 REASONS: dict[str, str] = {
     "Add": "XNNPACK adds with integer multipliers of 21 bits, ONNX Runtime in float32: a sum that falls next "
     "to the middle between two steps is rounded to either side",
-    "AveragePool": "XNNPACK divides the sum once, by an integer multiplier; ONNX Runtime averages in float32",
+    "AveragePool": "halves go to another side: ONNX Runtime rounds the plain stored average to even, LiteRT "
+    "the one without its zero point, or away from zero",
     "ConvTranspose": "ONNX Runtime has no integer kernel: it computes in float32 between the pairs",
-    "GlobalAveragePool": "the sum is divided by an integer multiplier; ONNX Runtime averages in float32",
+    "GlobalAveragePool": "MEAN and ONNX Runtime round halves of the average to different sides",
     "HardSwish": "LiteRT multiplies in 16-bit fixed point; ONNX Runtime computes in float32",
     "LeakyRelu": "XNNPACK's slope is an integer multiplier; ONNX Runtime computes in float32",
+    "PRelu": "ONNX Runtime has no integer kernel; LiteRT multiplies by integers",
     "QuantizeLinear": "LiteRT multiplies by the inverse of the scale, ONNX Runtime divides by it",
-    "ReduceMean": "ONNX Runtime has no integer kernel: it averages in float32 between the pairs",
+    "ReduceMean": "ONNX Runtime has no integer kernel: in float32 between the pairs a half is hit by chance",
     "ReduceSum": "ONNX Runtime has no integer kernel: it adds in float32 between the pairs",
-    "Resize": "LiteRT interpolates with weights of 10 bits; ONNX Runtime rounds what it interpolated down",
+    "Resize": "LiteRT interpolates with integer weights, ONNX Runtime with float32 ones",
     "Sub": "XNNPACK subtracts with integer multipliers of 21 bits, ONNX Runtime in float32",
 }  # fmt: skip
 """Why an operator's answers may differ, as far as it is known, by ONNX type."""
 
 REQUANTIZED = "the kernel's scale is not ONNX's, so a QUANTIZE follows and numbers are rounded twice"
+_NAME_MAX = 200
+"""Of a name in a manifest."""
 UNKNOWN = "no reason is known"
 
 
@@ -189,6 +195,15 @@ class Proof(Struct, frozen=True, kw_only=True):
     def beyond(self) -> tuple[NodeProof, ...]:
         """Operators further off than their type allows."""
         return tuple(node for node in self.nodes if not allowed(node))
+
+    def summary(self) -> Parity:
+        """For the bundle's manifest."""
+        first = self.end.first_divergence
+        return Parity(
+            operators=len(self.nodes), equal=self.count("equal"), one_step=self.count("one_step"),
+            worse=self.count("worse"), outputs_equal=self.end.outputs_equal,
+            first_divergence=None if first is None else first.tensor[:_NAME_MAX],
+        )  # fmt: skip
 
     @property
     def is_twin(self) -> bool:

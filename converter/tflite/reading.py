@@ -12,7 +12,7 @@ signed (https://ai.google.dev/edge/litert/models/quantization_spec), and the rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,14 @@ class Traits(Struct, frozen=True, kw_only=True):
         constants: places of float constants that must be stored as integers for that kernel; at any other
             place a float constant is a setting (bounds, scales, a padding value).
         fuses: a Relu or Clip behind it becomes its fused activation.
+        fits: whether the kernel, whose output has parameters of its own, can give its numbers under these;
+            where it cannot, the operator computes in float.
     """
 
     integer: bool = False
     constants: tuple[int, ...] = ()
     fuses: bool = False
+    fits: Callable[[QParams], bool] | None = None
 
 
 class Constant(Struct, frozen=True, kw_only=True, eq=False):
@@ -319,6 +322,9 @@ class _Reader:
                 return False
         written = {name: self._behind(name) for name in exact if name and self._dtype(name) == "float32"}
         if not reads or any(stored is None for stored in written.values()):
+            return False
+        fits = traits.fits
+        if fits is not None and not all(fits(self._quants[s]) for s in written.values() if s is not None):
             return False
         self._stored |= {name: stored for name, stored in written.items() if stored is not None}
         return True

@@ -88,7 +88,9 @@ class Whole:
     def _stored(self, feeds: Feeds) -> dict[str, Array]:
         if self._inner is None:
             return {}
-        return dict(zip(self._values, self._inner.invoke(self._inner.prepare(feeds)), strict=True))
+        answers = self._inner.invoke(self._inner.prepare(feeds))
+        found = dict(zip(self._inner.output_names, answers, strict=True))
+        return {name: found[f"{place}"] for place, name in enumerate(self._values)}
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

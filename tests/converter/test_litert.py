@@ -88,6 +88,14 @@ def test_an_output_that_is_not_there_is_named() -> None:
         open_session(scaled(_FACTORS)).run(["q"], {"x": np.zeros((1, 2, 2, 3), np.float32)})
 
 
+def test_an_integer_edge_is_fed_the_nearest_step() -> None:
+    session = open_session(integer_conv(np.ones((2, 3), np.int8), edge=INT8))
+    given = np.array([0.0, 0.1, 0.074, 0.076, -0.04, -0.16, 1.0, -1.0, 0.02, 0.03, 0.2, 0.3], np.float32)
+    ((_, fed),) = session.prepare({"x": given.reshape(1, 2, 2, 3)})
+    # Scale 0.05, zero point 3.
+    assert fed.ravel().tolist() == [3, 5, 4, 5, 2, 0, 23, -17, 3, 4, 7, 9]
+
+
 def test_values_beyond_the_edges_range_are_clipped_not_wrapped() -> None:
     session = open_session(integer_conv(np.ones((2, 3), np.int8), edge=INT8))
     far = {"x": np.full((1, 2, 2, 3), 1e6, np.float32)}

@@ -246,3 +246,18 @@ def test_method_auto_says_how_it_chose_and_is_no_worse() -> None:
     chosen, plain = quantize(_material(made), parse("static_wi8_au8_pc_auto")), quantize(_material(made), _PC)
     assert chosen.decisions[0].startswith("range method")
     assert _snr(made, chosen.model) > _snr(made, plain.model) - 3
+
+
+def test_a_search_serves_the_twin_of_the_same_graph_and_no_other_graph() -> None:
+    material = material_of(clean(conv_net())[0], samples_of(images(32, seed=3)))
+    other = onnx.ModelProto()
+    other.CopyFrom(material.model)
+    names = ("static_wi8_au8_pc_auto", "static_wi8_au8_pc_auto_twin")
+    plain, twin = (quantize(material, parse(name)).decisions for name in names)
+    elsewhere = quantize(structs.replace(material, model=other), parse(names[1])).decisions
+    again = f"ranges as chosen for {names[0]}"
+    assert again in twin
+    assert again not in plain
+    assert again not in elsewhere
+    assert any("by measured effect" in text for text in plain)
+    assert any("by measured effect" in text for text in elsewhere)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from converter.candidates import Fusion
 from converter.fusion import multiplications
 from converter.lossless import entropy_bytes, tflite_entropy_bytes
 from converter.passes import clean
 from converter.tflite import Options, write
-from converter.tflite_audit import audit_tflite
+from converter.tflite.schema import operator_code
+from converter.tflite_audit import audit_tflite, multiplications_of
+from converter.tflite_walk import Graph, Operator, Tensor
 from tests.converter.builders import conv_net
 from tests.converter.tiny_tflite import INT8, integer_conv, scaled
 
@@ -31,6 +34,29 @@ def test_a_float_file_has_no_integer_operator_and_says_what_was_left() -> None:
     assert found.fusion == Fusion(integer=0, float=1, qdq_left=0)
     assert found.int8_fraction is None
     assert found.left_float == ("Mul_7: computes in float in the file too",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "output", "wanted"),
+    [
+        ("CONV_2D", [(1, 8, 8, 3), (16, 3, 3, 3), (16,)], (1, 8, 8, 16), 8 * 8 * 16 * 3 * 3 * 3),
+        ("DEPTHWISE_CONV_2D", [(1, 8, 8, 6), (1, 3, 5, 6), (6,)], (1, 8, 8, 6), 8 * 8 * 6 * 3 * 5),
+        ("FULLY_CONNECTED", [(1, 20), (7, 20)], (1, 7), 7 * 20),
+        ("TRANSPOSE_CONV", [(4,), (6, 2, 3, 5), (1, 4, 4, 5)], (1, 8, 8, 6), 4 * 4 * 5 * 6 * 2 * 3),
+        ("BATCH_MATMUL", [(2, 3, 10), (2, 10, 4)], (2, 3, 4), 2 * 3 * 4 * 10),
+    ],
+)
+def test_multiplications_are_those_of_the_textbook(
+    kind: str, shapes: list[tuple[int, ...]], output: tuple[int, ...], wanted: int
+) -> None:
+    tensors = tuple(
+        Tensor(name=f"t{i}", shape=shape, dtype="int8", constant=False)
+        for i, shape in enumerate([*shapes, output])
+    )
+    places = tuple(range(len(shapes)))
+    one = Operator(code=operator_code(kind), custom="", version=1, inputs=places, outputs=(len(shapes),))
+    graph = Graph(operators=(one,), tensors=tensors, inputs=(), outputs=(), description="", subgraphs=1)
+    assert multiplications_of(graph, one) == wanted
 
 
 def test_dynamic_and_half_weights_of_a_real_graph() -> None:

@@ -12,15 +12,16 @@ from msgspec import structs
 from onnx import helper
 
 from converter.candidates import Candidate
+from converter.dataset import Samples
 from converter.errors import InputError
 from converter.inputs import Options
 from converter.litert import open_session
-from converter.making import METADATA_NAME
+from converter.making import METADATA_NAME, at_the_samples_shape
 from converter.pipeline import Conversion, run
 from converter.recipe import RecipeNameError
 from converter.tflite_walk import metadata_of, tensor_spans
 from tests.converter.builders import Workshop, conv_net, model, weights
-from wire.bundle import host_key, input_key
+from wire.bundle import InputData, host_key, input_key
 
 _TWIN = "static_wi8_au8_pc_minmax_twin"
 _LITERT = f"ai_edge_litert/{_TWIN}"
@@ -201,8 +202,8 @@ def test_a_larger_batch_is_answered_for_one_sample_and_not_timed(tmp_path: Path)
 def test_what_cannot_be_written_is_a_row_with_code_and_node_and_nothing_else_is_lost(tmp_path: Path) -> None:
     made = conv_net()
     made.graph.node[-1].output[0] = "plain"
-    made.graph.node.append(helper.make_node("Erf", ["plain"], ["erf"], name="the_odd_one"))
-    made.graph.node.append(helper.make_node("Add", ["plain", "erf"], ["logits"]))
+    made.graph.node.append(helper.make_node("Cosh", ["plain"], ["cosh"], name="the_odd_one"))
+    made.graph.node.append(helper.make_node("Add", ["plain", "cosh"], ["logits"]))
     workshop = Workshop(tmp_path, made)
     conversion = run(_options(workshop, candidates=(_TWIN, "ai_edge_litert/float_wf32_af32")))
     rows = _rows(conversion)
@@ -278,3 +279,18 @@ def test_a_target_that_takes_tflite_alone_gets_integer_edges_and_only_its_rows(
     assert manifest is not None
     assert manifest.variants[0].id == twin.id
     assert {one.runtime for one in manifest.variants} == {"ai-edge-litert"}
+
+
+@pytest.mark.parametrize(("whole", "noted"), [(False, ["axis 1 of x is 4"]), (True, ["axis 0 of x is 9"])])
+def test_what_counts_samples_is_left_to_the_batch(*, whole: bool, noted: list[str]) -> None:
+    """`[T,4]` of a whole sample is fixed along time; `[N,4]` keeps its first axis for the batch."""
+    shape = ["T", 4] if whole else ["N", "width"]
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", values[:1], values[1:])
+    stored = np.zeros((3, 9, 4) if whole else (3, 4), np.float32)
+    data = {"x": InputData(sample_axis=None)} if whole else {}
+    samples = Samples(path="here", sha256="0" * 64, arrays={"x": stored}, data=data, n=3)
+    found, notes = at_the_samples_shape(helper.make_model(graph), samples)
+    assert [text.split(" in the file")[0] for text in notes] == noted
+    dims = found.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_value or dim.dim_param for dim in dims] == ([9, 4] if whole else ["N", 4])

@@ -58,7 +58,7 @@ class Sketch:
     ) -> None:
         """Adds an operator; its options are the schema's own `...OptionsT`."""
         made, kind = schema.OperatorT(), schema.OperatorCodeT()
-        kind.builtinCode = kind.deprecatedBuiltinCode = code
+        kind.builtinCode, kind.deprecatedBuiltinCode = code, min(code, 127)
         kind.version = version
         self.codes.append(kind)
         made.opcodeIndex = len(self.codes) - 1

@@ -1,15 +1,18 @@
 """Activations that stand alone: what no operator before them has fused.
 
-For: Sigmoid, Tanh, HardSwish, LeakyRelu, Elu.
+For: Sigmoid, Tanh, HardSwish, LeakyRelu, PRelu, Elu.
 Not for: Relu and Clip (`bounds`), HardSigmoid, Softmax, Gelu, which have modules of their own.
 """
 
 from __future__ import annotations
 
+import numpy as np
+
 from converter.tflite.errors import TFLiteError
+from converter.tflite.layout import laid
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import fixed_output, options_of, unary
+from converter.tflite.ops.pieces import fits, fixed_output, options_of, unary
 from converter.tflite.reading import Op, Traits
 
 _KINDS = {"Elu": "ELU", "HardSwish": "HARD_SWISH", "Sigmoid": "LOGISTIC", "Tanh": "TANH"}
@@ -34,9 +37,26 @@ def leaky_relu(b: Lowering, op: Op) -> None:
     b.add("LEAKY_RELU", [value.tensor], [b.output(op, value.axes)], options)
 
 
+def p_relu(b: Lowering, op: Op) -> None:
+    """Writes one PRelu; its slope spreads over the input and needs the input's other axes."""
+    (tensor, slope), axes = b.operands(op, op.inputs)
+    if tensor.shape != laid(b.shape(op.outputs[0]), axes):
+        raise TFLiteError("tflite_shape", f"the slope of {op.where} has more axes than what it is applied to")
+    if slope.quant is not None and slope.quant.axis is not None:
+        raise TFLiteError("tflite_quantization", f"the slope of {op.where} is stored per channel")
+    if slope.values is not None and slope.values.size == 1:
+        # tflite-runtime 2.14 reads beyond a slope of one element.
+        whole = np.broadcast_to(slope.values, (*(1,) * (len(axes) - 1), tensor.shape[-1]))
+        slope = b.new_constant(np.ascontiguousarray(whole), f"{slope.name}_of_all", slope.quant)
+    b.add("PRELU", [tensor, slope], [b.output(op, axes)])
+
+
 _INTEGER = Traits(integer=True)
 
 ENTRIES = {
-    **dict.fromkeys(_KINDS, Entry(lower=plain, traits=_INTEGER)),
+    **dict.fromkeys(("Elu", "HardSwish"), Entry(lower=plain, traits=_INTEGER)),
     "LeakyRelu": Entry(lower=leaky_relu, traits=_INTEGER),
+    "PRelu": Entry(lower=p_relu, traits=Traits(integer=True, constants=(1,))),
+    "Sigmoid": Entry(lower=plain, traits=Traits(integer=True, fits=fits("LOGISTIC"))),
+    "Tanh": Entry(lower=plain, traits=Traits(integer=True, fits=fits("TANH"))),
 }

@@ -9,15 +9,15 @@ TANH 1/128 and 0 (https://ai.google.dev/edge/litert/models/quantization_spec).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from converter.quantize.qparams import QParams
+from converter.quantize.qparams import QParams, dequantize, quantize
 from converter.tflite.layout import Axes
 from converter.tflite.lowering import Lowering
-from converter.tflite.reading import Op
+from converter.tflite.reading import Array, Op
 from converter.tflite.schema import ACTIVATIONS, schema
 from converter.tflite.tensors import Tensor
 
@@ -44,6 +44,7 @@ DEMANDED: dict[str, QParams] = {
     "TANH": _fixed(1 / 128, 0),
 }  # fmt: skip
 """How the INT8 kernel's output is stored, whatever the model says."""
+_FINER_MAX = 2.0
 
 
 def fixed_output(b: Lowering, op: Op, kind: str, axes: Axes) -> Tensor:
@@ -53,10 +54,47 @@ def fixed_output(b: Lowering, op: Op, kind: str, axes: Axes) -> Tensor:
     return b.output(op, axes, like=like)
 
 
+def fits(kind: str) -> Callable[[QParams], bool]:
+    """Whether what the kernel has rounded its own way is within a step of ONNX's under other parameters.
+
+    Rounding twice moves a number by no more than ceil(r / 2) steps, where r is how many times finer the other
+    step is; but by up to r where the kernel's range ends and the other one goes on. Below its range
+    LOG_SOFTMAX loses everything, and above it there is nothing.
+    """
+    demanded = DEMANDED[kind]
+    low, high = demanded.interval
+
+    def decide(wanted: QParams) -> bool:
+        finer = float(demanded.scale) / float(wanted.scale)
+        below, above = wanted.interval[0] < low, wanted.interval[1] > high
+        if kind == "LOG_SOFTMAX":
+            return finer <= _FINER_MAX and not below
+        return finer <= (1.0 if below or above else _FINER_MAX)
+
+    return decide
+
+
 def options_of(kind: str) -> Any:  # noqa: ANN401 - the schema has no types
     """A fresh options object of an operator, or None."""
     name = _OPTIONS.get(kind)
     return None if name is None else getattr(schema, name)()
+
+
+def requantized(b: Lowering, tensor: Tensor, made: Tensor) -> Tensor:
+    """The numbers as `made` stores them, for kernels whose inputs and outputs must have one scale."""
+    if made.quant is None or tensor.quant is None or tensor.quant.same_as(made.quant):
+        return tensor
+    name = f"{tensor.name}_rescaled"
+    if tensor.values is not None:
+        return b.new_constant(rescaled(tensor.values, tensor.quant, made.quant), name, made.quant)
+    again = b.new(name, tensor.shape, "int8", made.quant)
+    b.add("QUANTIZE", [tensor], [again], options_of("QUANTIZE"), version=2)
+    return again
+
+
+def rescaled(values: Array, have: QParams, want: QParams) -> Array:
+    """Stored integers under other per-tensor parameters."""
+    return quantize(dequantize(values, have), want)
 
 
 def scalar(b: Lowering, value: float, name: str) -> Tensor:

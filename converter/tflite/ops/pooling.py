@@ -1,9 +1,9 @@
-"""Pools: AVERAGE_POOL_2D, MAX_POOL_2D, and MEAN for the global one.
+"""Pools: AVERAGE_POOL_2D, MAX_POOL_2D, and MEAN for the global one; many averages as convolutions.
 
 For: AveragePool, MaxPool, GlobalAveragePool over one or two spatial axes.
 Not for: ReduceMean over other axes.
 
-TFLite's pools keep scale and zero point; where ONNX's pair gives others, a QUANTIZE follows.
+A pool that stays one keeps scale and zero point; where ONNX's pair gives others, a QUANTIZE follows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from converter.tflite.errors import TFLiteError
 from converter.tflite.layout import channels_last, laid
 from converter.tflite.lowering import Lowering
+from converter.tflite.ops.averages import as_convolution, average
 from converter.tflite.ops.entry import Entry
 from converter.tflite.ops.windows import Window, image, image_output, padded, settle, window_of
 from converter.tflite.reading import Op, Traits
@@ -31,6 +32,12 @@ def average_pool(b: Lowering, op: Op) -> None:
             "tflite_attribute",
             f"{op.where} {'counts' if counted else 'does not count'} its padding, TFLite the other way",
         )
+    if as_convolution(op, window, b.shape(op.outputs[0])):
+        tensor = padded(b, op, image(b, op.inputs[0]), window)
+        made, wanted = image_output(b, op)
+        average(b, op, tensor, made, window)
+        settle(b, made, wanted)
+        return
     _pool(b, op, window, "AVERAGE_POOL_2D", None)
 
 
@@ -66,8 +73,14 @@ def options_of(window: Window) -> Any:  # noqa: ANN401 - the schema has no types
 
 
 def global_average_pool(b: Lowering, op: Op) -> None:
-    """Writes one GlobalAveragePool as MEAN over the spatial axes."""
+    """Writes one GlobalAveragePool as MEAN over the spatial axes, or as the convolution of `averages`."""
     shape = b.shape(op.inputs[0])
+    window = window_of(op, shape, shape[2:], b.shape(op.outputs[0]))
+    if as_convolution(op, window, b.shape(op.outputs[0])):
+        made, wanted = image_output(b, op)
+        average(b, op, image(b, op.inputs[0]), made, window)
+        settle(b, made, wanted)
+        return
     axes = channels_last(len(shape))
     tensor = b.take(op.inputs[0], axes)
     options = schema.ReducerOptionsT()

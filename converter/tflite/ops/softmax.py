@@ -11,7 +11,7 @@ from math import prod
 from converter.tflite.layout import identity
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import DEMANDED, fixed_output, options_of
+from converter.tflite.ops.pieces import DEMANDED, fits, fixed_output, options_of
 from converter.tflite.reading import Op, Traits
 from converter.tflite.tensors import Tensor
 
@@ -53,4 +53,6 @@ def _write(b: Lowering, op: Op, tensor: Tensor, made: Tensor) -> None:
     b.add(kind, [tensor], [made], options)
 
 
-ENTRIES = dict.fromkeys(_KINDS, Entry(lower=softmax, traits=Traits(integer=True)))
+ENTRIES = {
+    name: Entry(lower=softmax, traits=Traits(integer=True, fits=fits(kind))) for name, kind in _KINDS.items()
+}

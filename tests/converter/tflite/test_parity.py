@@ -19,6 +19,7 @@ from converter.tflite.proof import NodeProof, Proof, allowed, kinds_of, verdict_
 from converter.tflite.same_scales import compare_scales
 from tests.converter.quantizing import floats, graph, inputs, material
 from tests.converter.tflite.harness import quantized
+from wire.bundle import Parity
 
 _RECIPES = ["static_wi8_ai8_pc_minmax_twin", "static_wi8_au8_pc_minmax_twin"]
 
@@ -149,6 +150,9 @@ def test_an_operator_that_is_not_equal_is_named_with_its_reason() -> None:
     assert first is not None
     assert (first.tensor, first.node, first.worst_steps, first.sample) == ("y_stored", "sum", 1, 0)
     assert proof.end.worst_steps == 1
+    assert proof.summary() == Parity(
+        operators=3, equal=2, one_step=1, worse=0, outputs_equal=first.equal, first_divergence="y_stored"
+    )
     assert proof.end.outputs_equal == first.equal == node.equal / node.elements < 1
 
 

@@ -55,12 +55,23 @@ def test_int8_is_equal_where_stored_as_demanded(axis: int) -> None:
     assert (steps.worst, steps.equal) == (0, 1.0)
 
 
-@pytest.mark.parametrize("kind", _DEMANDED)
-def test_int8_is_requantized_behind_where_it_is_not(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "zero_point"), [("Softmax", 3), ("LogSoftmax", 31)])
+def test_int8_is_requantized_behind_where_it_is_not(kind: str, zero_point: int) -> None:
     made = single(kind, (6, 7))
-    steps = compare_int8(paired(made, {"x": (0.03, 5), "y": (0.1, 3)}), inputs(made))
+    steps = compare_int8(paired(made, {"x": (0.03, 5), "y": (0.1, zero_point)}), inputs(made))
     assert steps.integer
     assert steps.written.operators["QUANTIZE"] == 1
+    assert steps.worst <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored"), [("Softmax", (0.0019, -128)), ("LogSoftmax", (0.03, 127)), ("LogSoftmax", (0.1, 127))]
+)
+def test_int8_is_float_where_the_kernel_would_lose_numbers(kind: str, stored: tuple[float, int]) -> None:
+    """Finer steps than the kernel's, or lower logarithms than it holds."""
+    made = single(kind, (6, 7))
+    steps = compare_int8(paired(made, {"x": (0.3, 5), "y": stored}), inputs(made) * 12)
+    assert steps.written.float_left == ("n_y",)
     assert steps.worst <= 1
 
 
