@@ -16,6 +16,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -212,7 +213,9 @@ def _limit() -> None:
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:
-    """Its last words: from the error on where it names one."""
+    """Its last words: from the error on where it names one; or how it ended."""
+    if done.returncode < 0:
+        return f"it was ended by {signal.Signals(-done.returncode).name}"
     text = " ".join((done.stderr.strip() or done.stdout.strip()).split())
     start = text.rfind("Error: ")
     told = text[start:] if start >= 0 else text[-_SAID_CHARS_MAX:]

@@ -132,7 +132,7 @@ def test_edge_tpu(one: Operator, rule: str | None) -> None:
         (unary("GELU"), "operators"), (unary("HARD_SWISH"), None), (unary("DEQUANTIZE", to="float32"), None),
         (unary("QUANTIZE", dtype="float32", to="int8"), None),
         (unary("RELU", dtype="int64"), "input_types_not"), (unary("RELU", to="int16"), "output_types_not"),
-        (unary("RELU", (1, 1, 1, 2, 2, 2, 2)), "rank_max"), (unary("RELU", (1, 0, 4)), "fixed_shape"),
+        (unary("RELU", (1, 1, 1, 2, 2, 2, 2)), "rank_max"), (unary("RELU", (1, 0, 4)), "not_empty"),
         (conv(dtype="float32", weight="uint8", biased="float32"), "same_types"),
         (conv(dtype="float32", weight="float32", biased="float32"), None),
         (operator("FULLY_CONNECTED", [tensor((1, 16), "int16"), weights((8, 16), "int16"), None],
@@ -151,6 +151,14 @@ def test_edge_tpu(one: Operator, rule: str | None) -> None:
 def test_vip_npu(one: Operator, rule: str | None) -> None:
     found = _broken(VIP, one)
     assert (rule in found) if rule is not None else (found == set())
+
+
+@pytest.mark.parametrize("target", [ETHOS, CORAL, VIP])
+def test_free_axes_are_left_to_the_cpu(target: Target) -> None:
+    file = read_file(file_of(unary("RELU")))
+    first, second = file.tensors
+    free = structs.replace(file, tensors=(structs.replace(first, fixed=False), second))
+    assert {one.rule for one in lint_file(_rules(target), free)} == {"fixed_shape"}
 
 
 def test_every_check_is_named_and_used_by_a_profile() -> None:

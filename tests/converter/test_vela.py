@@ -137,6 +137,7 @@ def _fake(folder: Path, body: str, version: str = "print('5.2.0')") -> Path:
     [
         ("pass", "print('5.2.0')", "vela_output", "wrote no compiled file"),
         ("sys.exit('Error: no such accelerator')", "print('5.2.0')", "vela_refused", "Error: no such accel"),
+        ("os.kill(os.getpid(), 11)", "print('5.2.0')", "vela_refused", "it was ended by SIGSEGV"),
         ("sys.exit(3)", "print('5.2.0')", "vela_refused", "it ended with 3"),
         ("pass", "pass", "vela_output", "--version says nothing"),
         ("pass", "sys.exit(1)", "vela_output", "--version says nothing"),

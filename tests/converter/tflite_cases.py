@@ -240,6 +240,10 @@ def ethos() -> dict[str, Case]:
         "argmax, height": (argmax(S, 1), "argmax_last"),
         "argmax, deep": (argmax((1, 8, 8, 128), -1), "depth_max"),
         "reshape": (reshaped((prod(S),)), None),
+        "reshape, float": (
+            operator("RESHAPE", [tensor(S, "float32"), plain([prod(S)])], [tensor((prod(S),), "float32")]),
+            "types",
+        ),
         "gather": (
             operator("GATHER", [tensor((10, 4)), plain([1, 2])], [tensor((2, 4))], axis=0), "operators"
         ),
@@ -257,6 +261,10 @@ def refused() -> dict[str, Case]:
         "computed weights": (
             operator("CONV_2D", [tensor(S), tensor((4, 3, 3, 4)), bias(4)], [tensor(S)], padding="SAME"),
             "weights_constant",
+        ),
+        "an empty constant": (
+            operator("CONCATENATION", [tensor(S), weights((1, 8, 8, 0))], [tensor(S)], axis=3),
+            "not_empty",
         ),
         "computed axes": (
             operator(
