@@ -272,6 +272,24 @@ def test_a_verdict_in_words() -> None:
     assert bad.words[-1] == "predicted, not compiled: the compiler refuses the file"
 
 
+def test_findings_say_what_was_found() -> None:
+    cases = ethos()
+    named = ("bilinear, 3", "transposed, cut", "mean of 4097", "average, 9 that pads", "conv, heavy weights",
+             "transpose, large", "mean of two samples", "argmax, height", "steps backwards")  # fmt: skip
+    file = read_file(file_of(*(cases[name][0] for name in named)))
+    told = [one.words for one in lint_file(_rules(ETHOS), file)]
+    assert told[:2] == ["from [4, 4] to [12, 12]", "an output of [7, 7], not [8, 8]"]
+    assert told[2:5] == [
+        "it reduces an axis of 4097", "a kernel of [9, 9] that pads",
+        f"weights of one filter sum up to {63 * 63 * 20 * 127}",
+    ]  # fmt: skip
+    assert told[5:] == [
+        "axes of [2, 300, 300, 4], too many for the order [3, 2, 1, 0]",
+        f"{file.tensors[file.operators[6].inputs[0]].name} is [2, 8, 8, 4], a batch of 2",
+        "it runs along axis 1 of 4", "steps [1, -1, 1, 1]",
+    ]  # fmt: skip
+
+
 def test_many_kinds_are_not_all_named() -> None:
     kinds = ("HARD_SWISH", "SQRT", "GELU", "ELU", "ABS", "NEG", "EXP")
     told = file_verdict(CORAL, file_of(*(unary(kind) for kind in kinds)))

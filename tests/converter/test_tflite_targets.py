@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from converter.tflite.reader import read_file
 from tests.converter.builders import Workshop
 
 _LITERT = "ai_edge_litert"
+_ALL_OF_IT = re.compile(r"\b(\d+) of \1 operators on the (accelerator|NPU), 100% of the multiplications")
 
 
 def _converted(folder: Path, target: str) -> tuple[Conversion, Workshop]:
@@ -44,7 +46,7 @@ def test_a_full_integer_file_for_an_accelerator(tmp_path: Path, target: str, wor
     assert row.status == "pass"
     assert (row.runtime, row.format, row.fallback_predicted) == ("ai-edge-litert", "tflite", False)
     assert any(one.startswith(words) for one in row.decisions)
-    assert any("5 of 5 operators on the accelerator, 100% of the mult" in one for one in row.decisions)
+    assert any(_ALL_OF_IT.search(one) for one in row.decisions)
     (path,) = workshop.output.glob(f"variants/{_LITERT}/*_twin/*.tflite")
     file = read_file(path.read_bytes())
     assert {file.tensors[place].dtype for place in (*file.inputs, *file.outputs)} == {"int8"}
@@ -64,15 +66,25 @@ def test_a_file_for_ethos_u_is_compiled_by_vela(tmp_path: Path) -> None:
     assert row.fallback_predicted is False
     (told,) = (one for one in row.decisions if "vela" in one)
     assert told.startswith("compiled by vela 5.")
-    assert "not run on the NPU: 5 of 5 operators on the NPU, 100% of the multiplications" in told
+    assert "not run on the NPU: " in told
+    assert _ALL_OF_IT.search(told)
     assert "estimated by vela (" in told
+    assert row.compiled is not None
+    assert row.compiled.operators > 2
+    assert (row.compiled.on_cpu, row.compiled.share) == (0, 1.0)
+    assert row.compiled.compiler.startswith("vela 5.")
+    assert f"{row.compiled.cycles_estimated} cycles" in told
+    assert len(row.compiled.cache_key) == 64
 
 
 def test_without_vela_it_is_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("converter.inputs.vela_for", lambda _target, _given: None)
     row = _twin(_converted(tmp_path, "ethos-u")[0])
     assert any(one.startswith("not compiled, not run: ethos-u-vela 5.2.0") for one in row.decisions)
-    assert any("predicted, not compiled: 5 of 5 operators" in one for one in row.decisions)
+    assert any(
+        one.startswith("predicted, not compiled: ") and _ALL_OF_IT.search(one) for one in row.decisions
+    )
+    assert row.compiled is None
 
 
 def test_a_vela_that_is_not_there_or_has_no_use_is_refused(
