@@ -42,6 +42,36 @@ class Fusion(Struct, frozen=True, kw_only=True):
     qdq_left: int
 
 
+class Compilation(Struct, frozen=True, kw_only=True):
+    """What an accelerator's compiler made of a row's file; its figures are its estimates, no measurements.
+
+    Attributes:
+        compiler: name and version.
+        accelerator: configuration that it compiled for.
+        system: of memories and clocks that it assumes.
+        memory: mode that it assumes.
+        operators: of the file.
+        on_cpu: of these, what it leaves to the CPU.
+        share: of all multiplications, those on the accelerator.
+        cycles_estimated: of one inference.
+        inference_ms_estimated: at the clock that `system` assumes.
+        sram_kib_estimated: of SRAM in use.
+        cache_key: sha256 over what the compiled file depends on.
+    """
+
+    compiler: str
+    accelerator: str
+    system: str
+    memory: str
+    operators: int
+    on_cpu: int
+    share: float | None
+    cycles_estimated: int
+    inference_ms_estimated: float
+    sram_kib_estimated: float
+    cache_key: str
+
+
 class Candidate(Struct, frozen=True, kw_only=True):
     """One row; None is a figure that was not measured. Times in milliseconds, sizes in bytes."""
 
@@ -87,6 +117,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     top5: float | None = None
     entropy_bytes: int | None = None
     decisions: tuple[str, ...] = ()
+    compiled: Compilation | None = None
 
 
 class Report(Struct, frozen=True, kw_only=True):

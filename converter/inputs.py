@@ -38,6 +38,7 @@ from converter.recipe import FLOAT32, format_recipe
 from converter.targets.detect import Machine, detect_machine, detect_target, of_class
 from converter.targets.lint import require_shapes
 from converter.targets.loader import Rule, Target, broken_rule, usable_target
+from converter.targets.vela import vela_for
 from converter.truth import LABELS
 from wire.errors import LimitsError
 from wire.sla import Limits, parse_limits, require_direction
@@ -67,6 +68,7 @@ class Options(Struct, frozen=True, kw_only=True):
     tflite_edge: Edge | None = None
     batch: int = 1
     tflite_runtime: Path | None = None
+    vela: Path | None = None
     quick: bool = False
     executor: str | None = None
     force: bool = False
@@ -126,6 +128,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
         edge: type of the inputs and outputs of quantized `.tflite` files.
         batch: samples that a `.tflite` file takes at once.
         neighbour: where tflite-runtime is; None where nothing is asked of it.
+        vela: program that compiles for Ethos-U; None where there is none, or the target is another.
     """
 
     name: str
@@ -151,6 +154,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
     edge: Edge = "float32"
     batch: int = 1
     neighbour: Neighbouring | None = None
+    vela: Path | None = None
 
 
 def read_inputs(options: Options, now: datetime) -> Inputs:
@@ -186,6 +190,7 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
         latency_samples=LATENCY_RUNS_MIN if options.quick else options.latency_samples,
         asked=asked, form=form, edge=options.tflite_edge or _edge(target), batch=options.batch,
         neighbour=neighbour,
+        vela=vela_for(target, options.vela),
     )  # fmt: skip
 
 

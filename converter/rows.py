@@ -13,7 +13,7 @@ import onnx
 from msgspec import Struct, structs
 
 from converter.attempts import TFLITE, TFLITE_RUNTIME
-from converter.candidates import Candidate, Evidence, evidence
+from converter.candidates import Candidate, Compilation, Evidence, evidence
 from converter.evaluate import Quality
 from converter.evaluate.words import needed_by, words_of
 from converter.inputs import Inputs
@@ -21,7 +21,9 @@ from converter.latency import Ratio, latency_of, ratio_of
 from converter.loading import version_of
 from converter.measured import Measured, latency_scope
 from converter.recipe import format_recipe
-from converter.targets.fallback import verdict
+from converter.targets.fallback import Verdict, verdict
+from converter.targets.tflite_verdict import file_verdict
+from converter.targets.vela import Compiled
 from wire.bundle import HostFigures, Parity
 from wire.figures import Interval
 from wire.measures import Latency, Measure
@@ -78,7 +80,7 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
             int8_fraction=one.audit.int8_fraction,
             fallback_predicted=one.audit.float_multiplies > 0 if recipe.quantized else None,
         )
-    if one.runtime not in TFLITE:
+    if one.runtime not in TFLITE or recipe.quantized:  # a float file is the baseline and runs on the CPU
         filled = _with_rules(filled, inputs, one.content)
     return _judged(filled, inputs, one.quality, timing)
 
@@ -94,14 +96,31 @@ def parity_of(one: Measured) -> Parity | None:
 
 
 def _with_rules(row: Candidate, inputs: Inputs, content: bytes) -> Candidate:
-    """What the target's rules say of the graph; a graph that cannot be checked keeps its row."""
+    """What the target's rules say of the model; one that cannot be checked keeps its row."""
     try:
-        told = verdict(inputs.target, onnx.load_model_from_string(content))
+        told: Verdict
+        if row.format == "tflite":
+            told = found = file_verdict(inputs.target, content, inputs.vela)
+            row = structs.replace(row, compiled=_compilation(found.compiled))
+        else:
+            told = verdict(inputs.target, onnx.load_model_from_string(content))
     except Exception as error:  # noqa: BLE001 - the check reads whatever graph it is given
         said = f"not checked against the rules of {inputs.target.id}: {type(error).__name__}: {error}"
         return structs.replace(row, decisions=(*row.decisions, said))
     falls_back = told.falls_back if inputs.target.accelerated else row.fallback_predicted
     return structs.replace(row, decisions=row.decisions + told.words, fallback_predicted=falls_back)
+
+
+def _compilation(found: Compiled | None) -> Compilation | None:
+    """In short."""
+    if found is None:
+        return None
+    return Compilation(
+        compiler=f"vela {found.version}", accelerator=found.accelerator, system=found.system,
+        memory=found.memory, operators=found.operators, on_cpu=len(found.on_cpu), share=found.share,
+        cycles_estimated=found.cycles_estimated, inference_ms_estimated=found.inference_ms_estimated,
+        sram_kib_estimated=found.sram_kib_estimated, cache_key=found.cache_key,
+    )  # fmt: skip
 
 
 def _with_quality(blank: Candidate, one: Measured, found: Quality, limits: Limits) -> Candidate:

@@ -87,6 +87,7 @@ _REQUIRED = ("model", "calibration", "validation", "target", "sla", "output")
     metavar="PYTHON",
     help="Python of an environment with tflite-runtime: every .tflite file is answered there too.",
 )
+@click.option("--vela", type=_FILE, help="Arm's compiler for Ethos-U; default: the one that is installed.")
 @click.option("--quick", is_flag=True, help="A first look: fewer samples and timed pairs, wider intervals.")
 @click.option("--executor", metavar="WHERE", help="Make candidates on processes:N or dask:HOST:PORT.")
 @click.option("--json", "as_json", is_flag=True, help="candidates.json on standard output, nothing else.")
