@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from converter.tflite.errors import TFLiteError
-from converter.tflite.layout import laid
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
 from converter.tflite.ops.pieces import fits, fixed_output, options_of, unary
@@ -40,8 +39,6 @@ def leaky_relu(b: Lowering, op: Op) -> None:
 def p_relu(b: Lowering, op: Op) -> None:
     """Writes one PRelu; its slope spreads over the input and needs the input's other axes."""
     (tensor, slope), axes = b.operands(op, op.inputs)
-    if tensor.shape != laid(b.shape(op.outputs[0]), axes):
-        raise TFLiteError("tflite_shape", f"the slope of {op.where} has more axes than what it is applied to")
     if slope.quant is not None and slope.quant.axis is not None:
         raise TFLiteError("tflite_quantization", f"the slope of {op.where} is stored per channel")
     if slope.values is not None and slope.values.size == 1:
