@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.converter.quantizing import Line, floats, graph
+from tests.converter.quantizing import Floats, Line, floats, graph
 from tests.converter.tflite.harness import check_float
 
 _SIZES = (1, 2, 3, 4)
@@ -21,7 +19,9 @@ def _cases(draw: st.DrawFn) -> tuple[tuple[int, ...], list[int], int, bool]:
     return shape, list(order), draw(st.integers(0, len(shape))), draw(st.booleans())
 
 
-def _check(shape: tuple[int, ...], order: list[int], lines: list[Line], constants: Any, rank: int) -> None:
+def _check(
+    shape: tuple[int, ...], order: list[int], lines: list[Line], constants: dict[str, Floats], rank: int
+) -> None:
     made = graph(
         [("Transpose", "x", "t", {"perm": order}), *lines], constants, outputs={"y": [None] * rank},
         shape=shape,
