@@ -12,10 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from converter.quantize.qparams import QParams
-from converter.tflite.errors import TFLiteError
 from converter.tflite.lowering import Lowering, Value
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import binary, scalar, unary
+from converter.tflite.ops.pieces import binary, check_types, scalar, unary
 from converter.tflite.reading import Op, Traits
 from converter.tflite.schema import schema
 from converter.tflite.tensors import Tensor
@@ -47,8 +46,7 @@ def _bound(b: Lowering, op: Op, place: int) -> float:
 
 def _bounded(b: Lowering, op: Op, bounds: Bounds) -> None:
     value = b.value(op.inputs[0])
-    if value.tensor.dtype not in {"float32", "int8"}:
-        raise TFLiteError("tflite_type", f"{op.where} bounds numbers of type {value.tensor.dtype}")
+    check_types(op, [value.tensor], {"float32", "int8"})
     wanted = b.quant(op.outputs[0])
     if wanted is not None:
         _bounded_integers(b, op, value, wanted, bounds)

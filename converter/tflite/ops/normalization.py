@@ -19,6 +19,8 @@ from converter.tflite.reading import Array, Op
 from converter.tflite.tensors import Tensor
 
 _EPSILON = 1e-5
+_LEAST = 1e-37
+"""About the least normal float32."""
 
 
 def layer(b: Lowering, op: Op) -> None:
@@ -75,7 +77,9 @@ def lp(b: Lowering, op: Op) -> None:
     else:
         square = binary(b, "MUL", [value.tensor, value.tensor], f"{made.name}_square")
         norm = unary(b, "SQRT", reduced(b, "SUM", square, at, f"{made.name}_sum"), f"{made.name}_norm")
-    binary(b, "DIV", [value.tensor, norm], made)
+    # ONNX divides zeros by their norm to zeros.
+    above = binary(b, "MAXIMUM", [norm, scalar(b, _LEAST, f"{made.name}_least")], f"{made.name}_above")
+    binary(b, "DIV", [value.tensor, above], made)
 
 
 def _only_one_output(op: Op) -> None:

@@ -167,7 +167,12 @@ def test_a_part_that_another_reads_stays(case: str, part: str) -> None:
     assert operators["GELU"] == operators["NEG"] == 1
 
 
-def test_an_elu_with_another_alpha_is_refused() -> None:
+def test_an_elu_with_another_alpha() -> None:
+    check_float(single("Elu", (4, 5), {"alpha": 0.5}))
+
+
+def test_an_elu_with_another_alpha_on_integers_is_refused() -> None:
+    made = paired(single("Elu", (4,), {"alpha": 0.5}), {"x": (0.03, 5), "y": (0.03, 5)})
     with pytest.raises(TFLiteError, match=r"n_y has alpha 0\.5") as caught:
-        write(single("Elu", (4,), {"alpha": 0.5}))
+        write(made)
     assert caught.value.code == "tflite_attribute"

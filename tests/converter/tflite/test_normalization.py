@@ -67,6 +67,7 @@ def test_lp(p: int) -> None:
     """ONNX Runtime is the yardstick: the reference evaluator sums numbers, not magnitudes."""
     made = single("LpNormalization", (6, 5), {"axis": 1, "p": p})
     x = inputs(made)[:1]
+    x[0, :, 2] = 0
     np.testing.assert_allclose(Session(write(made)).run({"x": x})["y"], run(made, x)[0], atol=1e-5)
 
 
