@@ -263,6 +263,12 @@ def test_what_a_type_is_allowed(op_type: str, equal: int, worst: int, *, is_allo
     assert (kind.kept, kind.nodes, kind.share) == (is_allowed, 1, equal / 10)
 
 
+def test_a_product_of_two_computed_matrices_may_be_a_step_off() -> None:
+    node = _node("MatMul", 9, 1)
+    assert not allowed(msgspec.structs.replace(node, written_as=("FULLY_CONNECTED",)))
+    assert allowed(msgspec.structs.replace(node, written_as=("TRANSPOSE", "BATCH_MATMUL")))
+
+
 def test_sums_by_type() -> None:
     first, second = kinds_of([_node("Resize", 7, 2), _node("Add", 10, 0), _node("Resize", 9, 1)])
     assert (first.op_type, first.equal) == ("Add", 10)
