@@ -14,14 +14,15 @@ import numpy as np
 from converter.tflite.errors import TFLiteError
 from converter.tflite.layout import laid, without
 from converter.tflite.lowering import Lowering
-from converter.tflite.ops.concat import requantized
 from converter.tflite.ops.entry import Entry
+from converter.tflite.ops.pieces import check_types, requantized
 from converter.tflite.reading import Op, Traits
 from converter.tflite.schema import TYPES, schema
 
 _PAIRS = {"Max": "MAXIMUM", "Min": "MINIMUM"}
 _PLACES = {"ArgMax": "ARG_MAX", "ArgMin": "ARG_MIN"}
 _OPERANDS_MAX = 16
+_ELEMENTS = frozenset({"float32", "int8", "int32", "int64"})
 
 
 def extreme(b: Lowering, op: Op) -> None:
@@ -30,6 +31,7 @@ def extreme(b: Lowering, op: Op) -> None:
         b.rename(op, b.value(op.inputs[0]))
         return
     tensors, axes = b.operands(op, op.inputs)
+    check_types(op, tensors, _ELEMENTS)
     made = b.output(op, axes)
     tensors = [requantized(b, tensor, made) for tensor in tensors]
     left = tensors[0]

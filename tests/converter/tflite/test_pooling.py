@@ -91,11 +91,12 @@ TWO_STEPS = {
 
 @pytest.mark.parametrize("case", _AVERAGES)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_average_int8_of_unequal_pairs_is_requantized(case: str, recipe: str) -> None:
+def test_average_int8_of_unequal_pairs_is_requantized_or_convolved(case: str, recipe: str) -> None:
     steps = steps_of(_pool("AveragePool", case), recipe)
     assert steps.integer
-    assert steps.written.operators["QUANTIZE"] == 1
-    assert steps.worst <= 2
+    convolves = "DEPTHWISE_CONV_2D" in steps.written.operators
+    assert steps.written.operators.get("QUANTIZE", 0) == (0 if convolves else 1)
+    assert steps.worst <= (0 if convolves else 2)
 
 
 @pytest.mark.parametrize("case", _MAXIMA)

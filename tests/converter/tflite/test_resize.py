@@ -157,7 +157,7 @@ def test_linear_int8_is_within_a_step(coordinates: str, y: tuple[float, int]) ->
     ],
 )
 def test_what_cannot_be_said_is_named(
-    attributes: dict[str, float | str], scales: list[float], words: str, code: str
+    attributes: dict[str, Any], scales: list[float], words: str, code: str
 ) -> None:
     with pytest.raises(TFLiteError, match=f"Resize n_y .*{words}") as caught:
         write(_model(scales=scales, **attributes))
