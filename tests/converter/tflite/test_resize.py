@@ -30,7 +30,7 @@ RECIPES = ["static_wi8_ai8_pc_minmax", "static_wi8_au8_pc_minmax"]
 
 def _model(
     shape: tuple[int, ...] = (2, 4, 6), *, scales: list[float] | None = None, sizes: list[int] | None = None,
-    opset: int = 19, conv: bool = False, **attributes: float | str,
+    opset: int = 19, conv: bool = False, **attributes: object,
 ) -> onnx.ModelProto:  # fmt: skip
     constants: dict[str, Any] = {"roi": np.zeros(0, np.float32)}
     line = f"{'c' if conv else 'x'} roi scales"
