@@ -6,8 +6,7 @@ the variant's word, for the two compute different numbers (FACTS.md section 1, P
 Not for: the daemon, which must never import this; delegates; or axes, which the worker lays out.
 
 Neither library writes a file, opens a socket or reports anything (seen with strace: LiteRT 2.3 and
-tflite-runtime 2.14). With one thread neither starts any; with more, one less than asked when it loads a
-model.
+tflite-runtime 2.14). With one thread neither starts any; with more, one less when it loads a model.
 
 tflite-runtime 2.14 under numpy 2 can be imported and fails when an interpreter is built (FACTS.md section 1,
 trap 14), so one is built of an empty model before any file is blamed.
@@ -17,14 +16,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import FinalError
-from agent.worker.runtimes import named
+from agent.worker import runtimes
 
 Array = NDArray[Any]
 Details = dict[str, dict[str, Any]]
@@ -88,7 +87,7 @@ class LitertSession:
                     f"input {name} is {given}, the file takes {takes} and nothing else; a variant's axes say "
                     "how its tensors lie",
                 )
-        return named("model_run_failed", f"{self._library} {self.version}", error)
+        return runtimes.named("model_run_failed", f"{self._library} {self.version}", error)
 
 
 class TFLiteRuntime:
@@ -122,7 +121,7 @@ class TFLiteRuntime:
             interpreter.allocate_tensors()
             return LitertSession(interpreter, self._name, self._version)
         except Exception as error:  # noqa: BLE001 - the library raises what its C++ code meets
-            raise named("model_load_failed", f"{self._name} {self._version}", error) from None
+            raise runtimes.named("model_load_failed", f"{self._name} {self._version}", error) from None
 
 
 def ai_edge_litert() -> TFLiteRuntime:
@@ -165,14 +164,18 @@ def _useless(name: str, error: Exception) -> str:
 
 
 def _edges(interpreter: Any) -> tuple[Details, Details]:  # noqa: ANN401 - has no types
-    """Inputs and outputs by the signature's names, in a file without one by the tensors' own."""
-    signatures = interpreter.get_signature_list()
-    if SIGNATURE in signatures:
-        runner = interpreter.get_signature_runner(SIGNATURE)
-        return dict(runner.get_input_details()), dict(runner.get_output_details())
-    edges = (interpreter.get_input_details(), interpreter.get_output_details())
-    inputs, outputs = ({one["name"]: one for one in found} for found in edges)
-    return inputs, outputs
+    """Inputs and outputs in the file's order, by the signature's names; without one by the tensors' own."""
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    if SIGNATURE not in interpreter.get_signature_list():
+        return {one["name"]: one for one in inputs}, {one["name"]: one for one in outputs}
+    runner = interpreter.get_signature_runner(SIGNATURE)
+    return _in_order(runner.get_input_details(), inputs), _in_order(runner.get_output_details(), outputs)
+
+
+def _in_order(named: Details, details: Sequence[Mapping[str, Any]]) -> Details:
+    """A signature's entries, which come in any order, as the file has them."""
+    places = [one["index"] for one in details]
+    return dict(sorted(named.items(), key=lambda one: places.index(one[1]["index"])))
 
 
 def _typed(name: str, values: Array, one: Mapping[str, Any]) -> Array:
