@@ -60,6 +60,8 @@ class LitertSession:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference: arrays as `prepare` gave them, outputs as the file holds them.
 
+        A file that takes several samples at once is filled with copies of the one, and gives its answer.
+
         Raises:
             FinalError: `output_mismatch`: an input is not of the file's shape; `model_run_failed`.
             MemoryError: it needs more than the process may use.
@@ -67,11 +69,22 @@ class LitertSession:
         interpreter = self._interpreter
         try:
             for name, place in self._places_in.items():
-                interpreter.set_tensor(place, inputs[name])
+                interpreter.set_tensor(place, self._filled(name, inputs[name]))
             interpreter.invoke()
-            return {name: interpreter.get_tensor(place) for name, place in self._places_out.items()}
+            found = {name: interpreter.get_tensor(place) for name, place in self._places_out.items()}
         except Exception as error:  # noqa: BLE001 - the library raises what its C++ code meets
             raise self._explained(inputs, error) from None
+        alone = [name for name, given in inputs.items() if given.ndim and len(given) == 1]
+        copies = max((self._batch(name) for name in alone), default=1)
+        return found if copies == 1 else {name: _first(values, copies) for name, values in found.items()}
+
+    def _batch(self, name: str) -> int:
+        shape = self._inputs[name]["shape"]
+        return int(shape[0]) if len(shape) else 1
+
+    def _filled(self, name: str, values: Array) -> Array:
+        alone = values.ndim > 0 and len(values) == 1 < self._batch(name)
+        return np.repeat(values, self._batch(name), axis=0) if alone else values
 
     def finish(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """Real values where the file's outputs are quantized integers."""
@@ -176,6 +189,11 @@ def _in_order(named: Details, details: Sequence[Mapping[str, Any]]) -> Details:
     """A signature's entries, which come in any order, as the file has them."""
     places = [one["index"] for one in details]
     return dict(sorted(named.items(), key=lambda one: places.index(one[1]["index"])))
+
+
+def _first(values: Array, copies: int) -> Array:
+    """The one sample's answer among those of its copies."""
+    return values[:1] if values.ndim and len(values) == copies else values
 
 
 def _typed(name: str, values: Array, one: Mapping[str, Any]) -> Array:

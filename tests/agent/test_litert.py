@@ -8,6 +8,7 @@ from typing import Any
 
 import flatbuffers
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from agent.worker import runtimes
 from agent.worker.measuring import run_trial
 from agent.worker.shards import model_inputs, read_samples
 from agent.worker.timing import Runner
+from converter.tflite import Options, write
 from converter.tflite.schema import schema
 from tests.agent.models import FAST, Array, linear, refused, samples, save, scores, value
 from tests.agent.tflite import (
@@ -158,6 +160,21 @@ def test_samples_of_another_shape_are_told_with_what_the_file_takes(tmp_path: Pa
     words = refused(replace(job, candidate=replace(job.candidate, axes={})), "output_mismatch")
     assert "input x is [1, 2, 6, 5], the file takes [1, 6, 5, 2]" in words
     assert "axes" in words
+
+
+def test_a_file_of_a_larger_batch_answers_for_one_sample(tmp_path: Path) -> None:
+    twins = images(tmp_path)
+    three = tmp_path / "three.tflite"
+    three.write_bytes(write(onnx.load(twins.onnx), Options(batch=3)).content)
+    x = np.ascontiguousarray(pictures(1).transpose(0, 2, 3, 1))
+    found = []
+    for path in (twins.tflite, three):
+        session = ai_edge_litert().load(str(path), 1, {})
+        found.append(session.finish(session.run(session.prepare({"x": x})))["y"])
+    assert found[0].shape == found[1].shape
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    result = run_trial(job_of(tmp_path, replace(twins, tflite=three), pictures(), LITERT))
+    assert result.accuracy == run_trial(job_of(tmp_path, twins, pictures(), LITERT)).accuracy
 
 
 def test_an_incumbent_in_unknown_axes_is_a_note(tmp_path: Path) -> None:
