@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from converter.model import element_types
 from converter.quantize.qparams import QParams
 from converter.tflite.errors import TFLiteError
-from converter.tflite.shapes import fix
+from converter.tflite.shapes import fix, inferred
 
 Array = NDArray[Any]
 _BOUNDS = {(0.0, float("inf")): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
@@ -132,7 +132,7 @@ class _Reader:
         graph = model.graph
         self._model, self._traits = model, traits
         self._shapes = dict(shapes)
-        self._types = element_types(onnx.shape_inference.infer_shapes(model, data_prop=True))
+        self._types = element_types(inferred(model))
         self._constants: dict[str, Constant] = {
             tensor.name: Constant(values=numpy_helper.to_array(tensor)) for tensor in graph.initializer
         }
