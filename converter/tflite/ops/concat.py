@@ -1,6 +1,6 @@
 """Joining: CONCATENATION.
 
-For: Concat.
+For: Concat, and `requantized` for others that want one scale.
 Not for: Split.
 
 Inputs and output have one scale and zero point (the quantization specification); an input with others is
@@ -23,13 +23,14 @@ def concat(b: Lowering, op: Op) -> None:
     computed = [b.value(name) for name in op.inputs if b.constant(name) is None]
     axes = next((v.axes for v in computed if v.axes != identity(rank)), identity(rank))
     made = b.output(op, axes)
-    tensors = [_requantized(b, b.take(name, axes), made) for name in op.inputs]
+    tensors = [requantized(b, b.take(name, axes), made) for name in op.inputs]
     options = schema.ConcatenationOptionsT()
     options.axis = axes.index(int(op.attributes["axis"]) % rank)
     b.add("CONCATENATION", tensors, [made], options)
 
 
-def _requantized(b: Lowering, tensor: Tensor, made: Tensor) -> Tensor:
+def requantized(b: Lowering, tensor: Tensor, made: Tensor) -> Tensor:
+    """The stored tensor with the scale and zero point that `made` has; floats as they are."""
     if made.quant is None or tensor.quant is None or tensor.quant.same_as(made.quant):
         return tensor
     again = b.new(f"{tensor.name}_rescaled", tensor.shape, "int8", made.quant)
