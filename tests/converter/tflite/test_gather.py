@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
@@ -20,7 +22,7 @@ _INT64 = onnx.TensorProto.INT64
 
 
 def _picked(axis: int, indices: list[int] | list[list[int]] | int, *, conv: bool = True) -> onnx.ModelProto:
-    constants = {"w": floats(1, 4, 3, 1, 1), "i": np.array(indices, np.int64)}
+    constants: dict[str, Any] = {"w": floats(1, 4, 3, 1, 1), "i": np.array(indices, np.int64)}
     lines = [("Conv", "x w", "c"), ("Gather", "c i", "y", {"axis": axis})]
     if not conv:
         constants.pop("w")

@@ -30,7 +30,7 @@ RECIPES = ["static_wi8_ai8_pc_minmax", "static_wi8_au8_pc_minmax"]
 
 def _model(
     shape: tuple[int, ...] = (2, 4, 6), *, scales: list[float] | None = None, sizes: list[int] | None = None,
-    opset: int = 19, conv: bool = False, **attributes: float | str,
+    opset: int = 19, conv: bool = False, **attributes: object,
 ) -> onnx.ModelProto:  # fmt: skip
     constants: dict[str, Any] = {"roi": np.zeros(0, np.float32)}
     line = f"{'c' if conv else 'x'} roi scales"
@@ -157,7 +157,7 @@ def test_linear_int8_is_within_a_step(coordinates: str, y: tuple[float, int]) ->
     ],
 )
 def test_what_cannot_be_said_is_named(
-    attributes: dict[str, float | str], scales: list[float], words: str, code: str
+    attributes: dict[str, Any], scales: list[float], words: str, code: str
 ) -> None:
     with pytest.raises(TFLiteError, match=f"Resize n_y .*{words}") as caught:
         write(_model(scales=scales, **attributes))
