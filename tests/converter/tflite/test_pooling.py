@@ -94,8 +94,9 @@ TWO_STEPS = {
 def test_average_int8_of_unequal_pairs_is_requantized(case: str, recipe: str) -> None:
     steps = steps_of(_pool("AveragePool", case), recipe)
     assert steps.integer
-    assert steps.written.operators["QUANTIZE"] == 1
-    assert steps.worst <= 2
+    # As a convolution, the average is rounded once.
+    assert ("QUANTIZE" in steps.written.operators) != ("DEPTHWISE_CONV_2D" in steps.written.operators)
+    assert steps.worst <= (2 if "QUANTIZE" in steps.written.operators else 0)
 
 
 @pytest.mark.parametrize("case", _MAXIMA)
