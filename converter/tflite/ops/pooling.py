@@ -1,12 +1,11 @@
-"""Pools: AVERAGE_POOL_2D, MAX_POOL_2D, MEAN or REDUCE_MAX for the global ones, some averages as convolutions.
+"""Pools: AVERAGE_POOL_2D, MAX_POOL_2D, MEAN or REDUCE_MAX for global ones; many averages as convolutions.
 
 For: AveragePool, MaxPool, GlobalAveragePool, GlobalMaxPool over one or two spatial axes.
 Not for: reductions over other axes, and LpPool, which TFLite has only as L2 and only in float.
 
-TFLite's pools keep scale and zero point; where ONNX's pair gives others, a QUANTIZE follows. An average does
-not count what SAME pads. What ONNX counts is a PAD in front; what it does not count and SAME does not pad
-alike comes from a pool of stride 1, padded by SAME, of which a STRIDED_SLICE takes every window that ONNX
-has.
+A pool that stays one keeps scale and zero point; where ONNX's pair gives others, a QUANTIZE follows. An
+average does not count what SAME pads. What ONNX counts is a PAD in front; what it does not count and SAME
+does not pad alike comes from a pool of stride 1, padded by SAME, of which a STRIDED_SLICE takes ONNX's windows.
 """
 
 from __future__ import annotations
@@ -45,39 +44,49 @@ def average_pool(b: Lowering, op: Op) -> None:
     tensor = image(b, op.inputs[0])
     pads = _image_pads(b, op)
     if op.attributes.get("count_include_pad", 0) and any(pads):
-        edges = ((pads[0], pads[2]), (pads[1], pads[3]))
-        tensor = padded(b, op, tensor, structs.replace(window, explicit=edges))
+        counted = ((pads[0], pads[2]), (pads[1], pads[3]))
+        tensor = padded(b, op, tensor, structs.replace(window, explicit=counted))
         pads = [0, 0, 0, 0]
-    sizes, out = _pair(tensor.shape), _spatial(b.shape(op.outputs[0]))
-    # What the last window reads beyond the end is never counted.
-    spans = [(out[i] - 1) * window.strides[i] + window.kernel[i] - sizes[i] - pads[i] for i in range(2)]
-    edges = ((pads[0], max(spans[0], 0)), (pads[1], max(spans[1], 0)))
-    same = tuple(same_pads(sizes[i], window.kernel[i], window.strides[i]) for i in range(2))
-    fits = all(out[i] == -(-sizes[i] // window.strides[i]) for i in range(2))
-    valid = structs.replace(window, same=False)
-    plain = edges == ((0, 0), (0, 0))
-    if plain and as_convolution(op, valid, b.shape(op.outputs[0])):
-        made, wanted = image_output(b, op)
-        average(b, op, tensor, made, valid)
-        settle(b, made, wanted)
-        return
-    made, wanted = image_output(b, op, like=tensor)
-    if plain:
-        _add(b, "AVERAGE_POOL_2D", tensor, made, valid)
-    elif edges == same and fits:
-        _add(b, "AVERAGE_POOL_2D", tensor, made, structs.replace(window, same=True))
+    out = _out(b, op)
+    edges = _edges(tensor, window, pads, out)
+    window = structs.replace(window, same=edges != ((0, 0), (0, 0)), explicit=())
+    alone = as_convolution(op, window, b.shape(op.outputs[0]))
+    made, wanted = image_output(b, op, like=None if alone else tensor)
+    if alone:
+        average(b, op, tensor, made, window)
+    elif not window.same or _is_same(tensor, window, edges, out):
+        _add(b, "AVERAGE_POOL_2D", tensor, made, window)
     else:
         _every_window(b, op, tensor, made, window, (pads[0], pads[1]))
     settle(b, made, wanted)
 
 
+def _out(b: Lowering, op: Op) -> PAIR:
+    shape = b.shape(op.outputs[0])
+    return (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2])
+
+
+def _edges(tensor: Tensor, window: Window, pads: list[int], out: PAIR) -> tuple[PAIR, PAIR]:
+    """What windows read before and beyond the image; what the last reads beyond its pads is never counted."""
+    sizes = _pair(tensor.shape)
+    beyond = [
+        max((out[i] - 1) * window.strides[i] + window.kernel[i] - sizes[i] - pads[i], 0) for i in range(2)
+    ]
+    return (pads[0], beyond[0]), (pads[1], beyond[1])
+
+
+def _is_same(tensor: Tensor, window: Window, edges: tuple[PAIR, PAIR], out: PAIR) -> bool:
+    """Whether SAME gives these edges and so many windows."""
+    sizes = _pair(tensor.shape)
+    return all(
+        edges[i] == same_pads(sizes[i], window.kernel[i], window.strides[i])
+        and out[i] == -(-sizes[i] // window.strides[i])
+        for i in range(2)
+    )
+
+
 def _pair(shape: tuple[int, ...]) -> PAIR:
     return shape[1], shape[2]
-
-
-def _spatial(shape: tuple[int, ...]) -> PAIR:
-    """Height and width of a logical shape; one axis alone is the width."""
-    return (1, shape[2]) if len(shape) == 3 else (shape[2], shape[3])
 
 
 def _image_pads(b: Lowering, op: Op) -> list[int]:
@@ -141,34 +150,25 @@ def options_of(window: Window) -> Any:  # noqa: ANN401 - the schema has no types
 
 
 def global_pool(b: Lowering, op: Op) -> None:
-    """Writes one GlobalAveragePool or GlobalMaxPool as a reduction over the spatial axes.
-
-    A small average of stored integers is the convolution of `averages`.
-    """
+    """Writes one GlobalAveragePool or GlobalMaxPool: a reduction, or the convolution of `averages`."""
     shape = b.shape(op.inputs[0])
-    if op.op_type == "GlobalAveragePool" and _averaged(b, op):
-        return
+    picks = op.op_type == "GlobalMaxPool"
+    if not picks:
+        window = window_of(op, shape, shape[2:], b.shape(op.outputs[0]))
+        if as_convolution(op, window, b.shape(op.outputs[0])):
+            made, wanted = image_output(b, op)
+            average(b, op, image(b, op.inputs[0]), made, window)
+            settle(b, made, wanted)
+            return
     axes = channels_last(len(shape))
     tensor = b.take(op.inputs[0], axes)
     options = schema.ReducerOptionsT()
     options.keepDims = True
     spatial = b.integers([axes.index(i) for i in range(2, len(shape))], f"{op.name}_axes")
-    picks = op.op_type == "GlobalMaxPool"
     made = b.output(op, axes, like=tensor if picks else None)
     if made.shape != laid(b.shape(op.outputs[0]), axes):
         raise TFLiteError("tflite_shape", f"{op.where} gives another shape than it should")
     b.add("REDUCE_MAX" if picks else "MEAN", [tensor, spatial], [made], options)
-
-
-def _averaged(b: Lowering, op: Op) -> bool:
-    shape, out = b.shape(op.inputs[0]), b.shape(op.outputs[0])
-    window = window_of(op, shape, shape[2:], out)
-    if not as_convolution(op, window, out):
-        return False
-    made, wanted = image_output(b, op)
-    average(b, op, image(b, op.inputs[0]), made, window)
-    settle(b, made, wanted)
-    return True
 
 
 _INTEGER = Traits(integer=True)
