@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from wire.bundle import Parity
 from wire.figures import Interval, PairedCounts
@@ -40,6 +40,36 @@ class Fusion(Struct, frozen=True, kw_only=True):
     integer: int
     float: int
     qdq_left: int
+
+
+class Compilation(Struct, frozen=True, kw_only=True):
+    """What an accelerator's compiler made of a row's file; its figures are its estimates, no measurements.
+
+    Attributes:
+        compiler: name and version.
+        accelerator: configuration that it compiled for.
+        system: of memories and clocks that it assumes.
+        memory: mode that it assumes.
+        operators: of the file.
+        on_cpu: of these, what it leaves to the CPU.
+        share: of all multiplications, those on the accelerator.
+        cycles_estimated: of one inference.
+        inference_ms_estimated: at the clock that `system` assumes.
+        sram_kib_estimated: of SRAM in use.
+        cache_key: sha256 over what the compiled file depends on.
+    """
+
+    compiler: str
+    accelerator: str
+    system: str
+    memory: str
+    operators: int
+    on_cpu: int
+    share: float | None
+    cycles_estimated: int
+    inference_ms_estimated: float
+    sram_kib_estimated: float
+    cache_key: str
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
@@ -87,6 +117,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     top5: float | None = None
     entropy_bytes: int | None = None
     decisions: tuple[str, ...] = ()
+    compiled: Compilation | None = None
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -181,7 +212,12 @@ def samples_needed(counts: PairedCounts, ratio_min: float) -> int | None:
 
 
 def choose(
-    baseline: Candidate, quantized: Sequence[Candidate], limits: Limits, *, host_of_target_class: bool
+    baseline: Candidate,
+    quantized: Sequence[Candidate],
+    limits: Limits,
+    *,
+    host_of_target_class: bool,
+    untimed: Sequence[Candidate] = (),
 ) -> Choice:
     """The choice among judged candidates.
 
@@ -190,7 +226,21 @@ def choose(
         quantized: the other rows that compete, of any runtime, in the target's order of preference.
         limits: the SLA; its objective and fallback are looked at, its limits were judged before.
         host_of_target_class: whether latency measured here speaks for the target.
+        untimed: rows of a runtime in which nothing is timed here: none is chosen, and the best that passes is
+            carried for devices that have only that runtime.
     """
+    choice = _choose(baseline, quantized, limits, host_of_target_class=host_of_target_class)
+    passing = [row for row in untimed if row.status == "pass"]
+    if choice.chosen is None or not passing:
+        return choice
+    best = _by_preference(passing, limits.objective)[0][0]
+    return structs.replace(choice, carried=(*choice.carried, best.id))
+
+
+def _choose(
+    baseline: Candidate, quantized: Sequence[Candidate], limits: Limits, *, host_of_target_class: bool
+) -> Choice:
+    """Among rows that are timed, or could be."""
     passing = [row for row in quantized if row.status == "pass"]
     fp32_passes = baseline.status == "pass"
     allowed = fp32_passes or limits.fallback == "fp32_unbounded"

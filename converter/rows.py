@@ -12,8 +12,8 @@ from typing import Literal
 import onnx
 from msgspec import Struct, structs
 
-from converter.attempts import LITERT
-from converter.candidates import Candidate, Evidence, evidence
+from converter.attempts import TFLITE, TFLITE_RUNTIME
+from converter.candidates import Candidate, Compilation, Evidence, evidence
 from converter.evaluate import Quality
 from converter.evaluate.words import needed_by, words_of
 from converter.inputs import Inputs
@@ -21,7 +21,9 @@ from converter.latency import Ratio, latency_of, ratio_of
 from converter.loading import version_of
 from converter.measured import Measured, latency_scope
 from converter.recipe import format_recipe
-from converter.targets.fallback import verdict
+from converter.targets.fallback import Verdict, verdict
+from converter.targets.tflite_verdict import file_verdict
+from converter.targets.vela import Compiled
 from wire.bundle import HostFigures, Parity
 from wire.figures import Interval
 from wire.measures import Latency, Measure
@@ -64,8 +66,8 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
     recipe = one.recipe
     blank = Candidate(
         id=one.id, recipe=format_recipe(recipe), runtime=one.runtime, precision=recipe.precision,
-        status="error", runtime_version=version_of(one.runtime), decisions=one.decisions,
-        format="tflite" if one.runtime == LITERT else "onnx", twin_of=one.twin_of, parity=parity_of(one),
+        status="error", runtime_version=_version(inputs, one.runtime), decisions=one.decisions,
+        format="tflite" if one.runtime in TFLITE else "onnx", twin_of=one.twin_of, parity=parity_of(one),
     )  # fmt: skip
     if one.error is not None or one.quality is None or one.content is None:
         return structs.replace(blank, reason=one.error or "it was not measured")
@@ -78,9 +80,14 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
             int8_fraction=one.audit.int8_fraction,
             fallback_predicted=one.audit.float_multiplies > 0 if recipe.quantized else None,
         )
-    if one.runtime != LITERT:
+    if one.runtime not in TFLITE or recipe.quantized:  # a float file is the baseline and runs on the CPU
         filled = _with_rules(filled, inputs, one.content)
     return _judged(filled, inputs, one.quality, timing)
+
+
+def _version(inputs: Inputs, runtime: str) -> str:
+    neighbour = inputs.neighbour
+    return neighbour.version if neighbour is not None and runtime == TFLITE_RUNTIME else version_of(runtime)
 
 
 def parity_of(one: Measured) -> Parity | None:
@@ -89,14 +96,31 @@ def parity_of(one: Measured) -> Parity | None:
 
 
 def _with_rules(row: Candidate, inputs: Inputs, content: bytes) -> Candidate:
-    """What the target's rules say of the graph; a graph that cannot be checked keeps its row."""
+    """What the target's rules say of the model; one that cannot be checked keeps its row."""
     try:
-        told = verdict(inputs.target, onnx.load_model_from_string(content))
+        told: Verdict
+        if row.format == "tflite":
+            told = found = file_verdict(inputs.target, content, inputs.vela)
+            row = structs.replace(row, compiled=_compilation(found.compiled))
+        else:
+            told = verdict(inputs.target, onnx.load_model_from_string(content))
     except Exception as error:  # noqa: BLE001 - the check reads whatever graph it is given
         said = f"not checked against the rules of {inputs.target.id}: {type(error).__name__}: {error}"
         return structs.replace(row, decisions=(*row.decisions, said))
     falls_back = told.falls_back if inputs.target.accelerated else row.fallback_predicted
     return structs.replace(row, decisions=row.decisions + told.words, fallback_predicted=falls_back)
+
+
+def _compilation(found: Compiled | None) -> Compilation | None:
+    """In short."""
+    if found is None:
+        return None
+    return Compilation(
+        compiler=f"vela {found.version}", accelerator=found.accelerator, system=found.system,
+        memory=found.memory, operators=found.operators, on_cpu=len(found.on_cpu), share=found.share,
+        cycles_estimated=found.cycles_estimated, inference_ms_estimated=found.inference_ms_estimated,
+        sram_kib_estimated=found.sram_kib_estimated, cache_key=found.cache_key,
+    )  # fmt: skip
 
 
 def _with_quality(blank: Candidate, one: Measured, found: Quality, limits: Limits) -> Candidate:
@@ -186,7 +210,7 @@ def _p95(timing: Timing) -> Measure | None:
     return None if latency is None else Measure(value=latency.ms_p95, n=latency.n)
 
 
-def host_figures(one: Measured, timing: Timing) -> HostFigures:
+def host_figures(inputs: Inputs, one: Measured, timing: Timing) -> HostFigures:
     """For the manifest; latency only where it was measured on the target's class."""
     quality, ratio = one.quality, timing.ratio if timing.scope == "target" else None
     quantized = one.recipe.quantized
@@ -198,5 +222,5 @@ def host_figures(one: Measured, timing: Timing) -> HostFigures:
         latency_ratio=None
         if ratio is None
         else Measure(value=ratio.value, low=ratio.interval.low, high=ratio.interval.high, n=ratio.n),
-        runtime_version=version_of(one.runtime),
+        runtime_version=_version(inputs, one.runtime),
     )

@@ -120,15 +120,13 @@ def _per_tensor(file: File, operator: FileOperator, limit: Limit) -> str | None:
     return _named(several, lambda _: "has a scale per channel")
 
 
+def _parameters(one: FileTensor) -> tuple[tuple[float, ...], tuple[int, ...]] | None:
+    return None if one.quantization is None else (one.quantization.scales, one.quantization.zero_points)
+
+
 def _same_quantization(file: File, operator: FileOperator, limit: Limit) -> str | None:  # noqa: ARG001
-    wanted = file.made(operator)[0].quantization
-    apart = (
-        one
-        for one in data_of(file, operator)
-        if wanted is None
-        or one.quantization is None
-        or (one.quantization.scales, one.quantization.zero_points) != (wanted.scales, wanted.zero_points)
-    )
+    wanted = _parameters(file.made(operator)[0])
+    apart = (one for one in data_of(file, operator) if _parameters(one) != wanted)
     return _named(apart, lambda _: "has another scale or zero point than the output")
 
 
@@ -177,8 +175,13 @@ def _weights_sum_max(file: File, operator: FileOperator, limit: Limit) -> str | 
 
 
 def _fixed_shape(file: File, operator: FileOperator, limit: Limit) -> str | None:  # noqa: ARG001
-    free = (one for one in _all(file, operator) if not one.fixed or 0 in one.shape)
+    free = (one for one in _all(file, operator) if not one.fixed)
     return _named(free, lambda one: f"is {list(one.shape)}, not of a fixed size")
+
+
+def _not_empty(file: File, operator: FileOperator, limit: Limit) -> str | None:  # noqa: ARG001
+    empty = (one for one in _all(file, operator) if 0 in one.shape)
+    return _named(empty, lambda one: f"is {list(one.shape)}, empty")
 
 
 def _rank_max(file: File, operator: FileOperator, limit: Limit) -> str | None:
@@ -432,14 +435,14 @@ CHECKS: Mapping[Check, Asked] = {
     "bias_types": _bias_types, "concat_computed": _concat_computed, "depth_max": _depth_max,
     "depth_multiple": _depth_multiple, "depth_reduced": _depth_reduced, "dilation_equal": _dilation_equal,
     "fixed_shape": _fixed_shape, "flat_max": _flat_max, "inner_axes": _inner_axes,
-    "input_types_not": _input_types_not, "masks_zero": _masks_zero, "output_types_not": _output_types_not,
-    "parameters_constant": _parameters_constant, "per_tensor": _per_tensor, "pool_area": _pool_area,
-    "pool_height": _pool_height, "pool_side": _pool_side, "prelu_inner": _prelu_inner,
-    "quantized": _quantized, "rank_max": _rank_max, "reduced_axis_max": _reduced_axis_max,
-    "reduced_elements_max": _reduced_elements_max, "resize_factors": _resize_factors,
-    "same_quantization": _same_quantization, "same_types": _same_types, "softmax_area": _softmax_area,
-    "stride": _stride, "strides_inner": _strides_inner, "strides_one": _strides_one,
-    "transpose_conv": _transpose_conv, "transpose_plain": _transpose_plain, "types": _types,
-    "types_of_data": _types_of_data, "weights_constant": _weights_constant,
+    "input_types_not": _input_types_not, "masks_zero": _masks_zero, "not_empty": _not_empty,
+    "output_types_not": _output_types_not, "parameters_constant": _parameters_constant,
+    "per_tensor": _per_tensor, "pool_area": _pool_area, "pool_height": _pool_height,
+    "pool_side": _pool_side, "prelu_inner": _prelu_inner, "quantized": _quantized, "rank_max": _rank_max,
+    "reduced_axis_max": _reduced_axis_max, "reduced_elements_max": _reduced_elements_max,
+    "resize_factors": _resize_factors, "same_quantization": _same_quantization, "same_types": _same_types,
+    "softmax_area": _softmax_area, "stride": _stride, "strides_inner": _strides_inner,
+    "strides_one": _strides_one, "transpose_conv": _transpose_conv, "transpose_plain": _transpose_plain,
+    "types": _types, "types_of_data": _types_of_data, "weights_constant": _weights_constant,
     "weights_sum_max": _weights_sum_max, "weights_types": _weights_types, "wide_stride": _wide_stride,
 }  # fmt: skip

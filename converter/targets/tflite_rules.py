@@ -17,9 +17,9 @@ from converter.targets.rule import Confidence, Rule, Source, plain_rule
 Check = Literal[
     "activation_none", "adjoint_one", "argmax_last", "batch_kept", "batch_max", "bias_constant",
     "bias_types", "concat_computed", "depth_max", "depth_multiple", "depth_reduced", "dilation_equal",
-    "fixed_shape", "flat_max", "inner_axes", "input_types_not", "masks_zero", "output_types_not",
-    "parameters_constant", "per_tensor", "pool_area", "pool_height", "pool_side", "prelu_inner",
-    "quantized", "rank_max", "reduced_axis_max", "reduced_elements_max", "resize_factors",
+    "fixed_shape", "flat_max", "inner_axes", "input_types_not", "masks_zero", "not_empty",
+    "output_types_not", "parameters_constant", "per_tensor", "pool_area", "pool_height", "pool_side",
+    "prelu_inner", "quantized", "rank_max", "reduced_axis_max", "reduced_elements_max", "resize_factors",
     "same_quantization", "same_types", "softmax_area", "stride", "strides_inner", "strides_one",
     "transpose_conv", "transpose_plain", "types", "types_of_data", "weights_constant", "weights_sum_max",
     "weights_types", "wide_stride",

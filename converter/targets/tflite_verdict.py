@@ -21,7 +21,13 @@ _KINDS_NAMED_MAX = 5
 _REASONS_MAX = 3
 
 
-def file_verdict(target: Target, content: bytes, vela: Path | None = None) -> Verdict:
+class FileVerdict(Verdict, frozen=True, kw_only=True):
+    """The same of a file, with what a compiler made of it; None where none was asked or it refused."""
+
+    compiled: Compiled | None = None
+
+
+def file_verdict(target: Target, content: bytes, vela: Path | None = None) -> FileVerdict:
     """What the rules, and the compiler where it is given, say of the file.
 
     Args:
@@ -35,27 +41,28 @@ def file_verdict(target: Target, content: bytes, vela: Path | None = None) -> Ve
     file = read_file(content)
     expected = predict(target, file)
     if expected is None:
-        return Verdict(words=(), errors=0, falls_back=None)
+        return FileVerdict(words=(), errors=0, falls_back=None)
     settings = None if target.tflite is None else target.tflite.vela.value
     if settings is None or vela is None:
         return _predicted(target, file, expected)
     try:
         compiled = compile_file(vela, settings, content)
     except RecipeError as error:
-        return Verdict(words=(f"not compiled, not run: {error.args[0]}",), errors=1, falls_back=None)
-    return Verdict(
+        return FileVerdict(words=(f"not compiled, not run: {error.args[0]}",), errors=1, falls_back=None)
+    return FileVerdict(
         words=(_compiled(compiled), *_otherwise(expected, compiled)),
         errors=0,
         falls_back=bool(compiled.on_cpu),
+        compiled=compiled,
     )
 
 
-def _predicted(target: Target, file: File, expected: FilePrediction) -> Verdict:
+def _predicted(target: Target, file: File, expected: FilePrediction) -> FileVerdict:
     words = [] if target.not_compiled is None else [target.not_compiled]
     causes = sorted((one for one in expected.findings if one.rule != "operators"), key=_place)
     words += [_told(target, list(alike)) for _, alike in groupby(causes, key=_place)]
     words.append(_expected(target, file, expected))
-    return Verdict(
+    return FileVerdict(
         words=tuple(words), errors=int(expected.refused), falls_back=bool(expected.elsewhere)
     )  # fmt: skip
 

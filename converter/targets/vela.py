@@ -1,6 +1,6 @@
 """Arm's compiler for Ethos-U, asked about one `.tflite` file.
 
-For: `find_vela()`, where it is, and `compile_file()`: which operators it puts on the NPU, which it leaves to
+For: `vela_for()`, where it is, and `compile_file()`: which operators it puts on the NPU, which it leaves to
 the CPU and why, and what it estimates. It runs in a folder of its own, with limits on time and sizes.
 Not for: predicting (`converter.targets.tflite_lint`), running (there is no NPU here), or deciding whether the
 compiled file goes into a bundle.
@@ -16,14 +16,17 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from msgspec import Struct
 
 from converter.errors import InputError, RecipeError
+from converter.targets.loader import Target
 from converter.targets.tflite_lint import share_of
 from converter.targets.tflite_rules import VelaSettings
 from converter.tflite.reader import File, FileOperator, read_file
@@ -112,6 +115,21 @@ def find_vela(given: Path | None = None) -> Path | None:
     return None if found is None else Path(found)
 
 
+def vela_for(target: Target, given: Path | None = None) -> Path | None:
+    """The program where the target has a use for it; None where it has none, or there is no program.
+
+    Raises:
+        InputError: `vela_missing`; `vela_unused`: it was given for a target that it does not compile for.
+    """
+    if target.tflite is not None and target.tflite.vela.value is not None:
+        return find_vela(given)
+    if given is not None:
+        raise InputError(
+            "vela_unused", f"vela compiles for Ethos-U; leave --vela away, {target.id} has no use for it"
+        )
+    return None
+
+
 def compile_file(program: Path, settings: VelaSettings, content: bytes) -> Compiled:
     """Compiles a file and says what came of it.
 
@@ -156,6 +174,7 @@ def _key(content: bytes, version: str, told: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join((model, f"vela {version}", *told)).encode()).hexdigest()
 
 
+@cache
 def _version(program: Path) -> str:
     done = _started([str(program), "--version"], Path("/"), 60.0)
     found = done.stdout.strip().splitlines()
@@ -194,7 +213,9 @@ def _limit() -> None:
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:
-    """Its last words: from the error on where it names one."""
+    """Its last words: from the error on where it names one; or how it ended."""
+    if done.returncode < 0:
+        return f"it was ended by {signal.Signals(-done.returncode).name}"
     text = " ".join((done.stderr.strip() or done.stdout.strip()).split())
     start = text.rfind("Error: ")
     told = text[start:] if start >= 0 else text[-_SAID_CHARS_MAX:]

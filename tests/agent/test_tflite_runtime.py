@@ -47,7 +47,8 @@ def tried(folder: Path, python: str, job: TrialJob) -> TrialResult:
 def with_host(job: TrialJob, python: str, twins: Twins, x: Array) -> TrialJob:
     """The job on a shard that holds what the same library gives over the converter's pipes."""
     with Neighbour(python, twins.tflite.read_bytes()) as neighbour:
-        inputs, outputs = neighbour.signature()
+        signature = neighbour.get_signature_runner("serving_default")
+        inputs, outputs = signature.get_input_details(), signature.get_output_details()
         rows = []
         for i in range(len(x)):
             neighbour.set_tensor(inputs["x"]["index"], x[i : i + 1].transpose(twins.axes["x"]))

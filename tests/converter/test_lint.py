@@ -362,12 +362,17 @@ def test_a_verdict_in_words() -> None:
     assert plain == Verdict(words=(), errors=0, falls_back=None)
 
 
+def test_of_a_target_of_tflite_files_an_onnx_model_is_the_baseline_only() -> None:
+    assert verdict(find_target("coral"), conv_net()) == Verdict(words=(), errors=0, falls_back=None)
+
+
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_no_graph_of_the_zoo_stops_a_check(tmp_path: Path, name: str) -> None:
     model = ZOO[name].save(tmp_path / "model.onnx")
     for target in all_targets():
         told = verdict(target, model)
-        assert (told.falls_back is None) is (not target.rules.operators.value)
+        said = target.rules.operators.value and target.rules.format.value != "TFLite"
+        assert (told.falls_back is None) is (not said)
         assert all(word.strip() for word in told.words)
 
 
