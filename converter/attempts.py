@@ -56,12 +56,17 @@ def variant_id(recipe: Recipe, runtime: str = ONNXRUNTIME) -> str:
     return f"{runtime.replace('-', '_')}/{format_recipe(recipe)}"
 
 
+def is_pair(recipe: Recipe) -> bool:
+    """Whether its Q/DQ graph is written for both runtimes: a twin's, and one that the model came with."""
+    return recipe.twin or recipe.kind == "given"
+
+
 def parse_attempt(name: str, form: Format, *, takes_onnx: bool) -> Attempt:
     """The attempt of `[RUNTIME/]RECIPE`.
 
     Args:
-        name: as it was given. Without a runtime a twin is for all that is written, and any other recipe for
-            LiteRT where only TFLite competes, else for ONNX Runtime.
+        name: as it was given. Without a runtime a twin, or what the model came with, is for all that is
+            written, and any other recipe for LiteRT where only TFLite competes, else for ONNX Runtime.
         form: what is written.
         takes_onnx: whether the target does.
 
@@ -81,7 +86,7 @@ def parse_attempt(name: str, form: Format, *, takes_onnx: bool) -> Attempt:
         raise RecipeNameError(
             "recipe_runtime", f"{name[:80]!r}: nothing is written for {named[0]} here; see --format"
         )
-    if LITERT in named and not recipe.twin and recipe not in ALONE:
+    if LITERT in named and not is_pair(recipe) and recipe not in ALONE:
         known = ", ".join(format_recipe(one) for one in ALONE)
         raise RecipeNameError(
             "recipe_runtime",
@@ -93,9 +98,9 @@ def parse_attempt(name: str, form: Format, *, takes_onnx: bool) -> Attempt:
 
 def _runtimes(recipe: Recipe, form: Format, *, takes_onnx: bool) -> tuple[str, ...]:
     """Those that are meant where none is named."""
-    if form == "onnx" or (form == "both" and not recipe.twin):
+    if form == "onnx" or (form == "both" and not is_pair(recipe)):
         return (ONNXRUNTIME,)
-    return (ONNXRUNTIME, LITERT) if takes_onnx and recipe.twin else (LITERT,)
+    return (ONNXRUNTIME, LITERT) if takes_onnx and is_pair(recipe) else (LITERT,)
 
 
 def tflite_of(pairs: Iterable[tuple[str, Recipe]]) -> tuple[Attempt, ...]:
@@ -138,6 +143,6 @@ def with_neighbour(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
 
 def counterpart(recipe: Recipe, runtime: str) -> str | None:
     """The id of the same model for the other runtime; None where there is no such thing."""
-    if not (recipe.twin or recipe.kind == "float"):
+    if not (is_pair(recipe) or recipe.kind == "float"):
         return None
     return variant_id(recipe, LITERT if runtime == ONNXRUNTIME else ONNXRUNTIME)

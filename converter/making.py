@@ -11,13 +11,15 @@ import msgspec
 import onnx
 from msgspec import Struct, structs
 
-from converter.attempts import ALONE, DYNAMIC, FLOAT16, TFLITE, TFLITE_RUNTIME, Attempt
+from converter.attempts import ALONE, DYNAMIC, FLOAT16, TFLITE, TFLITE_RUNTIME, Attempt, is_pair
 from converter.dataset import Samples
+from converter.errors import RecipeError
 from converter.fusion import Audit, audit, widest_weight
 from converter.inputs import Inputs
 from converter.loading import Loadable
 from converter.lossless import entropy_bytes, tflite_entropy_bytes
 from converter.quantize import Made, Material, quantize
+from converter.quantize.twin import check_twin
 from converter.recipe import Recipe, format_recipe
 from converter.tflite import Options, Written, write
 from converter.tflite.options import Weights
@@ -99,10 +101,12 @@ def host_config(inputs: Inputs, recipe: Recipe) -> dict[str, str]:
 
 
 def _tflite(inputs: Inputs, made: Made, recipe: Recipe, runtime: str) -> ModelFile:
+    if recipe.kind == "given":
+        _require_twin(made.model)
     model, fixed = at_the_samples_shape(made.model, inputs.validation)
     written = write(model, options_of(inputs, recipe))
     # Only an integer model leaves something in float; the others are float by their recipe.
-    left = written.float_left if recipe.kind == "static" else ()
+    left = written.float_left if is_pair(recipe) else ()
     return ModelFile(
         one=Loadable(
             content=written.content, runtime=runtime, axes=written.axes, python=python_of(inputs, runtime)
@@ -117,6 +121,18 @@ def python_of(inputs: Inputs, runtime: str) -> str:
     """Where a runtime lives, if that is not here."""
     neighbour = inputs.neighbour
     return neighbour.python if neighbour is not None and runtime == TFLITE_RUNTIME else ""
+
+
+def _require_twin(model: onnx.ModelProto) -> None:
+    """Refuses a quantization that the model came with where TFLite has not the same numbers.
+
+    Raises:
+        RecipeError: `no_twin`, with what stands against it.
+    """
+    against = check_twin(model)
+    if against:
+        more = f"; and {len(against) - 1} more" if len(against) > 1 else ""
+        raise RecipeError("no_twin", f"{against[0]}{more}")
 
 
 def proved(inputs: Inputs, made: Made, recipe: Recipe, progress: Progress | None) -> Proof:
@@ -174,7 +190,7 @@ def options_of(inputs: Inputs, recipe: Recipe) -> Options:
     """How a recipe's file is written."""
     weights: dict[Recipe, Weights] = {FLOAT16: "float16", DYNAMIC: "dynamic_int8"}
     return Options(
-        edge=inputs.edge if recipe.kind == "static" else "float32",
+        edge=inputs.edge if is_pair(recipe) else "float32",
         batch=inputs.batch,
         weights=weights.get(recipe, "as_is"),
         name=inputs.name,

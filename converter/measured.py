@@ -15,7 +15,7 @@ from itertools import islice
 
 from msgspec import Struct, structs
 
-from converter.attempts import LITERT, ONNXRUNTIME, TFLITE_RUNTIME, Attempt, variant_id
+from converter.attempts import LITERT, ONNXRUNTIME, TFLITE_RUNTIME, Attempt, is_pair, variant_id
 from converter.dataset import Feeds
 from converter.errors import InputError, RecipeError
 from converter.evaluate import Outputs, Quality, answers_of, quality
@@ -194,7 +194,7 @@ def _answered(bench: Bench, made: Made, recipe: Recipe, runtime: str) -> Measure
 
 def _proof(bench: Bench, made: Made, recipe: Recipe, runtime: str) -> tuple[Proof | None, tuple[str, ...]]:
     """Of a twin's `.tflite` file; a proof that cannot be made costs the candidate nothing but a note."""
-    if runtime != LITERT or not recipe.twin:
+    if runtime != LITERT or not is_pair(recipe):
         return None, ()
     said = bench.progress
     told = None if said is None else (lambda stage, done, total: said(f"parity of {stage}", done, total))

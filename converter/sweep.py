@@ -11,12 +11,21 @@ from collections.abc import Sequence
 import onnx
 from msgspec import Struct, structs
 
-from converter.attempts import Attempt, attempts_of, counterpart, tflite_of, variant_id, with_neighbour
+from converter.attempts import (
+    Attempt,
+    attempts_of,
+    counterpart,
+    parse_attempt,
+    tflite_of,
+    variant_id,
+    with_neighbour,
+)
 from converter.executor import Executor
-from converter.inputs import Inputs
+from converter.inputs import Inputs, takes_onnx
 from converter.measured import Bench, Measured, answer_candidate, reason_of, time_candidate
 from converter.quantize.given import given_recipe
 from converter.quantize.weights.scheme import weight_facts
+from converter.recipe import format_recipe
 from converter.rows import row, timing_of
 from converter.targets.choose import recipes_for, tflite_attempts_for
 
@@ -28,8 +37,10 @@ def attempts_on(inputs: Inputs, graph: onnx.ModelProto) -> tuple[Attempt, ...]:
     recipes = recipes_for(inputs.target, weight_facts(graph))
     found = attempts_of(recipes, tflite_of(tflite_attempts_for(inputs.target)), inputs.form)
     given = None if inputs.source.quantized is None else given_recipe(inputs.source.quantized)
-    found = found if inputs.neighbour is None else with_neighbour(found)
-    return found if given is None or inputs.form == "tflite" else (Attempt(given), *found)
+    if given is not None:
+        name = format_recipe(given)
+        found = (parse_attempt(name, inputs.form, takes_onnx=takes_onnx(inputs.target)), *found)
+    return found if inputs.neighbour is None else with_neighbour(found)
 
 
 class Sweep(Struct, frozen=True, kw_only=True):

@@ -49,13 +49,18 @@ class Twin(Struct, frozen=True, kw_only=True):
 
 def twins_of(report: Report) -> list[Twin]:
     """Every twin that is a row for LiteRT, in the table's order."""
-    rows = [row for row in report.candidates if row.format == "tflite" and row.recipe.endswith("_twin")]
+    rows = [row for row in report.candidates if row.format == "tflite" and _is_pair(row.recipe)]
     return [_twin(report, row) for row in rows]
+
+
+def _is_pair(recipe: str) -> bool:
+    return recipe.endswith("_twin") or recipe.startswith("given_")
 
 
 def _twin(report: Report, row: Candidate) -> Twin:
     proof = report.parity.get(row.id, {})
-    plain = words.row_of(report, f"onnxruntime/{row.recipe.removesuffix('_twin')}")
+    free = row.recipe.removesuffix("_twin")
+    plain = None if free == row.recipe else words.row_of(report, f"onnxruntime/{free}")
     paired = words.row_of(report, row.twin_of)
     return Twin(
         title=words.title(row),

@@ -85,6 +85,8 @@ def test_no_row_is_there_twice_whatever_the_target(form: Format) -> None:
         ("ai-edge-litert/dynamic_wi8_af32_pc", "both", (LITERT,)),
         ("onnxruntime/dynamic_wi8_af32_pc", "tflite", (ONNXRUNTIME,)),
         ("static_wi8_au8_pc_auto_twin", "both", (ONNXRUNTIME, LITERT)),
+        ("given_wi8_au8_pc", "both", (ONNXRUNTIME, LITERT)),
+        ("given_wi8_au8_pc", "onnx", (ONNXRUNTIME,)),
         ("static_wi8_au8_pc_auto_twin", "tflite", (ONNXRUNTIME, LITERT)),
         ("static_wi8_au8_pc_auto_twin", "onnx", (ONNXRUNTIME,)),
         ("ai_edge_litert/static_wi8_au8_pc_auto_twin", "both", (LITERT,)),

@@ -126,7 +126,7 @@ def test_a_given_quantization_is_taken_as_it_is_and_measured(tmp_path: Path) -> 
 
 def test_a_given_quantization_that_breaks_the_targets_rules_says_so(tmp_path: Path) -> None:
     options = structs.replace(_whole(Workshop(tmp_path, _exported())), target="rpi5")
-    rows = {row.recipe: row for row in run(options).report.candidates}
+    rows = {row.recipe: row for row in run(options).report.candidates if row.runtime == "onnxruntime"}
     assert any(
         "activations of type" in words or "activation" in words
         for words in rows["given_wi8_au8_pc"].decisions
@@ -166,3 +166,29 @@ def test_rows_stand_in_the_order_that_was_asked_for(tmp_path: Path) -> None:
     asked = ("static_wi8_au8_pt_minmax", "dynamic_wi8_af32", "static_wi8_au8_pc_minmax")
     options = structs.replace(_whole(Workshop(tmp_path)), candidates=asked)
     assert tuple(row.recipe for row in run(options).report.candidates[1:]) == asked
+
+
+def test_a_given_quantization_is_written_as_tflite_where_its_numbers_are_tflite_s(tmp_path: Path) -> None:
+    """Made under a twin's rules elsewhere and exported: the same scales in both files."""
+    cleaned, _ = clean(conv_net())
+    array = images(40, seed=8)
+    samples = Samples(path="here", sha256="0" * 64, arrays={"image": array}, data={}, n=len(array))
+    made = quantize(material_of(cleaned, samples), parse("static_wi8_au8_pc_minmax_twin")).model
+    workshop = Workshop(tmp_path, made)
+    options = structs.replace(workshop.options(), candidates=("given_wi8_au8_pc",))
+    report = run(options).report
+    rows = {row.id: row for row in report.candidates}
+    found = rows["ai_edge_litert/given_wi8_au8_pc"]
+    assert found.status == "pass", found.reason
+    assert found.twin_of == "onnxruntime/given_wi8_au8_pc"
+    assert report.parity[found.id]["is_twin"] is True
+    assert found.parity is not None
+    assert 'id="twin"' in (options.output / "report.html").read_text()
+
+
+def test_a_given_quantization_that_tflite_cannot_say_is_a_row_with_its_reason(tmp_path: Path) -> None:
+    rows = {row.id: row for row in run(_whole(Workshop(tmp_path, _exported()))).report.candidates}
+    found = rows["ai_edge_litert/given_wi8_au8_pc"]
+    assert found.status == "error"
+    assert "no_twin" in found.reason
+    assert rows["onnxruntime/given_wi8_au8_pc"].status == "pass"
