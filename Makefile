@@ -43,7 +43,7 @@ $(OLD)/.setup: pyproject.toml $(VENV)/.setup-dev
 
 tflite-runtime: setup-dev ## An environment for the tests of tflite-runtime, where Python is 3.11
 	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; \
-	then $(MAKE) --no-print-directory $(OLD)/.setup; \
+	then $(MAKE) -s --no-print-directory $(OLD)/.setup; \
 	else echo "tflite-runtime ends with Python 3.11, this is $$($(BIN)/python -V): its tests will be skipped"; fi
 
 demo: setup ## Run the main job: convert, roll out, refuse a bad release, roll back

@@ -16,6 +16,10 @@ from converter.recipe import FLOAT32, Recipe, RecipeNameError, format_recipe, pa
 
 ONNXRUNTIME = "onnxruntime"
 LITERT = "ai-edge-litert"
+TFLITE_RUNTIME = "tflite-runtime"
+"""LiteRT's predecessor; it lives in an environment of its own (`converter.neighbour`)."""
+TFLITE = frozenset({LITERT, TFLITE_RUNTIME})
+"""Runtimes that load .tflite files."""
 
 Format = Literal["onnx", "tflite", "both"]
 Edge = Literal["float32", "int8", "uint8"]
@@ -68,9 +72,10 @@ def parse_attempt(name: str, form: Format, *, takes_onnx: bool) -> Attempt:
     runtime, slash, rest = name.rpartition("/")
     recipe = parse(rest)
     named = (runtime.replace("_", "-"),) if slash else _runtimes(recipe, form, takes_onnx=takes_onnx)
-    if not set(named) <= {ONNXRUNTIME, LITERT}:
+    if not set(named) <= {ONNXRUNTIME, *TFLITE}:
         raise RecipeNameError(
-            "runtime_unknown", f"{name[:80]!r} names no runtime; they are {ONNXRUNTIME} and ai_edge_litert"
+            "runtime_unknown",
+            f"{name[:80]!r} names no runtime; they are {ONNXRUNTIME}, ai_edge_litert and tflite_runtime",
         )
     if (LITERT in named and form == "onnx") or (ONNXRUNTIME in named and not takes_onnx):
         raise RecipeNameError(
@@ -119,6 +124,16 @@ def attempts_of(recipes: Sequence[Recipe], tflite: Sequence[Attempt], form: Form
     # Behind the recipe that they are the twins of, whose ranges they take.
     static = next((i for i, one in enumerate(plain) if one.recipe.kind == "static"), -1)
     return (*plain[: static + 1], *twins, *plain[static + 1 :], *alone)
+
+
+def with_neighbour(attempts: Sequence[Attempt]) -> tuple[Attempt, ...]:
+    """The same, with what is written for LiteRT asked of tflite-runtime too: one file, two rows."""
+    return tuple(
+        Attempt(one.recipe, (*one.runtimes, TFLITE_RUNTIME))
+        if LITERT in one.runtimes and TFLITE_RUNTIME not in one.runtimes
+        else one
+        for one in attempts
+    )
 
 
 def counterpart(recipe: Recipe, runtime: str) -> str | None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from wire.bundle import Parity
 from wire.figures import Interval, PairedCounts
@@ -212,7 +212,12 @@ def samples_needed(counts: PairedCounts, ratio_min: float) -> int | None:
 
 
 def choose(
-    baseline: Candidate, quantized: Sequence[Candidate], limits: Limits, *, host_of_target_class: bool
+    baseline: Candidate,
+    quantized: Sequence[Candidate],
+    limits: Limits,
+    *,
+    host_of_target_class: bool,
+    untimed: Sequence[Candidate] = (),
 ) -> Choice:
     """The choice among judged candidates.
 
@@ -221,7 +226,21 @@ def choose(
         quantized: the other rows that compete, of any runtime, in the target's order of preference.
         limits: the SLA; its objective and fallback are looked at, its limits were judged before.
         host_of_target_class: whether latency measured here speaks for the target.
+        untimed: rows of a runtime in which nothing is timed here: none is chosen, and the best that passes is
+            carried for devices that have only that runtime.
     """
+    choice = _choose(baseline, quantized, limits, host_of_target_class=host_of_target_class)
+    passing = [row for row in untimed if row.status == "pass"]
+    if choice.chosen is None or not passing:
+        return choice
+    best = _by_preference(passing, limits.objective)[0][0]
+    return structs.replace(choice, carried=(*choice.carried, best.id))
+
+
+def _choose(
+    baseline: Candidate, quantized: Sequence[Candidate], limits: Limits, *, host_of_target_class: bool
+) -> Choice:
+    """Among rows that are timed, or could be."""
     passing = [row for row in quantized if row.status == "pass"]
     fp32_passes = baseline.status == "pass"
     allowed = fp32_passes or limits.fallback == "fp32_unbounded"

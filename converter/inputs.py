@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import yaml
 from msgspec import Struct, structs
 
-from converter.attempts import LITERT, Attempt, Edge, Format, parse_attempt
+from converter.attempts import LITERT, TFLITE_RUNTIME, Attempt, Edge, Format, parse_attempt
 from converter.dataset import (
     Description,
     Samples,
@@ -32,6 +33,7 @@ from converter.evaluate import Task, task_of
 from converter.evaluate.registry import inferred
 from converter.limits import LATENCY_RUNS_DEFAULT, LATENCY_RUNS_MIN, QUICK_SAMPLES_MAX, TEXT_BYTES_MAX
 from converter.model import Signature, SourceModel, read_bytes, read_model, words
+from converter.neighbour import version_at
 from converter.recipe import FLOAT32, format_recipe
 from converter.targets.detect import Machine, detect_machine, detect_target, of_class
 from converter.targets.lint import require_shapes
@@ -65,6 +67,7 @@ class Options(Struct, frozen=True, kw_only=True):
     format: Format | None = None
     tflite_edge: Edge | None = None
     batch: int = 1
+    tflite_runtime: Path | None = None
     vela: Path | None = None
     quick: bool = False
     executor: str | None = None
@@ -84,6 +87,18 @@ def command_of(options: Options) -> str:
             continue
         words.append(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
     return shlex.join(words)
+
+
+class Neighbouring(Struct, frozen=True, kw_only=True):
+    """An environment with tflite-runtime.
+
+    Attributes:
+        python: its interpreter.
+        version: of the runtime.
+    """
+
+    python: str
+    version: str
 
 
 class Inputs(Struct, frozen=True, kw_only=True):
@@ -112,6 +127,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
         form: what is written.
         edge: type of the inputs and outputs of quantized `.tflite` files.
         batch: samples that a `.tflite` file takes at once.
+        neighbour: where tflite-runtime is; None where nothing is asked of it.
         vela: program that compiles for Ethos-U; None where there is none, or the target is another.
     """
 
@@ -137,6 +153,7 @@ class Inputs(Struct, frozen=True, kw_only=True):
     form: Format = "onnx"
     edge: Edge = "float32"
     batch: int = 1
+    neighbour: Neighbouring | None = None
     vela: Path | None = None
 
 
@@ -151,6 +168,7 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
     target = detect_target(machine) if options.target == "host" else usable_target(options.target)
     form = form_of(target, options.format)
     asked = asked_of(target, options.candidates, form)
+    neighbour = neighbour_of(options, asked, form)
     name = _checked_name(options.name or default_name(options.model), ModelName, "--name")
     release = _checked_name(options.release or f"{now:%Y%m%d-%H%M%S}", ReleaseName, "--release")
     source = read_model(options.model)
@@ -171,6 +189,7 @@ def read_inputs(options: Options, now: datetime) -> Inputs:
         threads=options.threads,
         latency_samples=LATENCY_RUNS_MIN if options.quick else options.latency_samples,
         asked=asked, form=form, edge=options.tflite_edge or _edge(target), batch=options.batch,
+        neighbour=neighbour,
         vela=vela_for(target, options.vela),
     )  # fmt: skip
 
@@ -203,6 +222,28 @@ def form_of(target: Target, asked: Format | None) -> Format:
             f"or convert for a CPU target",
         )
     return asked or possible[0]
+
+
+def neighbour_of(options: Options, asked: Sequence[Attempt], form: Format) -> Neighbouring | None:
+    """The environment of tflite-runtime, asked for its version, where one is given.
+
+    Raises:
+        InputError: `neighbour_missing`: there is no such runtime; `neighbour_unwanted`: no TFLite is written;
+            `neighbour_unnamed`: a candidate is for that runtime, and nothing says where it is.
+    """
+    python = options.tflite_runtime
+    if python is None:
+        if any(TFLITE_RUNTIME in one.runtimes for one in asked):
+            raise InputError(
+                "neighbour_unnamed",
+                "a candidate is for tflite-runtime; name the Python of its environment with --tflite-runtime",
+            )
+        return None
+    if form == "onnx":
+        raise InputError(
+            "neighbour_unwanted", "--tflite-runtime is given, but no .tflite file is written here"
+        )
+    return Neighbouring(python=str(python), version=version_at(str(python)))
 
 
 def asked_of(target: Target, names: tuple[str, ...], form: Format) -> tuple[Attempt, ...]:

@@ -14,7 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from converter.attempts import LITERT
+from converter.attempts import TFLITE, TFLITE_RUNTIME
+from converter.neighbour import Neighbour
 from converter.runtime import VERSION, open_session
 
 Feeds = Mapping[str, NDArray[Any]]
@@ -49,17 +50,19 @@ class Loadable(Struct, frozen=True, kw_only=True):
         runtime: that opens it.
         config: session entries of ONNX Runtime.
         axes: by name of an input or output of a `.tflite` file: its tensor is ONNX's, transposed by these.
+        python: of the environment where tflite-runtime is.
     """
 
     content: bytes
     runtime: str
     config: Mapping[str, str] = {}
     axes: Mapping[str, tuple[int, ...]] = {}
+    python: str = ""
 
     @property
     def shared(self) -> bool:
         """Whether several threads may ask one session at once."""
-        return self.runtime != LITERT
+        return self.runtime not in TFLITE
 
 
 def opened(one: Loadable, threads: int = 1) -> Session:
@@ -68,17 +71,19 @@ def opened(one: Loadable, threads: int = 1) -> Session:
     Raises:
         Exception: what the runtime raises; ImportError where LiteRT is not installed.
     """
-    if one.runtime != LITERT:
+    if one.runtime not in TFLITE:
         session: Session = open_session(one.content, threads=threads, config=one.config)
         return session
     from converter import litert  # noqa: PLC0415 - where no TFLite is wanted none is needed
 
+    if one.runtime == TFLITE_RUNTIME:
+        return litert.LitertSession(Neighbour(one.python, one.content, threads), one.axes)
     return litert.open_session(one.content, threads=threads, axes=one.axes)
 
 
 def version_of(runtime: str) -> str:
-    """Of the runtime as it is installed here."""
-    if runtime != LITERT:
+    """Of the runtime as it is installed here; a neighbour's is the conversion's (`Inputs.neighbour`)."""
+    if runtime not in TFLITE:
         return VERSION
     from converter import litert  # noqa: PLC0415 - as above
 

@@ -11,7 +11,7 @@ import msgspec
 import onnx
 from msgspec import Struct, structs
 
-from converter.attempts import ALONE, DYNAMIC, FLOAT16, LITERT, Attempt
+from converter.attempts import ALONE, DYNAMIC, FLOAT16, TFLITE, TFLITE_RUNTIME, Attempt
 from converter.dataset import Samples
 from converter.fusion import Audit, audit, widest_weight
 from converter.inputs import Inputs
@@ -56,7 +56,7 @@ def made_of(material: Material, attempt: Attempt) -> Made:
         RecipeError: as `converter.quantize.quantize`.
         Exception: likewise.
     """
-    if attempt.runtimes == (LITERT,) and attempt.recipe in ALONE:
+    if set(attempt.runtimes) <= TFLITE and attempt.recipe in ALONE:
         # The writer stores the FP32 graph's weights as the recipe says.
         return Made(model=material.model)
     return quantize(material, attempt.recipe)
@@ -78,8 +78,8 @@ def file_of(
         TFLiteError: the graph cannot be written as TFLite; nothing is.
         Exception: what the runtime raises.
     """
-    if runtime == LITERT:
-        return _tflite(inputs, made, recipe)
+    if runtime in TFLITE:
+        return _tflite(inputs, made, recipe, runtime)
     content = made.model.SerializeToString()
     config = host_config(inputs, recipe)
     return ModelFile(
@@ -98,17 +98,25 @@ def host_config(inputs: Inputs, recipe: Recipe) -> dict[str, str]:
     return config
 
 
-def _tflite(inputs: Inputs, made: Made, recipe: Recipe) -> ModelFile:
+def _tflite(inputs: Inputs, made: Made, recipe: Recipe, runtime: str) -> ModelFile:
     model, fixed = at_the_samples_shape(made.model, inputs.validation)
     written = write(model, options_of(inputs, recipe))
     # Only an integer model leaves something in float; the others are float by their recipe.
     left = written.float_left if recipe.kind == "static" else ()
     return ModelFile(
-        one=Loadable(content=written.content, runtime=LITERT, axes=written.axes),
+        one=Loadable(
+            content=written.content, runtime=runtime, axes=written.axes, python=python_of(inputs, runtime)
+        ),
         audit=audit_tflite(written.content, left),
         entropy_bytes=tflite_entropy_bytes(written.content),
         notes=(*fixed, *_file_notes(inputs, written)),
     )
+
+
+def python_of(inputs: Inputs, runtime: str) -> str:
+    """Where a runtime lives, if that is not here."""
+    neighbour = inputs.neighbour
+    return neighbour.python if neighbour is not None and runtime == TFLITE_RUNTIME else ""
 
 
 def proved(inputs: Inputs, made: Made, recipe: Recipe, progress: Progress | None) -> Proof:

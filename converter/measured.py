@@ -15,7 +15,7 @@ from itertools import islice
 
 from msgspec import Struct, structs
 
-from converter.attempts import LITERT, ONNXRUNTIME, Attempt, variant_id
+from converter.attempts import LITERT, ONNXRUNTIME, TFLITE_RUNTIME, Attempt, variant_id
 from converter.dataset import Feeds
 from converter.errors import InputError, RecipeError
 from converter.evaluate import Outputs, Quality, answers_of, quality
@@ -24,7 +24,7 @@ from converter.inputs import Inputs
 from converter.latency import Pairs, measure_pairs
 from converter.limits import REASON_CHARS_MAX
 from converter.loading import Loadable, opened
-from converter.making import file_of, host_config, made_of, proved
+from converter.making import file_of, host_config, made_of, proved, python_of
 from converter.quantize import Made, Material
 from converter.recipe import FLOAT32, Recipe, format_recipe
 from converter.tflite.proof import Proof
@@ -232,7 +232,10 @@ def _outputs(bench: Bench, one: Loadable, recipe: Recipe) -> Outputs:
 def loadable(inputs: Inputs, one: Measured) -> Loadable:
     """The file of a candidate, and how this host opens it; it is there."""
     config = host_config(inputs, one.recipe) if one.runtime == ONNXRUNTIME else {}
-    return Loadable(content=one.content or b"", runtime=one.runtime, config=config, axes=one.axes)
+    return Loadable(
+        content=one.content or b"", runtime=one.runtime, config=config, axes=one.axes,
+        python=python_of(inputs, one.runtime),
+    )  # fmt: skip
 
 
 def _latency(bench: Bench, one: Measured) -> tuple[Pairs | None, float | None]:
@@ -254,7 +257,8 @@ def _latency(bench: Bench, one: Measured) -> tuple[Pairs | None, float | None]:
 def _timed(inputs: Inputs, one: Measured) -> bool:
     """Whether a time measured here would say something: one sample's, in a session like the target's."""
     several = one.runtime == LITERT and inputs.batch > 1
-    return latency_scope(inputs, one.recipe, one.runtime) is not None and not several
+    elsewhere = one.runtime == TFLITE_RUNTIME
+    return latency_scope(inputs, one.recipe, one.runtime) is not None and not several and not elsewhere
 
 
 def baseline_alone(bench: Bench, baseline: Measured) -> tuple[Pairs | None, float | None]:
@@ -271,6 +275,8 @@ def _latency_notes(inputs: Inputs, one: Measured, pairs: Pairs | None) -> tuple[
     scope = latency_scope(inputs, one.recipe, one.runtime)
     if scope is None:
         return (_why_unknown(inputs, one.runtime),)
+    if one.runtime == TFLITE_RUNTIME:
+        return ("latency unknown: tflite-runtime is asked over a pipe here, which would be timed with it",)
     if not _timed(inputs, one):
         return (f"latency unknown: the file takes {inputs.batch} samples at once, the baseline one",)
     notes = [] if scope == "target" else ["latency is this host's, not the target's"]

@@ -31,15 +31,40 @@ _LINE_BYTES_MAX = 1 << 20
 _SAID_CHARS_MAX = 300
 
 
+def version_at(python: str) -> str:
+    """Of the TFLite runtime in that Python's environment.
+
+    Raises:
+        InputError: `neighbour_missing`: it cannot be started or has none.
+    """
+    with Neighbour(python) as neighbour:
+        return neighbour.version
+
+
+class Signature:
+    """Details of a file's inputs and outputs by a signature's names."""
+
+    def __init__(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+        self._inputs, self._outputs = inputs, outputs
+
+    def get_input_details(self) -> dict[str, Any]:
+        """By name."""
+        return self._inputs
+
+    def get_output_details(self) -> dict[str, Any]:
+        """By name."""
+        return self._outputs
+
+
 class Neighbour:
     """An interpreter in another process; has the methods of LiteRT's `Interpreter` that a session needs."""
 
-    def __init__(self, python: str, content: bytes, threads: int = 1) -> None:
+    def __init__(self, python: str, content: bytes | None = None, threads: int = 1) -> None:
         """Starts the process and loads the file.
 
         Args:
             python: the other environment's interpreter.
-            content: the .tflite file.
+            content: the .tflite file; None to load one later.
             threads: within one operator.
 
         Raises:
@@ -64,7 +89,8 @@ class Neighbour:
         try:
             hello = self._heard("neighbour_missing")
             self.version = str(hello[0]["version"])
-            self.load(content, threads)
+            if content is not None:
+                self.load(content, threads)
         except BaseException:
             self.close()
             raise
@@ -106,13 +132,18 @@ class Neighbour:
         """Of the outputs."""
         return self._details("outputs")
 
-    def signature(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Details of inputs and outputs by the names of the file's first signature; empty without one."""
-        told, _ = self._asked("signature", {}, [])
+    def get_signature_list(self) -> dict[str, list[str]]:
+        """Names of the file's signatures."""
+        told, _ = self._asked("signatures", {}, [])
+        return {str(name): [] for name in told["names"]}
+
+    def get_signature_runner(self, name: str) -> Signature:
+        """What a signature calls the file's tensors."""
+        told, _ = self._asked("signature", {"name": name}, [])
         inputs, outputs = (
-            {name: _detail(one) for name, one in told[key].items()} for key in ("inputs", "outputs")
+            {key: _detail(one) for key, one in told[which].items()} for which in ("inputs", "outputs")
         )
-        return inputs, outputs
+        return Signature(inputs, outputs)
 
     def _details(self, which: str) -> list[dict[str, Any]]:
         told, _ = self._asked("details", {"which": which}, [])

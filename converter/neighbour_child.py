@@ -53,8 +53,10 @@ class _Child:
             inputs = asked["which"] == "inputs"
             found = self._loaded.get_input_details() if inputs else self._loaded.get_output_details()
             return {"details": [_detail(one) for one in found]}, []
+        elif what == "signatures":
+            return {"names": list(self._loaded.get_signature_list())}, []
         elif what == "signature":
-            return self._signature(), []
+            return self._signature(asked["name"]), []
         elif what == "set":
             self._loaded.set_tensor(asked["index"], arrays[0])
         elif what == "invoke":
@@ -63,11 +65,8 @@ class _Child:
             return {}, [self._loaded.get_tensor(asked["index"])]
         return {}, []
 
-    def _signature(self) -> dict[str, Any]:
-        names = list(self._loaded.get_signature_list())
-        if not names:
-            return {"inputs": {}, "outputs": {}}
-        runner = self._loaded.get_signature_runner(names[0])
+    def _signature(self, name: str) -> dict[str, Any]:
+        runner = self._loaded.get_signature_runner(name)
         return {
             "inputs": {name: _detail(one) for name, one in runner.get_input_details().items()},
             "outputs": {name: _detail(one) for name, one in runner.get_output_details().items()},

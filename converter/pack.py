@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from converter.attempts import LITERT
+from converter.attempts import LITERT, TFLITE, variant_id
 from converter.errors import InputError
 from converter.inputs import Inputs
 from converter.measured import Measured
@@ -81,7 +81,7 @@ def pack(
             data=inputs.description.inputs,
             labels=inputs.description.labels,
             variants=listed,
-            baseline=host_figures(*baseline),
+            baseline=host_figures(inputs, *baseline),
             validation=shards,
             provenance=provenance,
         )
@@ -100,8 +100,10 @@ def _variant(inputs: Inputs, one: Measured, timing: Timing, files: dict[str, byt
     content = one.content
     if content is None:
         raise RuntimeError(f"{one.id} has no graph to pack")
-    tflite = one.runtime == LITERT
-    path = f"variants/{one.id}/model.tflite" if tflite else f"variants/{format_recipe(one.recipe)}/model.onnx"
+    tflite = one.runtime in TFLITE
+    # One file, whichever runtime loads it.
+    shared = variant_id(one.recipe, LITERT)
+    path = f"variants/{shared}/model.tflite" if tflite else f"variants/{format_recipe(one.recipe)}/model.onnx"
     files[path] = content
     # FP32 runs anywhere; quantized arithmetic is chosen for one class of CPU.
     requires = inputs.target.requires.value if one.recipe.quantized else Requirements()
@@ -113,7 +115,7 @@ def _variant(inputs: Inputs, one: Measured, timing: Timing, files: dict[str, byt
         model_path=path,
         files=(file_of(path, content, edges_of(content) if tflite else boundaries(content)),),
         requires=requires,
-        host=host_figures(one, timing),
+        host=host_figures(inputs, one, timing),
         session_config={} if tflite else inputs.target.session_config(one.recipe),
         axes=one.axes,
         twin_of=one.twin_of,

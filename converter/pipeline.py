@@ -18,9 +18,10 @@ import numpy as np
 import onnx
 from msgspec import Struct, structs
 
-from converter.attempts import LITERT, Attempt, Edge, Format, variant_id
+from converter.attempts import LITERT, Attempt, Edge, Format
 from converter.calibrate import Calibration, calibrate, compare_sets
-from converter.candidates import Candidate, Choice, Report, choose
+from converter.candidates import Candidate, Choice, Report
+from converter.competition import chosen_of
 from converter.dataset import Array, Samples, check_labels
 from converter.evaluate import outputs_of
 from converter.executor import open_executor
@@ -41,7 +42,7 @@ from converter.pack import MANIFEST_NAME, pack
 from converter.passes import SameAnswers, clean_checked
 from converter.passes.opset import convert_opset
 from converter.quantize import Material
-from converter.recipe import FLOAT32, format_recipe
+from converter.recipe import format_recipe
 from converter.repair.goal import goal_of
 from converter.report import CANDIDATES_NAME, PAGE_NAME, render
 from converter.rows import Timing, row, timing_of, timing_of_baseline
@@ -101,12 +102,13 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
     format: Format | None = None,  # noqa: A002 - as on the command line
     tflite_edge: Edge | None = None,
     batch: int = 1,
+    tflite_runtime: str | Path | None = None,
     quick: bool = False,
     executor: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Converts a model and writes a bundle.
+    """Converts a model and writes a bundle; InputError where something given cannot be used, and no file.
 
     Args:
         model: ONNX file with float32 weights, or one that carries Q/DQ pairs.
@@ -125,22 +127,20 @@ def convert(  # noqa: PLR0913 - every argument but the first is a keyword, as on
         latency_samples: timed pairs per candidate.
         candidates: only these, each `[RUNTIME/]RECIPE`, by preference; by default all that suit.
         format: `onnx`, `tflite` or `both`; by default what the target takes.
+        tflite_runtime: Python of an environment with tflite-runtime, which is asked too.
         tflite_edge: of quantized `.tflite` files; by default int8 for what takes integers only.
         batch: samples that a `.tflite` file takes at once.
         quick: a first look: fewer validation samples and timed pairs, so wider intervals.
         executor: where candidates are made and answered, `processes:N` or `dask:HOST:PORT`; timed here.
         force: replace an earlier bundle.
         progress: told (stage, done, in all).
-
-    Raises:
-        InputError: something given cannot be used; nothing was written.
     """
     return run(Options(
         model=Path(model), calibration=Path(calibration), validation=Path(validation), target=target,
         sla=Path(sla), output=Path(output), name=name, release=release, dataset=_path(dataset), task=task,
         metric=metric, search=_path(search), threads=threads, latency_samples=latency_samples,
         candidates=tuple(candidates), format=format, tflite_edge=tflite_edge, batch=batch, quick=quick,
-        executor=executor, force=force), progress)  # fmt: skip
+        tflite_runtime=_path(tflite_runtime), executor=executor, force=force), progress)  # fmt: skip
 
 
 def _path(given: str | Path | None) -> Path | None:
@@ -176,8 +176,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     timings = {one.id: timing_of(inputs, one) for one in found}
     timings[baseline.id] = timing_of_baseline(inputs, baseline, found)
     rows = {one.id: row(inputs, one, timings[one.id]) for one in (baseline, *found)}
-    fp32, competing = competitors(inputs, rows[baseline.id], [rows[one.id] for one in found])
-    choice = choose(fp32, competing, inputs.limits, host_of_target_class=inputs.host_of_target_class)
+    choice = chosen_of(inputs, rows[baseline.id], [rows[one.id] for one in found])
     unneeded = {format_recipe(one.recipe): one.unneeded for one in answered if one.unneeded is not None}
     report = _report(inputs, list(rows.values()), choice, material, command)
     if progress is not None:
@@ -245,20 +244,6 @@ def _calibrated(inputs: Inputs, graph: onnx.ModelProto, progress: Progress | Non
         found = calibrate(graph, inputs.calibration, inputs.source.signature, told)
         compared = compare_sets(inputs.calibration, inputs.validation)
     return structs.replace(found, findings=(*compared, *found.findings))
-
-
-def competitors(
-    inputs: Inputs, baseline: Candidate, rows: Sequence[Candidate]
-) -> tuple[Candidate, list[Candidate]]:
-    """FP32's row, and the others among which the choice is made.
-
-    Where only TFLite is wanted only its rows compete, and FP32 is that of its runtime.
-    """
-    if inputs.form != "tflite":
-        return baseline, list(rows)
-    mine = [row for row in rows if row.runtime == LITERT]
-    key = variant_id(FLOAT32, LITERT)
-    return next(row for row in mine if row.id == key), [row for row in mine if row.id != key]
 
 
 def _sensitivity(material: Material, attempts: Sequence[Attempt]) -> tuple[dict[str, object], ...] | None:

@@ -12,7 +12,7 @@ from typing import Literal
 import onnx
 from msgspec import Struct, structs
 
-from converter.attempts import LITERT
+from converter.attempts import TFLITE, TFLITE_RUNTIME
 from converter.candidates import Candidate, Compilation, Evidence, evidence
 from converter.evaluate import Quality
 from converter.evaluate.words import needed_by, words_of
@@ -28,9 +28,6 @@ from wire.bundle import HostFigures, Parity
 from wire.figures import Interval
 from wire.measures import Latency, Measure
 from wire.sla import Limits, Measures, Scope, Status, judge
-
-_NAME_CHARS_MAX = 200
-"""Of `wire.types.Name`."""
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -69,8 +66,8 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
     recipe = one.recipe
     blank = Candidate(
         id=one.id, recipe=format_recipe(recipe), runtime=one.runtime, precision=recipe.precision,
-        status="error", runtime_version=version_of(one.runtime), decisions=one.decisions,
-        format="tflite" if one.runtime == LITERT else "onnx", twin_of=one.twin_of, parity=parity_of(one),
+        status="error", runtime_version=_version(inputs, one.runtime), decisions=one.decisions,
+        format="tflite" if one.runtime in TFLITE else "onnx", twin_of=one.twin_of, parity=parity_of(one),
     )  # fmt: skip
     if one.error is not None or one.quality is None or one.content is None:
         return structs.replace(blank, reason=one.error or "it was not measured")
@@ -83,25 +80,19 @@ def row(inputs: Inputs, one: Measured, timing: Timing) -> Candidate:
             int8_fraction=one.audit.int8_fraction,
             fallback_predicted=one.audit.float_multiplies > 0 if recipe.quantized else None,
         )
-    if one.runtime != LITERT or recipe.quantized:  # a float file is the baseline and runs on the CPU
+    if one.runtime not in TFLITE or recipe.quantized:  # a float file is the baseline and runs on the CPU
         filled = _with_rules(filled, inputs, one.content)
     return _judged(filled, inputs, one.quality, timing)
 
 
+def _version(inputs: Inputs, runtime: str) -> str:
+    neighbour = inputs.neighbour
+    return neighbour.version if neighbour is not None and runtime == TFLITE_RUNTIME else version_of(runtime)
+
+
 def parity_of(one: Measured) -> Parity | None:
     """In short, where there is a twin that it is of."""
-    proof = one.proof
-    if proof is None or one.twin_of is None:
-        return None
-    first = proof.end.first_divergence
-    return Parity(
-        operators=len(proof.nodes),
-        equal=proof.count("equal"),
-        one_step=proof.count("one_step"),
-        worse=proof.count("worse"),
-        outputs_equal=proof.end.outputs_equal,
-        first_divergence=None if first is None else first.tensor[:_NAME_CHARS_MAX],
-    )
+    return None if one.proof is None or one.twin_of is None else one.proof.summary()
 
 
 def _with_rules(row: Candidate, inputs: Inputs, content: bytes) -> Candidate:
@@ -219,7 +210,7 @@ def _p95(timing: Timing) -> Measure | None:
     return None if latency is None else Measure(value=latency.ms_p95, n=latency.n)
 
 
-def host_figures(one: Measured, timing: Timing) -> HostFigures:
+def host_figures(inputs: Inputs, one: Measured, timing: Timing) -> HostFigures:
     """For the manifest; latency only where it was measured on the target's class."""
     quality, ratio = one.quality, timing.ratio if timing.scope == "target" else None
     quantized = one.recipe.quantized
@@ -231,5 +222,5 @@ def host_figures(one: Measured, timing: Timing) -> HostFigures:
         latency_ratio=None
         if ratio is None
         else Measure(value=ratio.value, low=ratio.interval.low, high=ratio.interval.high, n=ratio.n),
-        runtime_version=version_of(one.runtime),
+        runtime_version=_version(inputs, one.runtime),
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import onnx
 from msgspec import Struct, structs
 
-from converter.attempts import Attempt, attempts_of, counterpart, tflite_of, variant_id
+from converter.attempts import Attempt, attempts_of, counterpart, tflite_of, variant_id, with_neighbour
 from converter.executor import Executor
 from converter.inputs import Inputs
 from converter.measured import Bench, Measured, answer_candidate, reason_of, time_candidate
@@ -24,10 +24,11 @@ from converter.targets.choose import recipes_for, tflite_attempts_for
 def attempts_on(inputs: Inputs, graph: onnx.ModelProto) -> tuple[Attempt, ...]:
     """What is tried: what was asked for, else what suits target and model; a given quantization first."""
     if inputs.asked:
-        return inputs.asked
+        return inputs.asked if inputs.neighbour is None else with_neighbour(inputs.asked)
     recipes = recipes_for(inputs.target, weight_facts(graph))
     found = attempts_of(recipes, tflite_of(tflite_attempts_for(inputs.target)), inputs.form)
     given = None if inputs.source.quantized is None else given_recipe(inputs.source.quantized)
+    found = found if inputs.neighbour is None else with_neighbour(found)
     return found if given is None or inputs.form == "tflite" else (Attempt(given), *found)
 
 

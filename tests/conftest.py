@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent.parent
@@ -16,3 +17,12 @@ settings.load_profile("shallop")
 # Tests start real programs with `python -m`; they must find this tree whatever folder they start in.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tflite_runtime_python() -> str:
+    """The Python of the environment in which `tflite-runtime` has the numpy 1 that it needs."""
+    python = ROOT / ".venv-tflite-runtime" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("tflite-runtime has no environment of its own: make tflite-runtime (with Python 3.11)")
+    return str(python)

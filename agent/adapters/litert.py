@@ -6,8 +6,7 @@ the variant's word, for the two compute different numbers (FACTS.md section 1, P
 Not for: the daemon, which must never import this; delegates; or axes, which the worker lays out.
 
 Neither library writes a file, opens a socket or reports anything (seen with strace: LiteRT 2.3 and
-tflite-runtime 2.14). With one thread neither starts any; with more, one less than asked when it loads a
-model.
+tflite-runtime 2.14). With one thread neither starts any; with more, one less when it loads a model.
 
 tflite-runtime 2.14 under numpy 2 can be imported and fails when an interpreter is built (FACTS.md section 1,
 trap 14), so one is built of an empty model before any file is blamed.
@@ -17,14 +16,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.errors import FinalError
-from agent.worker.runtimes import named
+from agent.worker import runtimes
 
 Array = NDArray[Any]
 Details = dict[str, dict[str, Any]]
@@ -61,6 +60,8 @@ class LitertSession:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference: arrays as `prepare` gave them, outputs as the file holds them.
 
+        A file that takes several samples at once is filled with copies of the one, and gives its answer.
+
         Raises:
             FinalError: `output_mismatch`: an input is not of the file's shape; `model_run_failed`.
             MemoryError: it needs more than the process may use.
@@ -68,11 +69,22 @@ class LitertSession:
         interpreter = self._interpreter
         try:
             for name, place in self._places_in.items():
-                interpreter.set_tensor(place, inputs[name])
+                interpreter.set_tensor(place, self._filled(name, inputs[name]))
             interpreter.invoke()
-            return {name: interpreter.get_tensor(place) for name, place in self._places_out.items()}
+            found = {name: interpreter.get_tensor(place) for name, place in self._places_out.items()}
         except Exception as error:  # noqa: BLE001 - the library raises what its C++ code meets
             raise self._explained(inputs, error) from None
+        alone = [name for name, given in inputs.items() if given.ndim and len(given) == 1]
+        copies = max((self._batch(name) for name in alone), default=1)
+        return found if copies == 1 else {name: _first(values, copies) for name, values in found.items()}
+
+    def _batch(self, name: str) -> int:
+        shape = self._inputs[name]["shape"]
+        return int(shape[0]) if len(shape) else 1
+
+    def _filled(self, name: str, values: Array) -> Array:
+        alone = values.ndim > 0 and len(values) == 1 < self._batch(name)
+        return np.repeat(values, self._batch(name), axis=0) if alone else values
 
     def finish(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
         """Real values where the file's outputs are quantized integers."""
@@ -88,7 +100,7 @@ class LitertSession:
                     f"input {name} is {given}, the file takes {takes} and nothing else; a variant's axes say "
                     "how its tensors lie",
                 )
-        return named("model_run_failed", f"{self._library} {self.version}", error)
+        return runtimes.named("model_run_failed", f"{self._library} {self.version}", error)
 
 
 class TFLiteRuntime:
@@ -122,7 +134,7 @@ class TFLiteRuntime:
             interpreter.allocate_tensors()
             return LitertSession(interpreter, self._name, self._version)
         except Exception as error:  # noqa: BLE001 - the library raises what its C++ code meets
-            raise named("model_load_failed", f"{self._name} {self._version}", error) from None
+            raise runtimes.named("model_load_failed", f"{self._name} {self._version}", error) from None
 
 
 def ai_edge_litert() -> TFLiteRuntime:
@@ -165,14 +177,23 @@ def _useless(name: str, error: Exception) -> str:
 
 
 def _edges(interpreter: Any) -> tuple[Details, Details]:  # noqa: ANN401 - has no types
-    """Inputs and outputs by the signature's names, in a file without one by the tensors' own."""
-    signatures = interpreter.get_signature_list()
-    if SIGNATURE in signatures:
-        runner = interpreter.get_signature_runner(SIGNATURE)
-        return dict(runner.get_input_details()), dict(runner.get_output_details())
-    edges = (interpreter.get_input_details(), interpreter.get_output_details())
-    inputs, outputs = ({one["name"]: one for one in found} for found in edges)
-    return inputs, outputs
+    """Inputs and outputs in the file's order, by the signature's names; without one by the tensors' own."""
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    if SIGNATURE not in interpreter.get_signature_list():
+        return {one["name"]: one for one in inputs}, {one["name"]: one for one in outputs}
+    runner = interpreter.get_signature_runner(SIGNATURE)
+    return _in_order(runner.get_input_details(), inputs), _in_order(runner.get_output_details(), outputs)
+
+
+def _in_order(named: Details, details: Sequence[Mapping[str, Any]]) -> Details:
+    """A signature's entries, which come in any order, as the file has them."""
+    places = [one["index"] for one in details]
+    return dict(sorted(named.items(), key=lambda one: places.index(one[1]["index"])))
+
+
+def _first(values: Array, copies: int) -> Array:
+    """The one sample's answer among those of its copies."""
+    return values[:1] if values.ndim and len(values) == copies else values
 
 
 def _typed(name: str, values: Array, one: Mapping[str, Any]) -> Array:

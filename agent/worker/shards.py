@@ -172,7 +172,7 @@ def _transposed(tensors: NDArray[Any], axes: tuple[int, ...], *, fresh: bool) ->
         return np.ascontiguousarray(tensors.transpose(order))
     laid = tensors.reshape([tensors.shape[axis] for axis in order])
     for there, tensor in zip(laid, tensors, strict=True):
-        there[...] = tensor.transpose(axes).copy()
+        there[...] = tensor.transpose(axes)  # the same memory: numpy copies first what would be overwritten
     return laid
 
 

@@ -81,6 +81,12 @@ _REQUIRED = ("model", "calibration", "validation", "target", "sla", "output")
     "--tflite-edge", type=click.Choice(get_args(Edge)), help="Inputs and outputs of quantized .tflite files."
 )
 @click.option("--batch", type=click.IntRange(1, 4096), default=1, show_default=True, help="Of .tflite files.")
+@click.option(
+    "--tflite-runtime",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="PYTHON",
+    help="Python of an environment with tflite-runtime: every .tflite file is answered there too.",
+)
 @click.option("--vela", type=_FILE, help="Arm's compiler for Ethos-U; default: the one that is installed.")
 @click.option("--quick", is_flag=True, help="A first look: fewer samples and timed pairs, wider intervals.")
 @click.option("--executor", metavar="WHERE", help="Make candidates on processes:N or dask:HOST:PORT.")

@@ -24,7 +24,7 @@ from onnx import numpy_helper
 from converter.quantize.operators import Operator, Role
 from converter.quantize.plan import weight_axis
 from converter.quantize.qparams import Floats
-from converter.quantize.twin_rules import MOVES, TWIN_OPERATORS
+from converter.quantize.twin_rules import MOVES, RESCALED, TWIN_OPERATORS
 from converter.quantize.view import View
 
 _PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -210,7 +210,7 @@ class _Checker:
             scale, zero = np.float32(operator.fixed.scale), operator.fixed.zero_point
             if made[0].scale.flat[0] != scale or made[0].zero.flat[0] != zero:
                 yield f"{where}: its output is stored as {made[0].words}, by rule it is {scale:.9g} / {zero}"
-        elif operator.role in MOVES:
+        elif operator.role in MOVES and node.op_type not in RESCALED:
             first, *others = [one for one in map(self._into, self._view.activations(node)) if one is not None]
             unlike = next((one for one in (*others, *made) if not one.same_as(first)), None)
             if unlike is not None:

@@ -10,8 +10,7 @@ Sources: LiteRT 8-bit quantization specification
 output is a *restriction* of an operator, and Softmax, Logistic, Tanh and LogSoftmax have fixed outputs; for
 operators that it does not list, what their kernels check when they are prepared (tensorflow/lite/kernels:
 `maximum_minimum.cc`, `select.cc`, `reduce.cc`, `pad.cc`, `activations.cc`). Mean and Sum rescale; so do Relu,
-LeakyRelu, PRelu, Elu, HardSwish and Gelu. A global average could be written as Mean: that its scales are
-equal costs 0.01 to 0.16 dB on the trial models and no accuracy, and accelerators run AVERAGE_POOL_2D.
+LeakyRelu, PRelu, Elu, HardSwish and Gelu.
 """
 
 from __future__ import annotations
@@ -61,6 +60,10 @@ more reads it than that operator: one bit. Beyond, it keeps its own parameters a
 PADDING_FACTOR_MAX = 16.0
 """How many times wider a range may become to hold what a Pad puts around: 4 of 8 bits stay. What lies further
 out (the lowest float before a maximum) is stored as the range's end, as without a twin."""
+
+RESCALED = frozenset({"GlobalAveragePool"})
+"""Written as Mean, which rescales: a graph that was given need not have equal scales there. Plans keep them
+equal, which costs 0.01 to 0.16 dB on the trial models and no accuracy: accelerators run AVERAGE_POOL_2D."""
 
 MOVES = frozenset({Role.SAME_SCALE, Role.JOINED})
 """Roles whose inputs and outputs have one scale and zero point."""

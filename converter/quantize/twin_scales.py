@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping
 
 from msgspec import Struct, field
 
+from converter.quantize.even_sums import KINDS, evened
 from converter.quantize.operators import Fixed, Role
 from converter.quantize.qparams import QParams, fixed_params, of_range, redundant
 from converter.quantize.twin_refusals import padding
@@ -234,8 +235,33 @@ class _Solver:
                     return fixed
         return None
 
+    def _even(self, params: dict[str, QParams]) -> None:
+        """Widens outputs of sums and products a little where the runtimes would round some of them apart.
+
+        In the graph's order, so that an input is final before its sum is; a group is changed at most once.
+        """
+        final: set[str] = set()
+        widened = 0
+        for node in self._view.nodes:
+            unit = self._chosen.get(node.name)
+            if unit is None or node.op_type not in KINDS or any(x not in self._parent for x in node.input):
+                continue
+            left, right = (self._root(name) for name in node.input)
+            head = self._root(unit.outputs[0])
+            if head not in {left, right, *final} and self._groups[head].fixed is None:
+                found = evened(node.op_type, params[left], params[right], params[head])
+                if found is not None and all(redundant(one, found) for one in self._groups[head].bounds):
+                    widened += not found.same_as(params[head])
+                    params[head] = found
+            final |= {left, right, head}
+        if widened:
+            self._said.insert(
+                0, f"{widened} scales of sums and products are wider, for both runtimes to round alike"
+            )
+
     def _scales(self) -> Scales:
         params = {head: self._params(group) for head, group in self._groups.items()}
+        self._even(params)
         return Scales(
             activations={name: params[self._root(name)] for name in self._names},
             edges={edge: params[self._root(out)] for edge, out in self._edges.items()},

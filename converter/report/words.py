@@ -16,7 +16,7 @@ from converter.candidates import Candidate, Report
 UNKNOWN = "unknown"
 
 _KILO = 1000.0
-_RUNTIMES = {"onnxruntime": "ORT", "ai-edge-litert": "LiteRT", "tflite-runtime": "TFLite"}
+_RUNTIMES = {"onnxruntime": "ORT", "ai-edge-litert": "LiteRT", "tflite-runtime": "tflite-rt"}
 _LIMIT_NAMES = {
     "latency_ms_p95": "latency p95",
     "memory_bytes": "peak memory",

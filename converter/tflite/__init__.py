@@ -28,8 +28,8 @@ from converter.tflite.verify import verify
 __all__ = ["Lowered", "Options", "Placed", "TFLiteError", "Written", "lower", "write"]
 
 _SPATIAL = frozenset(
-    {"AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool", "MaxPool", "Resize",
-     "SpaceToDepth"}
+    {"AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool", "GlobalMaxPool", "MaxPool",
+     "Resize", "SpaceToDepth", "Upsample"}
 )  # fmt: skip
 _PASSES_ON = frozenset(
     {"Add", "Clip", "DequantizeLinear", "Div", "Identity", "Mul", "Pad", "QuantizeLinear", "Relu", "Sub"}

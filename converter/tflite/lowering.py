@@ -224,11 +224,11 @@ class Lowering:
     ) -> None:  # fmt: skip
         """Appends one operator; its version is the table's for the first input's type by default."""
         first = next((t for t in inputs if t is not None and t.quant is not None), inputs[0])
-        dtype = "float32" if first is None else first.dtype
+        dtype, rank = ("float32", 0) if first is None else (first.dtype, len(first.shape))
         self.graph.operators.append(
             Operator(
                 kind=kind, inputs=tuple(inputs), outputs=tuple(outputs), options=options,
-                version=version_of(kind, dtype) if version is None else version,
+                version=version_of(kind, dtype, rank) if version is None else version,
             )
         )  # fmt: skip
         for made in outputs:

@@ -316,6 +316,8 @@ class _Reader:
                 plain = constant.quant is None and constant.values.dtype.kind == "f"
                 if plain and place in traits.constants:
                     return False
+                # What an operator picks from a stored table is stored, whatever says which.
+                reads = reads or (constant.quant is not None and place in traits.constants)
             elif name in self._aliases:
                 reads = True
             elif name and self._dtype(name) == "float32":

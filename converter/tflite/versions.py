@@ -11,14 +11,14 @@ table.
 from __future__ import annotations
 
 _INT8: dict[str, int] = {
-    "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "TRANSPOSE_CONV": 2,
+    "CAST": 3, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "TILE": 3, "TRANSPOSE_CONV": 2,
     **dict.fromkeys(
         (
-            "ADD", "ARG_MAX", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONCATENATION", "DEPTH_TO_SPACE",
+            "ADD", "ARG_MAX", "ARG_MIN", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONCATENATION", "DEPTH_TO_SPACE",
             "DEQUANTIZE", "GATHER", "GELU", "LEAKY_RELU", "LOGISTIC", "LOG_SOFTMAX", "MAXIMUM", "MAX_POOL_2D",
             "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "PAD", "PADV2", "REDUCE_MAX", "REDUCE_MIN", "RELU",
             "RELU6", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "SLICE", "SOFTMAX",
-            "SPACE_TO_DEPTH", "SPLIT", "SQUARED_DIFFERENCE", "STRIDED_SLICE", "SUB", "SUM", "TANH", "TILE",
+            "SPACE_TO_DEPTH", "SPLIT", "SPLIT_V", "SQUARED_DIFFERENCE", "STRIDED_SLICE", "SUB", "SUM", "TANH",
             "TRANSPOSE",
         ),
         2,
@@ -26,10 +26,22 @@ _INT8: dict[str, int] = {
 }  # fmt: skip
 
 
-def version_of(kind: str, dtype: str) -> int:
-    """By the type of its first data operand; what depends on more is said where it is written.
+_BOOL: dict[str, int] = {"GATHER": 3, "STRIDED_SLICE": 3, "TRANSPOSE": 3}
+_WIDE: dict[str, int] = {"PAD": 4, "PADV2": 4, "SLICE": 5, "STRIDED_SLICE": 4, "TRANSPOSE": 4}
+"""Of five axes."""
+_WIDER: dict[str, int] = {"TRANSPOSE": 6}
+"""Of six."""
+_RANK_PLAIN = 4
 
-    >>> version_of("CONV_2D", "int8"), version_of("CONV_2D", "float32")
-    (3, 1)
+
+def version_of(kind: str, dtype: str, rank: int = _RANK_PLAIN) -> int:
+    """By type and rank of its first data operand; what depends on more is said where it is written.
+
+    >>> version_of("CONV_2D", "int8"), version_of("CONV_2D", "float32"), version_of("PAD", "int8", 5)
+    (3, 1, 4)
     """
-    return _INT8.get(kind, 1) if dtype == "int8" else 1
+    by_type = {"int8": _INT8, "bool": _BOOL}.get(dtype, {}).get(kind, 1)
+    by_rank = 1
+    if rank > _RANK_PLAIN:
+        by_rank = (_WIDER if rank > _RANK_PLAIN + 1 and kind in _WIDER else _WIDE).get(kind, 1)
+    return max(by_type, by_rank)

@@ -17,6 +17,7 @@ from tests.agent.twins import (
     TOPICS,
     VARIANT,
     MemoryBroker,
+    Release,
     release,
     until,
 )
@@ -383,3 +384,47 @@ def test_a_journal_that_cannot_be_written_holds_the_work_up_and_nothing_else(tmp
             assert rig.broker.fetched == [], "work began before its state was saved"
             broken = False
             rig.wait(1, OrderOutcome.ACTIVE)
+
+
+# --- runtimes
+
+
+def bent(which: Release, **changes: object) -> Release:
+    """The release with its first variant changed."""
+    first, *others = which.manifest.variants
+    variants = (msgspec.structs.replace(first, **changes), *others)
+    return Release(msgspec.structs.replace(which.manifest, variants=variants), which.blobs)
+
+
+def test_a_variants_axes_reach_its_trials_and_the_application(tmp_path: Path) -> None:
+    turned = {"x": (1, 0)}
+    with running(tmp_path) as rig:
+        deploy(rig, bent(ONE, axes=turned))
+        assert rig.trials.jobs[-1].candidate.axes == turned
+        told = msgspec.json.decode((rig.current / "release.json").read_bytes())
+        assert told["axes"] == {"x": [1, 0]}
+        deploy(rig, TWO, 2)
+        job = rig.trials.jobs[-1]
+        assert job.incumbent is not None
+        assert (job.candidate.axes, job.incumbent.axes) == ({}, turned)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "words"),
+    [
+        ("tflite-runtime", "pip install 'shallop[tflite-runtime]'"),
+        ("ai-edge-litert", "pip install 'shallop[tflite]'"),
+        ("abacus", "abacus is not installed here"),
+    ],
+)
+def test_a_variant_of_a_runtime_that_is_not_here_is_refused_with_what_brings_it(
+    tmp_path: Path, runtime: str, words: str
+) -> None:
+    with running(tmp_path) as rig:
+        release_ = bent(ONE, runtime=runtime)
+        rig.broker.hold(release_)
+        rig.broker.desire(DEVICE, {"digits": release_.order(1)})
+        state = rig.wait(1, OrderOutcome.FAILED)
+        assert state.reason is not None
+        assert words in state.reason.detail
+        assert rig.trials.jobs == []

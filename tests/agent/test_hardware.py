@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -149,6 +150,32 @@ def test_a_distribution_with_another_name_brings_the_same_runtime() -> None:
     )
     both = hardware.runtimes_of({"onnxruntime-gpu": "1.20.0", "onnxruntime": "1.31.1", "abacus": "1"})
     assert both == (RuntimeInfo(name="onnxruntime", version="1.31.1"),)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "installed", "runtime"),
+    [
+        (".onnx", (), "onnxruntime"),
+        (".tflite", (), "ai-edge-litert"),
+        (".tflite", ("onnxruntime", "tflite-runtime"), "tflite-runtime"),
+        (".tflite", ("tflite-runtime", "ai-edge-litert"), "ai-edge-litert"),
+        (".onnx", ("tflite-runtime",), "onnxruntime"),
+        (".txt", ("onnxruntime",), None),
+    ],
+)
+def test_who_runs_a_file_is_who_is_installed(
+    suffix: str, installed: tuple[str, ...], runtime: str | None
+) -> None:
+    found = tuple(RuntimeInfo(name=name, version="1") for name in installed)
+    assert hardware.runtime_for(suffix, found) == runtime
+
+
+def test_every_runtime_has_an_extra_of_the_package() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert set(hardware.EXTRA_OF) == set(hardware.RUNTIME_OF.values())
+    for runtime, extra in hardware.EXTRA_OF.items():
+        brings = [line.split(";")[0] for line in project["optional-dependencies"][extra]]
+        assert any(line.startswith(f"{runtime}>=") for line in brings)
 
 
 def test_looking_for_runtimes_imports_none() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from converter.errors import InputError, RecipeError
+from converter.litert import LitertSession
 from converter.neighbour import Neighbour
 from converter.tflite import Written, write
 from tests.converter.quantizing import floats, graph
@@ -26,10 +27,9 @@ def written() -> Written:
 def test_it_answers_as_the_runtime_here(written: Written) -> None:
     x = floats(3, 1, 6)
     with Neighbour(sys.executable, written.content) as neighbour:
-        inputs_of, outputs_of = neighbour.signature()
-        neighbour.set_tensor(inputs_of["x"]["index"], x)
-        neighbour.invoke()
-        found = neighbour.get_tensor(outputs_of["y"]["index"])
+        session = LitertSession(neighbour, written.axes)
+        assert (session.input_names, session.output_names) == (("x",), ("y",))
+        found = session.run(["y"], {"x": x})[0]
     np.testing.assert_array_equal(found, Session(written).run({"x": x})["y"])
 
 

@@ -222,6 +222,17 @@ def test_a_constant_in_float_makes_a_join_a_float_island() -> None:
     assert check_twin(result) == ()
 
 
+@pytest.mark.parametrize(("kind", "against"), [("GlobalAveragePool", 0), ("GlobalMaxPool", 1)])
+def test_a_global_average_that_was_given_may_rescale(kind: str, against: int) -> None:
+    made = graph(
+        [("Conv", "x w", "a"), (kind, "a", "g"), ("Conv", "g z", "y")],
+        {"w": floats(1, 4, 3, 1, 1), "z": floats(2, 2, 4, 1, 1)}, outputs=IMAGE,
+    )  # fmt: skip
+    result = emit(made, make_plan(material(made), parse("static_wi8_au8_pc_minmax_twin"), ranges_of(made)))
+    pair(result, "g", scale=lambda scale: scale / 2)
+    assert len(check_twin(result)) == against
+
+
 def test_a_bias_in_float_is_found() -> None:
     model = twin()
     node_named(model, "n_c").input[2] = "v"

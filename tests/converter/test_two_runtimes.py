@@ -294,3 +294,13 @@ def test_what_counts_samples_is_left_to_the_batch(*, whole: bool, noted: list[st
     assert [text.split(" in the file")[0] for text in notes] == noted
     dims = found.graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_value or dim.dim_param for dim in dims] == ([9, 4] if whole else ["N", 4])
+
+
+def test_attempts_made_in_other_processes_give_the_same_rows(tmp_path: Path, both: Conversion) -> None:
+    found = _rows(run(_options(Workshop(tmp_path), executor="processes:2")))
+    here = _rows(both)
+    assert list(found) == list(here)
+    for key, row in found.items():
+        assert (row.status, row.accuracy, row.agreement) == ("pass", here[key].accuracy, here[key].agreement)
+        assert (row.twin_of, row.parity) == (here[key].twin_of, here[key].parity)
+    assert found[f"onnxruntime/{_TWIN}"].sha256 == here[f"onnxruntime/{_TWIN}"].sha256

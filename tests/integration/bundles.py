@@ -86,7 +86,8 @@ def _run(model: bytes, samples: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(session.run(None, {"x": samples})[0], np.float32)
 
 
-def _file(folder: Path, path: str, data: bytes) -> bundle.File:
+def file_of(folder: Path, path: str, data: bytes) -> bundle.File:
+    """Writes a file of a bundle and says what the manifest has to say of it."""
     target = folder / path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
@@ -122,7 +123,7 @@ def make_bundle(
         bundle.host_key(VARIANT, "y"): outputs,
     }
     np.savez(shard, allow_pickle=False, **arrays)
-    file = _file(folder, "variants/float_wf32_af32/model.onnx", shipped)
+    file = file_of(folder, "variants/float_wf32_af32/model.onnx", shipped)
     manifest = bundle.Manifest(
         model=model,
         release=release,
@@ -149,7 +150,7 @@ def make_bundle(
         ),
         validation=(
             bundle.Shard(
-                file=_file(folder, "validation/shard-0000.npz", shard.read_bytes()), n_samples=SAMPLES
+                file=file_of(folder, "validation/shard-0000.npz", shard.read_bytes()), n_samples=SAMPLES
             ),
         ),
         provenance=bundle.Provenance(source_model_sha256=chunks.digest(healthy)),

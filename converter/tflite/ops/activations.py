@@ -9,24 +9,34 @@ from __future__ import annotations
 import numpy as np
 
 from converter.tflite.errors import TFLiteError
-from converter.tflite.layout import laid
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import fits, fixed_output, options_of, unary
+from converter.tflite.ops.pieces import binary, fits, fixed_output, options_of, scalar, unary
 from converter.tflite.reading import Op, Traits
 
 _KINDS = {"Elu": "ELU", "HardSwish": "HARD_SWISH", "Sigmoid": "LOGISTIC", "Tanh": "TANH"}
 
 
 def plain(b: Lowering, op: Op) -> None:
-    """Writes an activation that has no settings in TFLite."""
-    if op.attributes.get("alpha", 1.0) != 1.0:
-        raise TFLiteError(
-            "tflite_attribute", f"{op.where} has alpha {op.attributes['alpha']}, TFLite's has 1"
-        )
+    """Writes an activation that has no settings."""
     value = b.value(op.inputs[0])
     kind = _KINDS[op.op_type]
     unary(b, kind, value.tensor, fixed_output(b, op, kind, value.axes))
+
+
+def elu(b: Lowering, op: Op) -> None:
+    """Writes one Elu: where alpha is not TFLite's 1, alpha times that of min(x, 0), plus max(x, 0)."""
+    alpha, value = float(op.attributes.get("alpha", 1.0)), b.value(op.inputs[0])
+    if alpha == 1.0:
+        plain(b, op)
+        return
+    if op.integer:
+        raise TFLiteError("tflite_attribute", f"{op.where} has alpha {alpha} on integers, TFLite's has 1")
+    made = b.output(op, value.axes)
+    below = binary(b, "MINIMUM", [value.tensor, scalar(b, 0.0, f"{made.name}_zero")], f"{made.name}_below")
+    curve = unary(b, "ELU", below, f"{made.name}_curve")
+    scaled = binary(b, "MUL", [curve, scalar(b, alpha, f"{made.name}_alpha")], f"{made.name}_scaled")
+    binary(b, "ADD", [scaled, unary(b, "RELU", value.tensor, f"{made.name}_above")], made)
 
 
 def leaky_relu(b: Lowering, op: Op) -> None:
@@ -40,8 +50,6 @@ def leaky_relu(b: Lowering, op: Op) -> None:
 def p_relu(b: Lowering, op: Op) -> None:
     """Writes one PRelu; its slope spreads over the input and needs the input's other axes."""
     (tensor, slope), axes = b.operands(op, op.inputs)
-    if tensor.shape != laid(b.shape(op.outputs[0]), axes):
-        raise TFLiteError("tflite_shape", f"the slope of {op.where} has more axes than what it is applied to")
     if slope.quant is not None and slope.quant.axis is not None:
         raise TFLiteError("tflite_quantization", f"the slope of {op.where} is stored per channel")
     if slope.values is not None and slope.values.size == 1:
@@ -54,7 +62,8 @@ def p_relu(b: Lowering, op: Op) -> None:
 _INTEGER = Traits(integer=True)
 
 ENTRIES = {
-    **dict.fromkeys(("Elu", "HardSwish"), Entry(lower=plain, traits=_INTEGER)),
+    "Elu": Entry(lower=elu, traits=_INTEGER),
+    "HardSwish": Entry(lower=plain, traits=_INTEGER),
     "LeakyRelu": Entry(lower=leaky_relu, traits=_INTEGER),
     "PRelu": Entry(lower=p_relu, traits=Traits(integer=True, constants=(1,))),
     "Sigmoid": Entry(lower=plain, traits=Traits(integer=True, fits=fits("LOGISTIC"))),

@@ -15,7 +15,7 @@ import numpy as np
 from converter.tflite.errors import TFLiteError
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import binary, options_of, requantized, scalar
+from converter.tflite.ops.pieces import binary, check_types, options_of, requantized, scalar
 from converter.tflite.reading import Op, Traits
 from converter.tflite.schema import ACTIVATIONS
 from converter.tflite.tensors import Tensor
@@ -42,11 +42,8 @@ def arithmetic(b: Lowering, op: Op) -> None:
 
 
 def _check(op: Op, kind: str, tensors: Sequence[Tensor], made: Tensor) -> None:
+    check_types(op, tensors, _TYPES[kind])
     for tensor in tensors:
-        if tensor.dtype not in _TYPES[kind]:
-            raise TFLiteError(
-                "tflite_type", f"{op.where} computes with {tensor.dtype}, which {kind} does not"
-            )
         if tensor.quant is not None and tensor.quant.axis is not None:
             raise TFLiteError(
                 "tflite_quantization", f"an operand of {op.where} is stored per channel, TFLite per tensor"

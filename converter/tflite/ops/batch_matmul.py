@@ -68,7 +68,7 @@ def _matrices(b: Lowering, name: str, *, flip: bool, column: bool) -> tuple[Tens
         return b.reshape(b.take(name), shape, f"{name}_matrix"), False
     swapped: Axes = (*range(rank - 2), rank - 1, rank - 2)
     computed = value.tensor.values is None
-    if computed and (value.axes == swapped or (column and not flip and value.axes != identity(rank))):
+    if computed and (value.axes == swapped or (column and value.axes != identity(rank))):
         # The kernel reads the right operand by its columns: where it must be moved anyway, move it so.
         return b.take(name, swapped), not flip
     constant = b.constant(name)

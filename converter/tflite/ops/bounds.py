@@ -12,10 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from converter.quantize.qparams import QParams
-from converter.tflite.errors import TFLiteError
 from converter.tflite.lowering import Lowering, Value
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import binary, scalar, unary
+from converter.tflite.ops.pieces import binary, check_types, scalar, unary
 from converter.tflite.reading import Op, Traits
 from converter.tflite.schema import schema
 from converter.tflite.tensors import Tensor
@@ -25,7 +24,6 @@ _INFINITE = float("inf")
 _KINDS: dict[Bounds, str] = {
     (0.0, _INFINITE): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1",
 }  # fmt: skip
-_IN_INT8 = ("RELU", "RELU6")
 
 
 def relu(b: Lowering, op: Op) -> None:
@@ -36,8 +34,7 @@ def relu(b: Lowering, op: Op) -> None:
 def clip(b: Lowering, op: Op) -> None:
     """Writes one Clip with constant bounds."""
     low, high = (_bound(b, op, place) for place in (1, 2))
-    # ONNX: where the lower bound is above the upper one, all numbers become the upper one.
-    _bounded(b, op, (min(low, high), high))
+    _bounded(b, op, (low, high))
 
 
 def _bound(b: Lowering, op: Op, place: int) -> float:
@@ -49,8 +46,7 @@ def _bound(b: Lowering, op: Op, place: int) -> float:
 
 def _bounded(b: Lowering, op: Op, bounds: Bounds) -> None:
     value = b.value(op.inputs[0])
-    if value.tensor.dtype not in {"float32", "int8"}:
-        raise TFLiteError("tflite_type", f"{op.where} bounds numbers of type {value.tensor.dtype}")
+    check_types(op, [value.tensor], {"float32", "int8"})
     wanted = b.quant(op.outputs[0])
     if wanted is not None:
         _bounded_integers(b, op, value, wanted, bounds)
@@ -72,7 +68,7 @@ def _bounded_integers(b: Lowering, op: Op, value: Value, wanted: QParams, bounds
         b.rename(op, value)
         return
     kind = _KINDS.get(bounds)
-    if kind is not None and kind in _IN_INT8:
+    if kind is not None:
         unary(b, kind, value.tensor, b.output(op, value.axes))
         return
     made = b.output(op, value.axes)
@@ -102,7 +98,7 @@ def between_stored(b: Lowering, tensor: Tensor, low: int, high: int, made: Tenso
 
 
 def between(b: Lowering, tensor: Tensor, low: Tensor | None, high: Tensor | None, made: Tensor) -> None:
-    """MAXIMUM with `low`, then MINIMUM with `high`; None leaves one out."""
+    """MAXIMUM with `low`, then MINIMUM with `high`, which wins as in ONNX; None leaves one out."""
     if low is not None and high is not None:
         inner = b.new(f"{made.name}_from_below", made.shape, made.dtype, made.quant)
         tensor = binary(b, "MAXIMUM", [tensor, low], inner)

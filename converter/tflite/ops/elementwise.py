@@ -9,10 +9,9 @@ float erf (Eigen/src/SpecialFunctions, generic_fast_erf), to within 3e-7 of the 
 
 from __future__ import annotations
 
-from converter.tflite.errors import TFLiteError
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import binary, scalar, unary
+from converter.tflite.ops.pieces import binary, check_types, scalar, unary
 from converter.tflite.reading import Op
 from converter.tflite.tensors import Tensor
 
@@ -41,10 +40,7 @@ def plain(b: Lowering, op: Op) -> None:
 def _ends(b: Lowering, op: Op) -> tuple[Tensor, Tensor]:
     """What is read and what is written, in the same layout."""
     value = b.value(op.inputs[0])
-    if value.tensor.dtype != "float32":
-        raise TFLiteError(
-            "tflite_type", f"{op.where} computes with {value.tensor.dtype}, here only float32 does"
-        )
+    check_types(op, [value.tensor], {"float32"})
     return value.tensor, b.output(op, value.axes)
 
 
@@ -68,10 +64,7 @@ def power(b: Lowering, op: Op) -> None:
         _small_power(b, tensor, made, exponent)
         return
     (tensor, other), axes = b.operands(op, op.inputs)
-    if {tensor.dtype, other.dtype} != {"float32"}:
-        raise TFLiteError(
-            "tflite_type", f"{op.where} raises {tensor.dtype} to {other.dtype}, here only float32"
-        )
+    check_types(op, [tensor, other], {"float32"})
     binary(b, "POW", [tensor, other], b.output(op, axes))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from converter.tflite.errors import TFLiteError
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import requantized
+from converter.tflite.ops.pieces import check_types, requantized
 from converter.tflite.reading import Op, Traits
 from converter.tflite.schema import schema
 
@@ -24,6 +24,7 @@ _OPTIONS = {
     "LESS": "LessOptionsT", "LESS_EQUAL": "LessEqualOptionsT", "LOGICAL_AND": "LogicalAndOptionsT",
     "LOGICAL_OR": "LogicalOrOptionsT", "NOT_EQUAL": "NotEqualOptionsT",
 }  # fmt: skip
+_TYPES = frozenset({"bool", "float32", "int32", "int64"})
 _RANK_MAX = 4
 """Of what comparisons broadcast."""
 
@@ -32,6 +33,7 @@ def compare(b: Lowering, op: Op) -> None:
     """Writes a comparison or a logical operator of two operands."""
     kind = _KINDS[op.op_type]
     (left, right), axes = b.operands(op, op.inputs)
+    check_types(op, [left, right], _TYPES)
     if left.shape != right.shape and len(b.shape(op.outputs[0])) > _RANK_MAX:
         raise TFLiteError("tflite_rank", f"{op.where} spreads its operands over more than {_RANK_MAX} axes")
     b.add(kind, [left, right], [b.output(op, axes)], getattr(schema, _OPTIONS[kind])())
@@ -47,6 +49,7 @@ def where(b: Lowering, op: Op) -> None:
     """Writes one Where."""
     (condition, yes, no), axes = b.operands(op, op.inputs)
     made = b.output(op, axes)
+    check_types(op, [yes, no], _TYPES | {"int8"})
     chosen = [requantized(b, tensor, made) for tensor in (yes, no)]
     b.add("SELECT_V2", [condition, *chosen], [made], schema.SelectV2OptionsT(), version=1)
 

@@ -7,6 +7,8 @@ Not for: their outputs for training, or GroupNormalization, whose shape ONNX doe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from converter.tflite.errors import TFLiteError
@@ -19,11 +21,12 @@ from converter.tflite.reading import Array, Op
 from converter.tflite.tensors import Tensor
 
 _EPSILON = 1e-5
+_LEAST = 1e-37
+"""About the least normal float32."""
 
 
 def layer(b: Lowering, op: Op) -> None:
-    """Writes one LayerNormalization."""
-    _only_one_output(op)
+    """Writes one LayerNormalization, with mean and inverse deviation where they are asked for."""
     value = b.value(op.inputs[0])
     rank = len(value.shape)
     first = int(op.attributes.get("axis", -1)) % rank
@@ -33,8 +36,10 @@ def layer(b: Lowering, op: Op) -> None:
         _spread(b, op, place, value, (1,) * (rank - b.numbers(op, place).ndim))
         for place in _given(op, (1, 2))
     ]
-    normal = _centred(b, op, value.tensor, at, made if not parts else f"{made.name}_normal")
-    _scaled(b, normal, parts, made)
+    asked = [place for place, name in enumerate(op.outputs) if place and name]
+    statistics = {place: b.output(op, value.axes, place=place) for place in asked}
+    normal = made if not parts else f"{made.name}_normal"
+    _scaled(b, _centred(b, op, value.tensor, at, normal, statistics), parts, made)
 
 
 def instance(b: Lowering, op: Op) -> None:
@@ -75,7 +80,9 @@ def lp(b: Lowering, op: Op) -> None:
     else:
         square = binary(b, "MUL", [value.tensor, value.tensor], f"{made.name}_square")
         norm = unary(b, "SQRT", reduced(b, "SUM", square, at, f"{made.name}_sum"), f"{made.name}_norm")
-    binary(b, "DIV", [value.tensor, norm], made)
+    # ONNX divides zeros by their norm to zeros.
+    above = binary(b, "MAXIMUM", [norm, scalar(b, _LEAST, f"{made.name}_least")], f"{made.name}_above")
+    binary(b, "DIV", [value.tensor, above], made)
 
 
 def _only_one_output(op: Op) -> None:
@@ -98,14 +105,18 @@ def _constant(b: Lowering, numbers: Array, value: Value, name: str) -> Tensor:
     return b.new_constant(np.ascontiguousarray(numbers.transpose(value.axes), dtype=np.float32), name)
 
 
-def _centred(b: Lowering, op: Op, tensor: Tensor, axes: list[int], made: Tensor | str) -> Tensor:
-    """(x - mean) / sqrt(variance + epsilon) over places in the file."""
-    name = op.outputs[0]
+def _centred(
+    b: Lowering, op: Op, tensor: Tensor, axes: list[int], made: Tensor | str,
+    statistics: Mapping[int, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """(x - mean) / sqrt(variance + epsilon) over places in the file; outputs 1 and 2 where they are given."""
+    name, found = op.outputs[0], statistics or {}
     epsilon = scalar(b, float(op.attributes.get("epsilon", _EPSILON)), f"{name}_epsilon")
-    mean = reduced(b, "MEAN", tensor, axes, f"{name}_mean")
+    mean = reduced(b, "MEAN", tensor, axes, found.get(1, f"{name}_mean"))
     square = binary(b, "SQUARED_DIFFERENCE", [tensor, mean], f"{name}_square")
     variance = reduced(b, "MEAN", square, axes, f"{name}_variance")
-    inverse = unary(b, "RSQRT", binary(b, "ADD", [variance, epsilon], f"{name}_steady"), f"{name}_inverse")
+    steady = binary(b, "ADD", [variance, epsilon], f"{name}_steady")
+    inverse = unary(b, "RSQRT", steady, found.get(2, f"{name}_inverse"))
     return binary(b, "MUL", [binary(b, "SUB", [tensor, mean], f"{name}_centred"), inverse], made)
 
 

@@ -9,12 +9,13 @@ TANH 1/128 and 0 (https://ai.google.dev/edge/litert/models/quantization_spec).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from converter.quantize.qparams import QParams, dequantize, quantize
+from converter.tflite.errors import TFLiteError
 from converter.tflite.layout import Axes
 from converter.tflite.lowering import Lowering
 from converter.tflite.reading import Array, Op
@@ -72,6 +73,23 @@ def fits(kind: str) -> Callable[[QParams], bool]:
         return finer <= (1.0 if below or above else _FINER_MAX)
 
     return decide
+
+
+def check_types(op: Op, tensors: Sequence[Tensor], known: Collection[str]) -> None:
+    """Refuses element types without a kernel; bytes that stand for no reals are among them.
+
+    LiteRT does not only fail on such bytes: it ends the process.
+
+    Raises:
+        TFLiteError: `tflite_type`.
+    """
+    for tensor in tensors:
+        plain = tensor.dtype in {"int8", "uint8"} and tensor.quant is None
+        if tensor.dtype not in known or plain:
+            kind = f"plain {tensor.dtype}" if plain else tensor.dtype
+            raise TFLiteError(
+                "tflite_type", f"{op.where} computes with {kind}, which TFLite's kernel does not"
+            )
 
 
 def options_of(kind: str) -> Any:  # noqa: ANN401 - the schema has no types

@@ -15,7 +15,7 @@ from converter.tflite.errors import TFLiteError
 from converter.tflite.layout import Axes, without
 from converter.tflite.lowering import Lowering, Value
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import binary, unary
+from converter.tflite.ops.pieces import binary, check_types, unary
 from converter.tflite.reading import Op, Traits
 from converter.tflite.schema import schema
 from converter.tflite.tensors import Tensor
@@ -38,8 +38,7 @@ def reduce(b: Lowering, op: Op) -> None:
     if not axes and op.attributes.get("noop_with_empty_axes", 0):
         b.rename(op, value)
         return
-    if value.tensor.dtype not in {"float32", "int8", "int32"}:
-        raise TFLiteError("tflite_type", f"{op.where} reduces numbers of type {value.tensor.dtype}")
+    check_types(op, [value.tensor], {"float32", "int8", "int32"})
     axes = axes or list(range(len(value.shape)))
     made = b.output(op, _layout(op, value, axes), like=value.tensor if op.op_type in _PICKS else None)
     reduced(b, _KINDS[op.op_type], value.tensor, places(value.axes, axes), made)
@@ -53,8 +52,7 @@ def composed(b: Lowering, op: Op) -> None:
         raise TFLiteError("tflite_attribute", f"{op.where} reduces over no axis")
     axes = axes or list(range(len(value.shape)))
     made = b.output(op, _layout(op, value, axes))
-    if made.dtype != "float32":
-        raise TFLiteError("tflite_type", f"{op.where} reduces numbers of type {made.dtype}")
+    check_types(op, [value.tensor], {"float32"})
     tensor, before, behind = value.tensor, _BEFORE[op.op_type], _BEHIND.get(op.op_type)
     if before == "ABS":
         tensor = unary(b, "ABS", tensor, f"{made.name}_abs")

@@ -11,7 +11,7 @@ from math import prod
 from converter.tflite.layout import identity
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
-from converter.tflite.ops.pieces import DEMANDED, fits, fixed_output, options_of
+from converter.tflite.ops.pieces import fits, fixed_output, options_of
 from converter.tflite.reading import Op, Traits
 from converter.tflite.tensors import Tensor
 
@@ -39,8 +39,7 @@ def _over_all_behind(b: Lowering, op: Op, axis: int) -> None:
     rows = (prod(shape[:axis]), prod(shape[axis:]))
     made = fixed_output(b, op, kind, identity(len(shape)))
     flat = b.reshape(b.take(op.inputs[0]), rows, f"{op.inputs[0]}_rows")
-    quant = None if made.quant is None else DEMANDED[kind]
-    written = b.new(f"{op.outputs[0]}_rows", rows, made.dtype, quant)
+    written = b.new(f"{op.outputs[0]}_rows", rows, made.dtype, made.quant)
     _write(b, op, flat, written)
     b.reshape_into(written, made)
 

@@ -49,6 +49,10 @@ class Grower:
     def pick(self, *choices: int) -> int:
         return int(self._random.choice(choices))
 
+    def some(self, n: int, count: int) -> NDArray[np.int64]:
+        """`count` different numbers below `n`."""
+        return self._random.permutation(n)[:count]
+
     def floats(self, *shape: int, scale: float = 0.3) -> str:
         return self.constant((self._random.normal(0, 1, shape) * scale).astype(np.float32))
 
@@ -130,7 +134,7 @@ def _concat(g: Grower) -> None:
 
 def _transpose(g: Grower) -> None:
     name, shape = g.newest
-    order = [0, *(int(i) for i in g._random.permutation(len(shape) - 1) + 1)]
+    order = [0, *(int(i) for i in g.some(len(shape) - 1, len(shape)) + 1)]
     g.add("Transpose", [name], tuple(shape[i] for i in order), perm=order)
 
 
@@ -164,10 +168,54 @@ def _matrix(g: Grower) -> None:
     g.add("MatMul", [name, g.floats(shape[-1], out)], (*shape[:-1], out))
 
 
+def _activation(g: Grower) -> None:
+    name, shape = g.newest
+    kinds = ("Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "Softmax")
+    kind = kinds[g.pick(*range(len(kinds)))]
+    # Of a single element, ONNX Runtime's QLinearSoftmax wraps the answer 1 around to 0.
+    axes = [i for i in range(1, len(shape)) if shape[i] > 1]
+    if kind == "Softmax" and axes:
+        g.add(kind, [name], shape, axis=axes[g.pick(*range(len(axes)))])
+    else:
+        g.add("Tanh" if kind == "Softmax" else kind, [name], shape)
+
+
+def _reduce(g: Grower) -> None:
+    name, shape = g.newest
+    count = g.pick(*range(1, len(shape)))
+    axes = sorted(int(i) for i in g.some(len(shape) - 1, count) + 1)
+    keep = g.pick(0, 1) if count < len(shape) - 1 else 1
+    kind = ("ReduceMean", "ReduceMax")[g.pick(0, 1)]
+    made = tuple(1 if i in axes else size for i, size in enumerate(shape) if keep or i not in axes)
+    g.add(kind, [name], made, axes=axes, keepdims=keep)
+
+
+def _squeeze(g: Grower) -> None:
+    """Drops an axis of length 1, or adds one."""
+    name, shape = g.newest
+    ones = [i for i, size in enumerate(shape) if i and size == 1]
+    if ones and len(shape) > 2:
+        place = ones[g.pick(*range(len(ones)))]
+        g.add("Squeeze", [name, g.constant(np.array([place]))], shape[:place] + shape[place + 1 :])
+    elif len(shape) < 5:
+        place = g.pick(*range(1, len(shape) + 1))
+        g.add("Unsqueeze", [name, g.constant(np.array([place]))], (*shape[:place], 1, *shape[place:]))
+
+
+def _with_itself(g: Grower) -> None:
+    """A matrix times its transpose: both operands are computed."""
+    name, shape = g.newest
+    swapped = (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+    g.add("Transpose", [name], tuple(shape[i] for i in swapped), perm=list(swapped))
+    pair = [name, g.newest[0]]
+    g.add("MatMul", pair, (*shape[:-1], shape[-2]))
+
+
 _IMAGES, _ANY = frozenset({3, 4}), frozenset({2, 3, 4, 5})
 _KINDS: list[tuple[frozenset[int], Callable[[Grower], None]]] = [
     (_IMAGES, _conv), (_IMAGES, _conv), (_IMAGES, _pool), (_ANY, _relu), (_ANY, _sum), (_ANY, _concat),
     (frozenset({3, 4, 5}), _transpose), (frozenset({3, 4, 5}), _reshape), (frozenset({2, 3, 4}), _matrix),
+    (_ANY, _activation), (frozenset({3, 4, 5}), _reduce), (_ANY, _squeeze), (_IMAGES, _with_itself),
 ]  # fmt: skip
 
 

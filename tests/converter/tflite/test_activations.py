@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from converter.tflite import TFLiteError, write
+from converter.tflite import TFLiteError, lower, write
 from tests.converter.quantizing import Line, floats, graph, inputs
 from tests.converter.tflite.harness import check_float, compare_int8
 from tests.converter.tflite.singles import paired, params_of, single
@@ -64,6 +64,15 @@ def test_a_bit_more_within_the_kernels_range_is_requantized(kind: str) -> None:
     assert steps.worst <= 1
 
 
+@pytest.mark.parametrize(("kind", "zero_point"), [("Sigmoid", -100), ("Tanh", -27), ("Tanh", 20)])
+def test_finer_steps_beyond_the_kernels_range_are_made_in_float(kind: str, zero_point: int) -> None:
+    made = single(kind, (8, 8, 8))
+    stored = {"x": (0.3, 5), "y": (_DEMANDED[kind][0] / 1.05, zero_point)}
+    steps = compare_int8(paired(made, stored), inputs(made) * 9)
+    assert steps.written.float_left == ("n_y",)
+    assert steps.worst <= 1
+
+
 @pytest.mark.parametrize("kind", _DEMANDED)
 def test_other_parameters_than_demanded_are_requantized_behind(kind: str) -> None:
     made = single(kind, (8, 8, 8))
@@ -83,6 +92,14 @@ def test_p_relu(slope: tuple[int, ...], *, image: bool) -> None:
         constants["w"] = floats(1, 4, 4, 1, 1)
     made = graph(lines, constants, outputs={"y": [None] * 4}, shape=(4, 8, 8))
     assert check_float(made).operators == {"PRELU": 1} | ({"CONV_2D": 1} if image else {})
+
+
+def test_a_slope_of_one_element_is_written_for_every_channel() -> None:
+    """For tflite-runtime 2.14, which reads beyond it."""
+    (operator,) = lower(single("PRelu", (4, 8, 8), constants={"k": floats(2, 1)})).graph.operators
+    slope = operator.inputs[1]
+    assert slope is not None
+    assert slope.shape == (1, 1, 1, 8)
 
 
 @pytest.mark.parametrize("slope", [(4, 1, 1), (1,)])
@@ -142,7 +159,20 @@ def test_a_form_of_which_another_reads_a_part_is_not_gelu() -> None:
     assert "GELU" not in check_float(made).operators
 
 
-def test_an_elu_with_another_alpha_is_refused() -> None:
+@pytest.mark.parametrize(("case", "part"), [("plain", "d"), ("halved first", "h")])
+def test_a_part_that_another_reads_stays(case: str, part: str) -> None:
+    """What stands before the sum: the form is Gelu all the same."""
+    made = _with_constants([*_erf_form(case), ("Neg", part, "z")], ("y", "z"))
+    operators = check_float(made).operators
+    assert operators["GELU"] == operators["NEG"] == 1
+
+
+def test_an_elu_with_another_alpha() -> None:
+    check_float(single("Elu", (4, 5), {"alpha": 0.5}))
+
+
+def test_an_elu_with_another_alpha_on_integers_is_refused() -> None:
+    made = paired(single("Elu", (4,), {"alpha": 0.5}), {"x": (0.03, 5), "y": (0.03, 5)})
     with pytest.raises(TFLiteError, match=r"n_y has alpha 0\.5") as caught:
-        write(single("Elu", (4,), {"alpha": 0.5}))
+        write(made)
     assert caught.value.code == "tflite_attribute"

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from converter.tflite import TFLiteError, write
+from converter.tflite import Options, TFLiteError, lower, write
 from tests.converter.quantizing import Line, floats, graph, inputs
 from tests.converter.tflite.harness import check_float, compare_int8
 from tests.converter.tflite.singles import paired, params_of, single
@@ -152,6 +152,14 @@ def test_int8_that_makes_numbers_larger() -> None:
     made = single("Mul", (3, 8, 8), constants={"k": np.array(40.0, np.float32)})
     steps = compare_int8(paired(made, {"x": (0.03, 5), "k": (0.5, 0), "y": (0.004, 3)}), inputs(made))
     assert (steps.worst, steps.integer) == (0, True)
+
+
+@pytest.mark.parametrize(("scale", "version"), [(0.014, 3), (0.016, 2)])
+def test_a_mul_that_makes_steps_finer_has_version_3(scale: float, version: int) -> None:
+    made = single("Mul", (3, 8, 8), constants={"k": np.array(40.0, np.float32)})
+    graph_int8 = paired(made, {"x": (0.03, 5), "k": (0.5, 0), "y": (scale, 3)})
+    (operator,) = lower(graph_int8, Options(edge="int8")).graph.operators
+    assert operator.version == version
 
 
 def test_div_on_stored_numbers_is_float() -> None:

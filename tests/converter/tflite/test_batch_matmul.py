@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from converter.tflite import TFLiteError, write
+from converter.tflite import TFLiteError, lower, write
 from tests.converter.quantizing import floats, graph, inputs
 from tests.converter.tflite.harness import check_float, compare_int8
 from tests.converter.tflite.singles import paired
@@ -65,6 +65,7 @@ def test_a_right_operand_that_must_be_moved_is_moved_to_rows() -> None:
     lines = [("Transpose", "w", "wt", {"perm": [1, 2, 0]}), ("MatMul", "x wt", "y", {})]
     made = fixed(lines, {"x": (2, 4, 7), "w": (5, 2, 7)}, {}, 3)
     assert check_float(made).operators == {"BATCH_MATMUL": 1, "TRANSPOSE": 1}
+    assert lower(made).graph.operators[-1].options.adjY
 
 
 def test_int8_is_within_a_step() -> None:

@@ -51,6 +51,20 @@ def test_powers_of_several_exponents() -> None:
     assert check_float(made).operators == {"ABS": 1, "POW": 1}
 
 
+def test_a_power_that_spreads() -> None:
+    made = graph(
+        [("Pow", "x e", "y")], {"e": np.full((1, 1, 1, 1, 1), 2, np.float32)}, outputs={"y": [None] * 5}
+    )  # fmt: skip
+    assert check_float(made).operators["POW"] == 1
+
+
+def test_erf_to_its_ends() -> None:
+    made = single("Erf", (601,))
+    x = np.linspace(-6, 6, 601, dtype=np.float32)[None]
+    got = Session(write(made)).run({"x": x})["y"][0]
+    np.testing.assert_allclose(got, [math.erf(one) for one in x[0]], atol=3e-7, rtol=0)
+
+
 @given(x=st.floats(-20, 20, width=32))
 def test_the_rational_erf_is_within_3e_7(x: float) -> None:
     bounded = np.float32(np.clip(np.float32(x), -4, 4))

@@ -208,11 +208,16 @@ def test_a_weight_with_a_zero_point_is_refused() -> None:
     _refused(made, "tflite_quantization", "zero point")
 
 
-def test_a_weight_stored_per_input_is_refused() -> None:
-    made = paired(_gemm({}, None), {"x": (0.03, 2), "w": (0.01, 0), "y": (0.05, 1)})
+@pytest.mark.parametrize("stack", [False, True])
+def test_a_weight_stored_per_input_is_refused(*, stack: bool) -> None:
+    float_graph = _gemm({}, None)
+    if stack:
+        line, constants = ("MatMul", "x w", "y"), {"w": floats(1, 1, 9, 6)}
+        float_graph = graph([line], constants, outputs={"y": [None] * 3}, shape=(5, 9))
+    made = paired(float_graph, {"x": (0.03, 2), "w": (0.01, 0), "y": (0.05, 1)})
     tensors = {t.name: t for t in made.graph.initializer}
     for name, values in (("w_scale", np.full(9, 0.01, np.float32)), ("w_zero", np.zeros(9, np.int8))):
         tensors[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
     pair = next(n for n in made.graph.node if n.op_type == "DequantizeLinear" and n.input[0] == "w_stored")
-    pair.attribute.append(onnx.helper.make_attribute("axis", 0))
+    pair.attribute.append(onnx.helper.make_attribute("axis", int(stack)))
     _refused(made, "tflite_quantization", "per output channel")

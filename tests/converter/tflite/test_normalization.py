@@ -67,13 +67,24 @@ def test_lp(p: int) -> None:
     """ONNX Runtime is the yardstick: the reference evaluator sums numbers, not magnitudes."""
     made = single("LpNormalization", (6, 5), {"axis": 1, "p": p})
     x = inputs(made)[:1]
+    x[0, :, 2] = 0
     np.testing.assert_allclose(Session(write(made)).run({"x": x})["y"], run(made, x)[0], atol=1e-5)
 
 
-def test_statistics_are_refused() -> None:
+def test_layer_with_its_statistics() -> None:
     made = graph(
-        [("LayerNormalization", "x s b", "y m"), ("Add", "m m", "z")], {"s": floats(1, 8), "b": floats(2, 8)},
+        [("LayerNormalization", "x s b", "y m v"), ("Add", "m v", "z")],
+        {"s": floats(1, 8), "b": floats(2, 8)},
         outputs={"y": [None] * 4, "z": [None] * 4},
+    )  # fmt: skip
+    check_float(made)
+
+
+def test_statistics_of_a_batch_are_refused() -> None:
+    constants = {"s": floats(1, 4), "b": floats(2, 4), "m": floats(3, 4), "v": floats(4, 4) ** 2}
+    made = graph(
+        [("BatchNormalization", "x s b m v", "y n w", {"training_mode": 1}), ("Add", "n w", "z")], constants,
+        outputs={"y": [None] * 3, "z": [None]}, shape=(4, 6),
     )  # fmt: skip
     with pytest.raises(TFLiteError, match="n_y") as caught:
         write(made)

@@ -17,6 +17,7 @@ from converter.tflite import Options, write
 from converter.tflite.parity import Limits, exact_config, prove
 from converter.tflite.proof import NodeProof, Proof, allowed, kinds_of, verdict_of
 from converter.tflite.same_scales import compare_scales
+from converter.tflite.whole import steps, summed
 from tests.converter.quantizing import floats, graph, inputs, material
 from tests.converter.tflite.harness import quantized
 from wire.bundle import Parity
@@ -262,13 +263,21 @@ def test_what_a_type_is_allowed(op_type: str, equal: int, worst: int, *, is_allo
     assert (kind.kept, kind.nodes, kind.share) == (is_allowed, 1, equal / 10)
 
 
+def test_a_product_of_two_computed_matrices_may_be_a_step_off() -> None:
+    node = _node("MatMul", 9, 1)
+    assert not allowed(msgspec.structs.replace(node, written_as=("FULLY_CONNECTED",)))
+    assert allowed(msgspec.structs.replace(node, written_as=("TRANSPOSE", "BATCH_MATMUL")))
+
+
 def test_sums_by_type() -> None:
-    first, second = kinds_of([_node("Resize", 7, 1), _node("Add", 10, 0), _node("Resize", 9, 1)])
+    first, second = kinds_of([_node("Resize", 7, 2), _node("Add", 10, 0), _node("Resize", 9, 1)])
     assert (first.op_type, first.equal) == ("Add", 10)
-    assert (second.op_type, second.nodes, second.elements, second.equal, second.worst_steps) == (
-        "Resize",
-        2,
-        20,
-        16,
-        1,
-    )
+    assert (second.op_type, second.nodes, second.worst_steps) == ("Resize", 2, 2)
+    assert (second.elements, second.equal) == (20, 16)
+
+
+def test_distances_of_bytes_do_not_wrap() -> None:
+    far = steps(np.array([127, -128], np.int8), np.array([-128, -128], np.int8))
+    assert summed([far, far[1:]]) == (3, 2, 255)
+    with pytest.raises(ValueError, match="beside"):
+        steps(far, far[1:])

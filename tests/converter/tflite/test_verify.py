@@ -81,6 +81,11 @@ def _item(owner: Callable[[Any], Any], field: str, place: int, value: Any) -> Ca
     return change
 
 
+def _few_scales(model: Any) -> None:  # noqa: ANN401 - the schema has no types
+    quantization = _tensor(model, 1).quantization
+    quantization.scale, quantization.zeroPoint = quantization.scale[:3], quantization.zeroPoint[:3]
+
+
 _WEIGHT = lambda model: _tensor(model, 1)  # noqa: E731 - a place in the file
 _SCALES = lambda model: _tensor(model, 1).quantization  # noqa: E731
 _BIAS = lambda model: _tensor(model, 2).quantization  # noqa: E731
@@ -95,10 +100,12 @@ _RULES: dict[str, tuple[Callable[[Any], None], str]] = {
     "type": (_set(_WEIGHT, "type", schema.TensorType.STRING), "which is not written here"),
     "shape": (_item(_WEIGHT, "shape", 0, -1), "has shape"),
     "size": (_item(_WEIGHT, "shape", 0, 5), "has a buffer of 108 bytes"),
+    "size too small": (_item(_WEIGHT, "shape", 0, 3), "has a buffer of 108 bytes"),
     "buffer": (_set(_WEIGHT, "buffer", 999), "the buffer of tensor"),
     "name": (_set(_WEIGHT, "name", "x"), "share the name b'x'"),
     "scales": (_set(_SCALES, "zeroPoint", [0, 0]), "4 scales and 2 zero points"),
     "scale count": (_set(_SCALES, "quantizedDimension", 1), "4 scales along axis 1"),
+    "too few scales": (_few_scales, "3 scales along axis 0"),
     "scale axis": (_set(_SCALES, "quantizedDimension", 7), "the scales' axis"),
     "scale zero": (_item(_SCALES, "scale", 1, 0.0), "not a positive number"),
     "scale nan": (_item(_SCALES, "scale", 1, float("nan")), "not a positive number"),
@@ -144,6 +151,15 @@ def test_a_buffer_that_is_not_aligned() -> None:
     builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
     with pytest.raises(TFLiteError, match="no multiple of 16"):
         verify(bytes(builder.Output()))
+
+
+def test_a_buffer_that_is_longer_than_the_file() -> None:
+    """Of an entry of metadata, whose length no tensor's shape tells."""
+    content = bytearray(_content())
+    start = content.index(b"hello")
+    content[start - 4 : start] = len(content).to_bytes(4, "little")
+    with pytest.raises(TFLiteError, match="reaches beyond the end"):
+        verify(bytes(content))
 
 
 @pytest.mark.parametrize("content", [b"", b"TFL3", b"\0" * 64, b"\x10\0\0\0TFL3", b"PK\3\4" * 40])
