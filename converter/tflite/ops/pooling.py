@@ -5,7 +5,8 @@ Not for: reductions over other axes, and LpPool, which TFLite has only as L2 and
 
 A pool that stays one keeps scale and zero point; where ONNX's pair gives others, a QUANTIZE follows. An
 average does not count what SAME pads. What ONNX counts is a PAD in front; what it does not count and SAME
-does not pad alike comes from a pool of stride 1, padded by SAME, of which a STRIDED_SLICE takes ONNX's windows.
+does not pad alike comes from a pool of stride 1, padded by SAME, of which a STRIDED_SLICE takes ONNX's
+windows.
 """
 
 from __future__ import annotations
