@@ -96,6 +96,18 @@ def test_unequal_pairs_are_requantized(case: str) -> None:
     assert steps.worst <= 1 or case == "lowest"
 
 
+def test_reflecting_more_than_there_is_goes_to_and_fro() -> None:
+    """MIRROR_PAD refuses that; numpy goes on, and so does ONNX's reference evaluator."""
+    assert check_float(_model([0, 0, 6, 0, 0, 0, 0, 0], mode="reflect")).operators == {"GATHER": 1}
+
+
+def test_a_value_that_is_stored_as_0_is_not_zero() -> None:
+    made = _model(value=-0.15)
+    steps = compare_int8(paired(made, {"x": (0.03, 5), "y": (0.03, 5)}), inputs(made))
+    assert steps.written.operators == {"PADV2": 1}
+    assert (steps.worst, steps.equal) == (0, 1.0)
+
+
 def test_infinity_stays() -> None:
     assert check_float(_model(value=float("-inf"))).operators == {"PADV2": 1}
 

@@ -138,6 +138,7 @@ def test_behind_a_convolution_nothing_is_moved() -> None:
     ("kind", "attributes", "shape", "code"),
     [
         ("AveragePool", {"kernel_shape": [3, 3], "pads": [2, 2, 2, 2]}, (3, 8, 8), "tflite_attribute"),
+        ("AveragePool", {"kernel_shape": [3, 3], "pads": [2, 0, 0, 0]}, (3, 8, 8), "tflite_attribute"),
         (
             "AveragePool",
             {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1},
