@@ -212,7 +212,7 @@ class Lowering:
         quant = self.quant(name)
         if value.tensor.quant is not None and quant is not None and not quant.same_as(value.tensor.quant):
             made = self.new(name, value.tensor.shape, value.tensor.dtype, quant)
-            self.add("QUANTIZE", [value.tensor], [made], schema.QuantizeOptionsT(), version=2)
+            self.add("QUANTIZE", [value.tensor], [made], schema.QuantizeOptionsT())
             value = Value(tensor=made, shape=value.shape, axes=value.axes, order=value.order)
         self._values[name] = value
 
@@ -234,7 +234,7 @@ class Lowering:
         for made in outputs:
             wanted = self._pending.pop(id(made), None)
             if wanted is not None:
-                self.add("QUANTIZE", [made], [wanted], schema.QuantizeOptionsT(), version=2)
+                self.add("QUANTIZE", [made], [wanted], schema.QuantizeOptionsT())
 
     def reshape(self, tensor: Tensor, shape: Shape, name: str) -> Tensor:
         """The same numbers under another shape."""
@@ -367,7 +367,7 @@ class Lowering:
         if self.options.edge == "int8" or tensor.quant is None:
             return tensor
         made = self.new(f"{stored}_{self.options.edge}", tensor.shape, "uint8", _edged(tensor.quant, "uint8"))
-        self.add("QUANTIZE", [tensor], [made], schema.QuantizeOptionsT(), version=1)
+        self.add("QUANTIZE", [tensor], [made], schema.QuantizeOptionsT())
         return made
 
     def placed(self) -> Mapping[str, Value]:

@@ -75,7 +75,7 @@ def _bounded_integers(b: Lowering, op: Op, value: Value, wanted: QParams, bounds
     tensor = value.tensor
     if tensor.quant is None or not tensor.quant.same_as(wanted):
         stored = b.new(f"{made.name}_unbounded", made.shape, "int8", wanted)
-        b.add("QUANTIZE", [tensor], [stored], schema.QuantizeOptionsT(), version=2)
+        b.add("QUANTIZE", [tensor], [stored], schema.QuantizeOptionsT())
         tensor = stored
     between_stored(b, tensor, low, high, made)
 

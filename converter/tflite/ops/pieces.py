@@ -106,7 +106,7 @@ def requantized(b: Lowering, tensor: Tensor, made: Tensor) -> Tensor:
     if tensor.values is not None:
         return b.new_constant(rescaled(tensor.values, tensor.quant, made.quant), name, made.quant)
     again = b.new(name, tensor.shape, "int8", made.quant)
-    b.add("QUANTIZE", [tensor], [again], options_of("QUANTIZE"), version=2)
+    b.add("QUANTIZE", [tensor], [again], options_of("QUANTIZE"))
     return again
 
 

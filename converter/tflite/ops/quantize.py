@@ -21,8 +21,7 @@ def quantize(b: Lowering, op: Op) -> None:
         b.rename(op, value)
         return
     made = b.output(op, value.axes)
-    version = 2 if value.tensor.dtype == "int8" else 1
-    b.add("QUANTIZE", [value.tensor], [made], schema.QuantizeOptionsT(), version=version)
+    b.add("QUANTIZE", [value.tensor], [made], schema.QuantizeOptionsT())
 
 
 def dequantize(b: Lowering, op: Op) -> None:
