@@ -338,7 +338,7 @@ class Lowering:
         taken = {id(tensor) for tensor in self.graph.inputs.values()}
         for name in self.source.outputs:
             stored = self.source.aliases.get(name)
-            if self.options.edge != "float32" and self.source.dtypes[name] == "float32":
+            if self.options.edge != "float32" and self._is_real(name):
                 if stored is None:
                     raise TFLiteError(
                         "tflite_quantization",
@@ -353,6 +353,10 @@ class Lowering:
                 tensor = copied
             taken.add(id(tensor))
             self.graph.outputs[name] = tensor
+
+    def _is_real(self, name: str) -> bool:
+        constant = self.constant(name)
+        return (self.source.dtypes[name] if constant is None else str(constant.values.dtype)) == "float32"
 
     def _settled(self, name: str) -> Tensor:
         value = self.value(name)

@@ -20,13 +20,20 @@ from converter.tflite.schema import schema
 def concat(b: Lowering, op: Op) -> None:
     """Writes one Concat."""
     rank = len(b.shape(op.outputs[0]))
-    computed = [b.value(name) for name in op.inputs if b.constant(name) is None]
+    # What is empty adds nothing, and compilers stumble over it (vela 5.2.0 ends on an empty constant).
+    names = [name for name in op.inputs if 0 not in b.shape(name)]
+    if len(names) == 1:
+        b.rename(op, b.value(names[0]))
+        return
+    computed = [b.value(name) for name in names if b.constant(name) is None]
     axes = next((v.axes for v in computed if v.axes != identity(rank)), identity(rank))
     made = b.output(op, axes)
-    tensors = [requantized(b, b.take(name, axes), made) for name in op.inputs]
+    tensors = [requantized(b, b.take(name, axes), made) for name in names]
     options = schema.ConcatenationOptionsT()
     options.axis = axes.index(int(op.attributes["axis"]) % rank)
     b.add("CONCATENATION", tensors, [made], options)
 
 
-ENTRIES = {"Concat": Entry(lower=concat, traits=Traits(integer=True))}
+_OPERANDS_MAX = 1024
+
+ENTRIES = {"Concat": Entry(lower=concat, traits=Traits(integer=True, constants=tuple(range(_OPERANDS_MAX))))}

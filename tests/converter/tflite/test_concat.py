@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
+from converter.tflite import write
 from tests.converter.quantizing import floats, graph, inputs
 from tests.converter.tflite.harness import check_float, compare_int8, steps_of
 from tests.converter.tflite.singles import paired
@@ -73,3 +74,21 @@ def test_a_stored_constant_is_an_operand() -> None:
     steps = compare_int8(paired(made, pairs), np.asarray(inputs(made)))
     assert steps.integer
     assert steps.worst <= 1
+
+
+def test_what_is_empty_is_left_out() -> None:
+    none = np.zeros((1, 0, 8, 8), dtype=np.float32)
+    one = graph([("Concat", "x none", "y", {"axis": 1})], {"none": none}, outputs={"y": [None] * 4})
+    assert check_float(graph([("Relu", "x", "r"), ("Concat", "r none", "y", {"axis": 1})], {"none": none},
+                             outputs={"y": [None] * 4})).operators == {"RELU": 1}  # fmt: skip
+    assert "CONCATENATION" not in check_float(one).operators
+    more = graph([("Concat", "x none x", "y", {"axis": 1})], {"none": none}, outputs={"y": [None] * 4})
+    assert check_float(more).operators == {"CONCATENATION": 1}
+
+
+def test_a_plain_constant_between_pairs_keeps_it_in_float() -> None:
+    made = graph(
+        [("Concat", "x k", "y", {"axis": 1})], {"k": floats(1, 1, 2, 8, 8)}, outputs={"y": [None] * 4}
+    )
+    written = write(paired(made, {"x": (0.03, 5), "y": (0.03, 5)}))
+    assert written.float_left == ("n_y",)

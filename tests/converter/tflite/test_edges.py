@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from converter.litert import open_session
-from converter.tflite import Options, write
+from converter.tflite import Options, TFLiteError, write
 from converter.tflite_walk import walk
 from tests.converter.quantizing import Line, floats, graph
 from tests.converter.tflite.harness import check_float, quantized
@@ -53,3 +54,17 @@ def test_quantized(edge: str) -> None:
     assert len({one.name for one in file.tensors}) == len(file.tensors)
     named = {one.name for one in file.tensors}
     assert {placed.name for placed in written.tensors.values()} <= named
+
+
+def test_a_constant_output_is_real_and_no_integer_edge() -> None:
+    anchors = numpy_helper.from_array(floats(3, 4, 2), "anchors")
+    made = quantized(graph([_CONV], {"w": floats(1, 4, 3, 3, 3)}, outputs={"c": [None] * 4}))
+    made.graph.initializer.append(anchors)
+    made.graph.output.append(helper.make_tensor_value_info("anchors", TensorProto.FLOAT, [4, 2]))
+    found = open_session(write(made).content).run(
+        ["anchors"], {"x": floats(2, 1, 3, 8, 8).transpose(0, 2, 3, 1)}
+    )
+    np.testing.assert_array_equal(found[0], floats(3, 4, 2))
+    with pytest.raises(TFLiteError, match="output anchors is made in float") as caught:
+        write(made, Options(edge="int8"))
+    assert caught.value.code == "tflite_quantization"
