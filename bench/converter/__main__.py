@@ -107,12 +107,15 @@ def _subject(folder: Path, python: Path, shared: Path) -> dict[str, object]:
 
 
 def _shallop_command(folder: Path) -> list[str]:
-    """As a user runs it; its time holds measuring every candidate and writing the bundle."""
+    """As a user of ONNX Runtime runs it; its time holds measuring every candidate and writing the bundle.
+
+    The peers write ONNX alone; files for LiteRT are compared in bench/tflite.
+    """
     return [
         str(Path(sys.executable).parent / "shallop-convert"), str(folder / "model.onnx"),
         "--calibration", str(folder / "calibration.npz"), "--validation", str(folder / "validation.npz"),
         "--target", "host", "--sla", str(folder / "sla.yaml"), "--output", str(folder / "bundle"),
-        "--force", "--quiet",
+        "--format", "onnx", "--force", "--quiet",
     ]  # fmt: skip
 
 
