@@ -117,7 +117,8 @@ class LitertSession:
                 f"input {name} is {array.dtype} {list(array.shape)} there, the file takes "
                 f"{np.dtype(one['dtype'])} {list(wanted)}",
             )
-        return np.ascontiguousarray(array)
+        # Not ascontiguousarray, which gives a scalar an axis.
+        return np.asarray(array, order="C")
 
     def _copies(self, feeds: Mapping[str, Array], prepared: Prepared) -> int:
         """How often the one sample that was given stands in the file's batch; 1 where nothing was copied."""

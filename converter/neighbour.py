@@ -166,7 +166,7 @@ class Neighbour:
         stdin = self._process.stdin
         if stdin is None:
             raise RecipeError("neighbour_failed", "the neighbour has no pipe")
-        arrays = [np.ascontiguousarray(one) for one in arrays]
+        arrays = [np.asarray(one, order="C") for one in arrays]
         line = {"ask": what, **settings, "arrays": [[str(one.dtype), list(one.shape)] for one in arrays]}
         try:
             stdin.write(json.dumps(line).encode() + b"\n")

@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def _tell(answers: Any, told: dict[str, Any], arrays: list[Any]) -> None:  # noqa: ANN401 - a binary file
-    whole = [np.ascontiguousarray(one) for one in arrays]
+    whole = [np.asarray(one, order="C") for one in arrays]
     line = {**told, "arrays": [[one.dtype.name, list(one.shape)] for one in whole]}
     answers.write(json.dumps(line).encode() + b"\n")
     for one in whole:

@@ -149,3 +149,13 @@ def test_inputs_and_outputs_stand_in_the_files_order_by_the_signatures_names() -
     assert session.output_names == tuple(f"{name}_out" for name in names)
     feeds = {name: np.full((1, 3), i, np.float32) for i, name in enumerate(names)}
     assert [float(found[0, 0]) for found in session.run(None, feeds)] == [0.0, 1.0, 4.0]
+
+
+def test_a_scalar_input_stays_a_scalar() -> None:
+    x, k, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in
+               (("x", [2, 3]), ("k", []), ("y", [2, 3])))  # fmt: skip
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "k"], ["y"])], "g", [x, k], [y])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    feeds = {"x": np.ones((2, 3), dtype=np.float32), "k": np.array(2.5, dtype=np.float32)}
+    found = open_session(write(made).content).run(["y"], feeds)
+    np.testing.assert_array_equal(found[0], np.full((2, 3), 2.5, dtype=np.float32))
