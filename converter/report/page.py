@@ -117,6 +117,7 @@ def _view(report: Report) -> dict[str, object]:
         "calibration_facts": _calibration_facts(report.calibration),
         "decided": words.decisions(report),
         "twins": twins_of(report),
+        "several": words.several_runtimes(report),
         "rules": rules_of(report.target_profile or {}),
         "target_facts": _target_facts(report.target_profile or {}),
         "provenance": list(_provenance(report.provenance)),

@@ -169,18 +169,18 @@ def _differences(
 
 
 def _changes(report: Report, old: Candidate, new: Candidate) -> Iterable[str]:
+    """What differs as it is shown; a figure that is not known of both says so."""
     pairs = (
-        (words.metric_name(report), old.accuracy, new.accuracy, 4),
-        ("agreement", old.agreement, new.agreement, 4),
-        ("latency to FP32", old.latency_ratio, new.latency_ratio, 2),
+        (words.metric_name(report), *(words.number(row.accuracy, 4) for row in (old, new))),
+        ("agreement", *(words.number(row.agreement, 4) for row in (old, new))),
+        ("latency to FP32", *(words.number(row.latency_ratio, 2) for row in (old, new))),
+        ("size", *(words.size(row.size_bytes) for row in (old, new))),
     )
-    for name, before, after, digits in pairs:
-        if before is None or after is None:
+    for name, before, after in pairs:
+        if words.UNKNOWN in {before, after}:
             yield f"{name} unknown"
-        else:
-            yield f"{name} {before:.{digits}f} to {after:.{digits}f}"
-    if old.size_bytes is not None and new.size_bytes is not None:
-        yield f"size {words.size(old.size_bytes)} to {words.size(new.size_bytes)}"
+        elif before != after:
+            yield f"{name} {before} to {after}"
 
 
 def _mapping(value: object) -> Mapping[str, object]:
