@@ -445,3 +445,29 @@ def test_every_model_of_the_zoo_has_a_twin_or_a_reason(name: str, recipe: str) -
 
 
 _MATERIAL = material(pair_of_branches([("Concat", "a b", "j", {"axis": 1})]))
+
+
+def _product(*, relu: bool = False) -> onnx.ModelProto:
+    """`k` is the second factor of a product of two computed matrices, behind a Reshape that moves nothing."""
+    made: list[Line] = [
+        ("MatMul", "x wq", "q"), ("MatMul", "x wk", "kk" if relu else "k"),
+        *([("Relu", "kk", "k")] if relu else []), ("Reshape", "k shape", "r"), ("MatMul", "q r", "y"),
+    ]  # fmt: skip
+    constants = {"wq": floats(1, 6, 4), "wk": floats(2, 6, 5), "shape": np.array([-1, 4, 5])}
+    return graph(made, constants, outputs={"y": [None, 4, 5]}, shape=(4, 6))
+
+
+@pytest.mark.parametrize("recipe", [U8, I8])
+def test_the_second_factor_of_a_product_has_its_zero_in_the_middle(recipe: str) -> None:
+    plan = planned(_product(), parse(recipe), q=(-1.0, 1.3), k=(-2.0, 3.0), r=(-2.0, 3.0))
+    middle = 128 if recipe == U8 else 0
+    assert int(plan.activations["k"].zero_point) == int(plan.activations["r"].zero_point) == middle
+    assert float(plan.activations["k"].scale) == pytest.approx(3.0 / 127)
+    assert int(plan.activations["q"].zero_point) != middle
+
+
+def test_not_where_it_would_cost_a_bit_or_undo_an_activation() -> None:
+    plan = planned(_product(), parse(I8), k=(-0.5, 3.0), r=(-0.5, 3.0))
+    assert int(plan.activations["k"].zero_point) != 0
+    plan = planned(_product(relu=True), parse(I8), k=(0.0, 3.0), r=(0.0, 3.0))
+    assert int(plan.activations["k"].zero_point) == -128
