@@ -1,6 +1,7 @@
 """Other programs, with what they cost.
 
-For: wall time and peak memory of a tool that is run as its users run it, and the line that says why it failed.
+For: wall time and peak memory of a tool that is run as its users run it, and the line that says why it
+failed.
 Not for: measuring anything within this process.
 """
 
@@ -81,7 +82,9 @@ def launch(
 def timed(command: Sequence[str]) -> tuple[dict[str, object], str]:
     """Costs of a command, and its last words where it failed."""
     ended = launch(command)
-    return ended.costs, "" if ended.code == 0 else f"exit {ended.code}: {' '.join(ended.lines[-2:])}"[:_TEXT_MAX]
+    return ended.costs, "" if ended.code == 0 else f"exit {ended.code}: {' '.join(ended.lines[-2:])}"[
+        :_TEXT_MAX
+    ]
 
 
 def reason(lines: Sequence[str]) -> str:

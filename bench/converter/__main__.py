@@ -95,11 +95,11 @@ def _subject(folder: Path, python: Path, shared: Path) -> dict[str, object]:
             notes[name] = f"does not run: {error}"[:300]
             del models[name]
     judged = quality(folder, found, head)
-    timed = latency(models, feeds[:64])
+    durations = latency(models, feeds[:64])
     return {
         name: {
             "size_bytes": len(models[name]) if name in models else None,
-            **judged.get(name, {}), **timed.get(name, {}), **costs.get(name, {}),
+            **judged.get(name, {}), **durations.get(name, {}), **costs.get(name, {}),
             "note": notes.get(name, ""),
         }
         for name in ("fp32", "shallop", *_TOOLS)

@@ -30,9 +30,9 @@ _ROUNDS_MAX = 400
 _SEED = 20261121
 
 
-def subject_feeds(folder: Path, n_max: int | None = None) -> list[Feeds]:
-    """Single samples of the subject's test set as its model takes them."""
-    with np.load(folder / "test.npz") as held:
+def subject_feeds(folder: Path, n_max: int | None = None, part: str = "test") -> list[Feeds]:
+    """Single samples of the subject's test set, or another part of it, as its model takes them."""
+    with np.load(folder / f"{part}.npz") as held:
         arrays = {name: held[name] for name in held.files if name != "labels"}
     n = max(len(array) for array in arrays.values())
     clip = folder.name == "audio_vad"
@@ -120,7 +120,11 @@ def latency(models: Mapping[str, bytes], feeds: Sequence[Feeds]) -> dict[str, di
 
 
 def turn_by_turn(
-    runs: Mapping[str, Callable[[int], object]], reference: str, rounds_max: int = _ROUNDS_MAX
+    runs: Mapping[str, Callable[[int], object]],
+    reference: str,
+    *,
+    rounds_max: int = _ROUNDS_MAX,
+    seconds_max: float = _ROUNDS_SECONDS_MAX,
 ) -> dict[str, dict[str, object]]:
     """Latency of each run; ratios are paired with the reference's.
 
@@ -129,7 +133,8 @@ def turn_by_turn(
     Args:
         runs: by name, what is timed; it is told the number of the round.
         reference: the name of the one that the others are divided by.
-        rounds_max: rounds end before that where they take too long.
+        rounds_max: no more than these.
+        seconds_max: after these no more begin.
     """
     names = list(runs)
     for i in range(_WARM_UP):
@@ -139,7 +144,7 @@ def turn_by_turn(
     order = Random(_SEED)
     began = time.perf_counter()
     for i in range(rounds_max):
-        if i >= _ROUNDS_MIN and time.perf_counter() - began > _ROUNDS_SECONDS_MAX:
+        if i >= _ROUNDS_MIN and time.perf_counter() - began > seconds_max:
             break
         for name in order.sample(names, len(names)):
             at = time.perf_counter_ns()

@@ -37,8 +37,8 @@ def environment(folder: Path, name: str) -> Path:
     if not ready.exists():
         print(f"installing {', '.join(PACKAGES[name])} into {place} ...", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
-        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PACKAGES[name]]
-        subprocess.run(command, check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *PACKAGES[name]], check=True)
         ready.touch()
     return python
 
@@ -61,7 +61,10 @@ def _bytes(folder: Path, skipped: Sequence[str] = ()) -> int:
 
 def is_installer(entry: str, installers: Sequence[str] = _INSTALLERS) -> bool:
     """Whether an entry of site-packages is one of these packages or its `.dist-info`."""
-    return entry.removesuffix(".dist-info").rsplit("-", 1)[0] in installers or entry == "distutils-precedence.pth"
+    return (
+        entry.removesuffix(".dist-info").rsplit("-", 1)[0] in installers
+        or entry == "distutils-precedence.pth"
+    )
 
 
 def version(python: Path, package: str) -> str:

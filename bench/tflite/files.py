@@ -27,7 +27,7 @@ class Outline(Struct, frozen=True, kw_only=True):
     Attributes:
         size_bytes: of it.
         operators: number by kind, of all subgraphs.
-        computing: of the operators other than QUANTIZE and DEQUANTIZE, number by the type of the first output.
+        computing: number of the operators but QUANTIZE and DEQUANTIZE by the type of their first output.
         inputs: shape by the name that the signature gives, or the tensor's own where there is none.
         outputs: the same.
     """
@@ -72,7 +72,9 @@ def outline(content: bytes) -> Outline:
 
 
 def _kind(code: Any) -> str:  # noqa: ANN401 - generated classes without types
-    return _KINDS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    # Old readers find numbers below 127 in the deprecated field.
+    kind: str = _KINDS[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    return kind
 
 
 def _edges(model: Any) -> tuple[dict[str, Shape], dict[str, Shape]]:  # noqa: ANN401 - generated classes
@@ -112,7 +114,11 @@ def placed(wanted: Mapping[str, Sequence[int]], offered: Mapping[str, Shape]) ->
     left = {name: shape for name, shape in offered.items() if name not in wanted}
     for name, shape in wanted.items():
         choices = {name: offered[name]} if name in offered else left
-        fits = ((other, axes) for other, have in choices.items() if (axes := _axes(tuple(shape), have)) is not None)
+        fits = (
+            (other, axes)
+            for other, have in choices.items()
+            if (axes := _axes(tuple(shape), have)) is not None
+        )
         place = next(fits, None)
         if place is None:
             raise ValueError(f"{name} {list(shape)} is none of the file's {dict(offered)}")

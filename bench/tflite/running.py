@@ -22,7 +22,9 @@ Feeds = dict[str, Array]
 class Runner:
     """One open file."""
 
-    def __init__(self, content: bytes, found: Outline, feed: Feeds, answer: tuple[str, Sequence[int]]) -> None:
+    def __init__(
+        self, content: bytes, found: Outline, feed: Feeds, answer: tuple[str, Sequence[int]]
+    ) -> None:
         """Opens it.
 
         Args:
