@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,14 +21,18 @@ from msgspec import Struct
 ROOT = Path(__file__).parents[1]
 
 _LAUNCH = """
-import json, os, sys, time
+import json, os, signal, sys, time
 began = time.perf_counter()
+limit = int(sys.argv.pop(1))
 child = os.fork()
 if child == 0:
+    os.setpgid(0, 0)
     log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.execv(sys.argv[2], sys.argv[2:])
+signal.signal(signal.SIGALRM, lambda *_: os.killpg(child, signal.SIGKILL))
+signal.alarm(limit)
 _, status, usage = os.wait4(child, 0)
 print(json.dumps([os.waitstatus_to_exitcode(status), time.perf_counter() - began, usage.ru_maxrss]))
 """
@@ -36,6 +41,7 @@ print(json.dumps([os.waitstatus_to_exitcode(status), time.perf_counter() - began
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ERROR = re.compile(r"(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Exit|Interrupt)\b")
 _TEXT_MAX = 300
+_SECONDS_MAX = 3600
 
 
 class Launched(Struct, frozen=True, kw_only=True):
@@ -60,7 +66,11 @@ class Launched(Struct, frozen=True, kw_only=True):
 
 
 def launch(
-    command: Sequence[str | Path], *, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+    command: Sequence[str | Path],
+    *,
+    cwd: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+    seconds_max: int = _SECONDS_MAX,
 ) -> Launched:
     """Runs a program to its end.
 
@@ -68,14 +78,17 @@ def launch(
         command: an absolute path and its arguments; nothing is looked up.
         cwd: where it runs.
         environment: all of its variables; this process's by default.
+        seconds_max: then it is killed, with the processes that it started.
     """
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        launcher = [sys.executable, "-S", "-c", _LAUNCH, str(log), *map(str, command)]
+        launcher = [sys.executable, "-S", "-c", _LAUNCH, str(seconds_max), str(log), *map(str, command)]
         done = subprocess.run(launcher, cwd=cwd, env=environment, check=True, capture_output=True, text=True)
         words = log.read_text(encoding="utf-8", errors="replace")
     code, seconds, kib = json.loads(done.stdout)
     lines = tuple(_COLOUR.sub("", line) for line in words.splitlines() if line.strip())
+    if code == -signal.SIGKILL and seconds >= seconds_max:
+        lines += (f"LimitError: not done after {seconds_max} s",)
     return Launched(code=code, seconds=seconds, rss_mib_peak=round(kib / 1024), lines=lines)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from bench.launching import ROOT, Launched, launch, reason
 from bench.tflite.files import outline, placed
 
 _OWN = (sys.executable, "-m", "bench.tflite.own")
+_PEER_SECONDS_MAX = 900
 _PICTURE_SIDE = 128
 _PICTURES = 20
 _SAMPLE_PICTURES = f"calibration_image_sample_data_{_PICTURES}x{_PICTURE_SIDE}x{_PICTURE_SIDE}x3_float32.npy"
@@ -130,7 +130,7 @@ def onnx2tf(subject: Subject, python: Path) -> dict[str, Made]:
         _sample_pictures(here, stacked)
     search = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
     variables = dict(os.environ) | {"PATH": search, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    ended = launch(command, cwd=here, environment=variables)
+    ended = launch(command, cwd=here, environment=variables, seconds_max=_PEER_SECONDS_MAX)
     return {
         "onnx2tf": _made(out / "model_full_integer_quant.tflite", ended),
         "onnx2tf_float": _made(out / "model_float32.tflite", ended),
@@ -168,7 +168,9 @@ def litert_quantizer(subject: Subject, python: Path, float_file: bytes | None) -
         out = here / f"{update}.tflite"
         out.unlink(missing_ok=True)
         script = ROOT / "bench/tflite/quantizer_peer.py"
-        made[name] = _made(out, launch([python, script, update, source, samples, out]))
+        made[name] = _made(
+            out, launch([python, script, update, source, samples, out], seconds_max=_PEER_SECONDS_MAX)
+        )
     return made
 
 
@@ -185,8 +187,3 @@ def _made(file: Path, ended: Launched) -> Made:
     if file.is_file():
         return Made(content=file.read_bytes(), costs=ended.costs)
     return Made(costs=ended.costs, note=f"not measured: {reason(ended.lines)}")
-
-
-def merged(*parts: Mapping[str, Made]) -> dict[str, Made]:
-    """One table of all tools."""
-    return {name: made for part in parts for name, made in part.items()}
