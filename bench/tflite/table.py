@@ -12,8 +12,8 @@ Row = Mapping[str, object]
 
 UNKNOWN = "unknown"
 _HEAD = (
-    "model", "tool", "accuracy (95%)", "minus FP32", "Shallop minus it", "bytes", "operators", "transposes",
-    "Q / DQ", "float", "time to Shallop's (95%)", "ms", "conversion s", "peak MiB", "note",
+    "model", "tool", "accuracy (95%)", "minus FP32", "Shallop minus it", "SQNR dB", "bytes", "operators",
+    "transposes", "Q / DQ", "float", "time to Shallop's (95%)", "ms", "conversion s", "peak MiB", "note",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ def _cells(row: Row) -> Sequence[str]:
         _with_interval(row, "accuracy"),
         _interval(row.get("this_minus_fp32_ci95")),
         _interval(row.get("shallop_minus_this_ci95")),
+        _word(row.get("sqnr_db")),
         _thousands(row.get("size_bytes")),
         _word(row.get("operators")),
         _word(row.get("transposes")),

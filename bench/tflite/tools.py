@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 from msgspec import Struct
 
 from bench.converter.judging import Feeds
@@ -115,14 +116,11 @@ def onnx2tf(subject: Subject, python: Path) -> dict[str, Made]:
     out = here / "out"
     for old in out.glob("*.tflite"):
         old.unlink()
-    names = tuple(subject.calibration[0])
-    shapes = {name: subject.calibration[0][name].shape for name in names}
     command: list[str | Path] = [
-        python.parent / "onnx2tf", "-i", subject.folder / "model.onnx", "-o", out,
-        "-ois", *(f"{name}:{','.join(map(str, shapes[name]))}" for name in names),
+        python.parent / "onnx2tf", "-i", subject.folder / "model.onnx", "-o", out, *_shapes(subject),
         "-oiqt", "-qt", "per-channel", "-iqd", "float32", "-oqd", "float32",
     ]  # fmt: skip
-    for name in names:
+    for name in subject.calibration[0]:
         path = here / f"{len(command)}.npy"
         stacked = np.concatenate([_channels_last(feed[name]) for feed in subject.calibration])
         np.save(path, stacked)
@@ -135,6 +133,20 @@ def onnx2tf(subject: Subject, python: Path) -> dict[str, Made]:
         "onnx2tf": _made(out / "model_full_integer_quant.tflite", ended),
         "onnx2tf_float": _made(out / "model_float32.tflite", ended),
     }
+
+
+def _shapes(subject: Subject) -> list[str]:
+    """Words that fix what the model leaves free, and keep what is no image.
+
+    With `-b 1` instead, residual networks fail; by itself it takes tokens for a signal with the channels
+    first, and turns them.
+    """
+    given = onnx.load(str(subject.folder / "model.onnx"), load_external_data=False).graph.input
+    shapes = {name: array.shape for name, array in subject.calibration[0].items()}
+    free = any(not dim.dim_value for one in given for dim in one.type.tensor_type.shape.dim)
+    fixed = [f"{name}:{','.join(map(str, shape))}" for name, shape in shapes.items()]
+    kept = [name for name, shape in shapes.items() if len(shape) != 4]
+    return [*(["-ois", *fixed] if free else []), *(["-kat", *kept] if kept else [])]
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bench.converter.judging import turn_by_turn
 from bench.launching import launch, reason
-from bench.tflite.environments import is_installer
+from bench.tflite.environments import installed_mb, is_installer
 from bench.tflite.files import outline, placed
 from bench.tflite.judging import sqnr_db, t_interval
 from bench.tflite.synthetic import attention, unet_like
@@ -58,7 +58,7 @@ def test_a_program_that_takes_too_long_is_killed_with_its_children() -> None:
         (("one", " two "), "two"),
         ((), "it said nothing"),
         (("SystemExit",), "SystemExit"),
-        (("no ValueError: here",), "no ValueError: here"),
+        (("ValueError: the one", "a line of KeyError: no more", "x"), "ValueError: the one"),
     ],
 )  # fmt: skip
 def test_the_line_that_says_why(lines: tuple[str, ...], said: str) -> None:
@@ -85,8 +85,8 @@ def test_turns_end_early_but_not_before_thirty() -> None:
 
 
 def test_edges_are_found_by_name_then_by_shape_with_the_channels_last() -> None:
-    offered = {"state": (1, 8), "serving_0": (1, 5, 6, 3), "h": (1, 8)}
-    found = placed({"image": (1, 3, 5, 6), "h": (1, 8), "c": (1, 8)}, offered)
+    offered = {"h": (1, 8), "serving_0": (1, 5, 6, 3), "state": (1, 8)}
+    found = placed({"image": (1, 3, 5, 6), "c": (1, 8), "h": (1, 8)}, offered)
     assert found == {
         "image": ("serving_0", (0, 2, 3, 1)),
         "h": ("h", (0, 1)),
@@ -156,13 +156,26 @@ def test_the_interval_of_openings() -> None:
 def test_a_tables_cells() -> None:
     row = {
         "accuracy": 0.91, "accuracy_ci95": [0.9, 0.92], "size_bytes": 100944, "operators": 17,
-        "transposes": 0,
-        "quantizes": 1, "dequantizes": 0, "note": "a|b",
+        "sqnr_db": 31.5, "transposes": 0, "quantizes": 1, "dequantizes": 0, "note": "a|b",
     }  # fmt: skip
     head, rule, line = table({"m": {"t": row}}).splitlines()
-    assert line.startswith(f"| m | t | 0.91 [0.9, 0.92] | {UNKNOWN} | {UNKNOWN} | 100,944 | 17 | 0 | 1 / 0 |")
+    assert line.startswith(
+        f"| m | t | 0.91 [0.9, 0.92] | {UNKNOWN} | {UNKNOWN} | 31.5 | 100,944 | 17 | 0 | 1 / 0 |"
+    )
     assert line.endswith("| a/b |")
+    assert "1 / 0" not in table({"m": {"t": row | {"quantizes": None}}})
     assert head.count("|") == rule.count("|") == line.count("|")
+
+
+def test_an_environments_weight_is_that_of_its_packages(tmp_path: Path) -> None:
+    packages = tmp_path / "lib" / "python3.99" / "site-packages"
+    for name in ("pip", "tool/deep", "tool-1.0.dist-info"):
+        (packages / name).mkdir(parents=True)
+        (packages / name / "file").write_bytes(b"x" * 100_000)
+    (packages / "single.py").write_bytes(b"x" * 100_000)
+    (packages / "tool" / "link").symlink_to(packages / "pip" / "file")
+    # Files take whole blocks of the file system.
+    assert installed_mb(tmp_path) == pytest.approx(0.3, abs=0.11)
 
 
 @pytest.mark.parametrize(
