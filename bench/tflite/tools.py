@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -116,8 +117,11 @@ def onnx2tf(subject: Subject, python: Path) -> dict[str, Made]:
     out = here / "out"
     for old in out.glob("*.tflite"):
         old.unlink()
+    model = here / "model.onnx"
+    # A copy, for it writes its simplified graph over the file that it is given.
+    shutil.copyfile(subject.folder / "model.onnx", model)
     command: list[str | Path] = [
-        python.parent / "onnx2tf", "-i", subject.folder / "model.onnx", "-o", out, *_shapes(subject),
+        python.parent / "onnx2tf", "-i", model, "-o", out, *_shapes(subject),
         "-oiqt", "-qt", "per-channel", "-iqd", "float32", "-oqd", "float32",
     ]  # fmt: skip
     for name in subject.calibration[0]:
