@@ -36,6 +36,10 @@ class _Graph:
         """Normal, of the variance that keeps the signal's."""
         return self.constant(self._random.normal(0, (2 / fan_in) ** 0.5, shape).astype(np.float32))
 
+    def bias(self, wide: int) -> str:
+        """A tenth of the signal."""
+        return self.constant(self._random.normal(0, 0.1, wide).astype(np.float32))
+
     def constant(self, array: NDArray[Any]) -> str:
         name = f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(array, name))
@@ -48,13 +52,13 @@ class _Graph:
 
     def conv(self, x: str, wide: tuple[int, int], kernel: int, *, relu: bool = True) -> str:
         weight = self.weight(wide[1], wide[0], kernel, kernel, fan_in=wide[0] * kernel**2)
-        bias = self.constant(np.zeros(wide[1], np.float32))
+        bias = self.bias(wide[1])
         out = self.op("Conv", x, weight, bias, pads=[kernel // 2] * 4, kernel_shape=[kernel, kernel])
         return self.op("Relu", out) if relu else out
 
     def linear(self, x: str, wide: tuple[int, int]) -> str:
         out = self.op("MatMul", x, self.weight(*wide, fan_in=wide[0]))
-        return self.op("Add", out, self.constant(np.zeros(wide[1], np.float32)))
+        return self.op("Add", out, self.bias(wide[1]))
 
     def norm(self, x: str) -> str:
         scale, bias = np.ones(_WIDTH, np.float32), np.zeros(_WIDTH, np.float32)
@@ -80,7 +84,7 @@ def unet_like() -> onnx.ModelProto:
     first = graph.conv("input", (3, 16), 3)
     second = graph.conv(graph.op("MaxPool", first, kernel_shape=[2, 2], strides=[2, 2]), (16, 32), 3)
     deepest = graph.conv(graph.op("MaxPool", second, kernel_shape=[2, 2], strides=[2, 2]), (32, 64), 3)
-    bias = graph.constant(np.zeros(32, np.float32))
+    bias = graph.bias(32)
     up = graph.op(
         "ConvTranspose", deepest, graph.weight(64, 32, 2, 2, fan_in=64), bias,
         kernel_shape=[2, 2], strides=[2, 2],
