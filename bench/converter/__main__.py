@@ -9,12 +9,12 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from bench.converter.judging import answers, latency, quality, subject_feeds
+from bench.launching import timed
 
 ROOT = Path(__file__).parents[2]
 _PEERS = ("nncf", "onnx", "onnxruntime", "sympy", "pillow", "scipy")
@@ -68,7 +68,7 @@ def _subject(folder: Path, python: Path, shared: Path) -> dict[str, object]:
     models = {"fp32": (folder / "model.onnx").read_bytes()}
     notes: dict[str, str] = {}
     _say(f"{folder.name}: shallop ...")
-    costs["shallop"], notes["shallop"] = _timed(_shallop_command(folder))
+    costs["shallop"], notes["shallop"] = timed(_shallop_command(folder))
     chosen = _chosen(folder)
     if chosen is not None:
         models["shallop"] = chosen[1]
@@ -82,7 +82,7 @@ def _subject(folder: Path, python: Path, shared: Path) -> dict[str, object]:
             python, ROOT / "bench/converter/peers.py", tool, folder / "model.onnx",
             folder / "calibration.npz", out, cleaned,
         ]  # fmt: skip
-        costs[tool], notes[tool] = _timed([str(part) for part in command])
+        costs[tool], notes[tool] = timed([str(part) for part in command])
         if out.is_file():
             models[tool] = out.read_bytes()
     feeds = subject_feeds(folder)
@@ -95,11 +95,11 @@ def _subject(folder: Path, python: Path, shared: Path) -> dict[str, object]:
             notes[name] = f"does not run: {error}"[:300]
             del models[name]
     judged = quality(folder, found, head)
-    timed = latency(models, feeds[:64])
+    durations = latency(models, feeds[:64])
     return {
         name: {
             "size_bytes": len(models[name]) if name in models else None,
-            **judged.get(name, {}), **timed.get(name, {}), **costs.get(name, {}),
+            **judged.get(name, {}), **durations.get(name, {}), **costs.get(name, {}),
             "note": notes.get(name, ""),
         }
         for name in ("fp32", "shallop", *_TOOLS)
@@ -117,33 +117,6 @@ def _shallop_command(folder: Path) -> list[str]:
         "--target", "host", "--sla", str(folder / "sla.yaml"), "--output", str(folder / "bundle"),
         "--format", "onnx", "--force", "--quiet",
     ]  # fmt: skip
-
-
-_LAUNCH = """
-import json, os, sys, time
-began = time.perf_counter()
-child = os.fork()
-if child == 0:
-    log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.execv(sys.argv[2], sys.argv[2:])
-_, status, usage = os.wait4(child, 0)
-print(json.dumps([os.waitstatus_to_exitcode(status), time.perf_counter() - began, usage.ru_maxrss]))
-"""
-"""A small process between this one and the tool: a fork of a large process counts as its child's peak."""
-
-
-def _timed(command: list[str]) -> tuple[dict[str, object], str]:
-    """Wall time and peak memory of a command, and its last words where it failed."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        launcher = [sys.executable, "-S", "-c", _LAUNCH, str(log), *command]
-        done = subprocess.run(launcher, cwd=ROOT, check=True, capture_output=True, text=True)
-        words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    code, seconds, kib = json.loads(done.stdout)
-    note = "" if code == 0 else f"exit {code}: {' '.join(words[-2:])}"[:300]
-    return {"seconds": round(seconds, 1), "rss_mib_peak": round(kib / 1024)}, note
 
 
 def _chosen(folder: Path) -> tuple[str, bytes] | None:

@@ -8,8 +8,10 @@ Not for: making models.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,14 @@ Feeds = dict[str, Array]
 
 _ROUNDS_SECONDS_MAX = 20.0
 _WARM_UP = 10
+_ROUNDS_MIN = 30
 _ROUNDS_MAX = 400
+_SEED = 20261121
 
 
-def subject_feeds(folder: Path, n_max: int | None = None) -> list[Feeds]:
-    """Single samples of the subject's test set as its model takes them."""
-    with np.load(folder / "test.npz") as held:
+def subject_feeds(folder: Path, n_max: int | None = None, part: str = "test") -> list[Feeds]:
+    """Single samples of the subject's test set, or another part of it, as its model takes them."""
+    with np.load(folder / f"{part}.npz") as held:
         arrays = {name: held[name] for name in held.files if name != "labels"}
     n = max(len(array) for array in arrays.values())
     clip = folder.name == "audio_vad"
@@ -88,12 +92,13 @@ def quality(
             "n": hit.size,
         }
         if name not in {"fp32", "shallop"} and "shallop" in hits:
-            row["shallop_minus_this_ci95"] = _difference(hits["shallop"], hit)
+            row["shallop_minus_this_ci95"] = difference(hits["shallop"], hit)
         rows[name] = row
     return rows
 
 
-def _difference(mine: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> list[float]:
+def difference(mine: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> list[float]:
+    """95% interval of mine minus theirs, paired by sample."""
     counts = PairedCounts(
         both=int((mine & theirs).sum()),
         candidate_only=int((mine & ~theirs).sum()),
@@ -105,24 +110,49 @@ def _difference(mine: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> list[floa
 
 
 def latency(models: Mapping[str, bytes], feeds: Sequence[Feeds]) -> dict[str, dict[str, object]]:
-    """One thread each, turn by turn, the order rotated with every round; ratios are paired with FP32's."""
+    """One thread each; ratios are to FP32's."""
     sessions: dict[str, Session] = {name: open_session(model) for name, model in models.items()}
-    names = list(sessions)
+
+    def ask(session: Session, i: int) -> object:
+        return session.run(None, feeds[i % len(feeds)])
+
+    return turn_by_turn({name: partial(ask, one) for name, one in sessions.items()}, "fp32")
+
+
+def turn_by_turn(
+    runs: Mapping[str, Callable[[int], object]],
+    reference: str,
+    *,
+    rounds_max: int = _ROUNDS_MAX,
+    seconds_max: float = _ROUNDS_SECONDS_MAX,
+) -> dict[str, dict[str, object]]:
+    """Latency of each run; ratios are paired with the reference's.
+
+    The order is drawn anew with every round, seeded: each run finds the caches as another one left them.
+
+    Args:
+        runs: by name, what is timed; it is told the number of the round.
+        reference: the name of the one that the others are divided by.
+        rounds_max: no more than these.
+        seconds_max: after these no more begin.
+    """
+    names = list(runs)
     for i in range(_WARM_UP):
         for name in names:
-            sessions[name].run(None, feeds[i % len(feeds)])
+            runs[name](i)
     times: dict[str, list[float]] = {name: [] for name in names}
+    order = Random(_SEED)
     began = time.perf_counter()
-    for i in range(_ROUNDS_MAX):
-        if i >= 30 and time.perf_counter() - began > _ROUNDS_SECONDS_MAX:
+    for i in range(rounds_max):
+        if i >= _ROUNDS_MIN and time.perf_counter() - began > seconds_max:
             break
-        for name in names[i % len(names) :] + names[: i % len(names)]:
+        for name in order.sample(names, len(names)):
             at = time.perf_counter_ns()
-            sessions[name].run(None, feeds[i % len(feeds)])
+            runs[name](i)
             times[name].append((time.perf_counter_ns() - at) / 1e6)
     rows: dict[str, dict[str, object]] = {}
     for name in names:
-        ratios = [mine / fp32 for mine, fp32 in zip(times[name], times["fp32"], strict=True)]
+        ratios = [mine / theirs for mine, theirs in zip(times[name], times[reference], strict=True)]
         interval = median_interval(ratios)
         rows[name] = {
             "latency_ms_p50": round(percentile(times[name], 0.5), 4),
