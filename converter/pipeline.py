@@ -39,7 +39,7 @@ from converter.measured import (
 )
 from converter.output import require_writable, write
 from converter.pack import MANIFEST_NAME, pack
-from converter.passes import SameAnswers, clean_checked
+from converter.passes import INTEGER_PASSES, PASSES, SameAnswers, clean_checked
 from converter.passes.opset import convert_opset
 from converter.quantize import Material
 from converter.recipe import format_recipe
@@ -203,7 +203,8 @@ def cleaned(inputs: Inputs) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         kept = _holds(same, plain, source)
         source = source if kept else plain
         said += (converted if kept else "opset not converted: that changed the answers",)
-    graph, changes = clean_checked(source, same)
+    passes = INTEGER_PASSES if rules.format.value == "TFLite" else PASSES
+    graph, changes = clean_checked(source, same, passes)
     return graph, said + changes
 
 

@@ -24,6 +24,7 @@ from converter.passes.fuse_gemm import fuse_gemm
 from converter.passes.fuse_pad import fuse_pad
 from converter.passes.identities import drop_identities
 from converter.passes.names import name_nodes
+from converter.passes.open_layer_norm import open_layer_norm
 from converter.passes.strip import strip
 from converter.passes.unused import drop_unused, share_constants
 
@@ -123,6 +124,17 @@ PASSES = (
     ),
 )
 """In the order in which they run, until none of them finds anything more."""
+
+INTEGER_PASSES = (
+    *PASSES,
+    Pass(
+        name="open_layer_norm",
+        requires="scale and offset are initializers",
+        ensures="LayerNormalization is means, a difference, products and x ** -0.5",
+        apply=open_layer_norm,
+    ),
+)
+"""For targets that take integers only: what has no INT8 kernel is written out."""
 
 
 def clean(

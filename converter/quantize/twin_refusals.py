@@ -14,6 +14,8 @@ from converter.quantize.units import bounds_of, is_absorbed, mode_of
 from converter.quantize.view import View, attribute
 from converter.recipe import Recipe
 
+_ROOT_BELOW = -0.5
+
 
 def require_twin(recipe: Recipe) -> None:
     """Refuses what no TFLite graph could hold.
@@ -37,9 +39,16 @@ def why_not_twin(view: View, node: onnx.NodeProto) -> str | None:
         return _why_not_convolution(view, node)
     if is_absorbed(view, node) and bounds_of(view, node) is None:
         return "its bounds are computed"
+    if node.op_type == "Pow" and _exponent(view, node) != _ROOT_BELOW:
+        return "of powers LiteRT has an INT8 kernel for x ** -0.5 alone"
     if node.op_type == "Pad" and padding(view, node) is None:
         return "its padding is computed"
     return None
+
+
+def _exponent(view: View, node: onnx.NodeProto) -> float | None:
+    constant = view.constant(node.input[1])
+    return float(constant.flat[0]) if constant is not None and constant.size == 1 else None
 
 
 def _why_not_convolution(view: View, node: onnx.NodeProto) -> str | None:

@@ -31,7 +31,7 @@ TWIN_OPERATORS: Mapping[str, Operator] = {
     "MatMul": Operator(role=Role.WEIGHTED, activations=None, weight=1, asks=True),
     **dict.fromkeys(("Add", "Mul", "PRelu", "Sub"), _COMPUTE_ALL),
     **dict.fromkeys(
-        ("Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "ReduceMean", "ReduceSum"), _COMPUTE
+        ("Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Pow", "ReduceMean", "ReduceSum"), _COMPUTE
     ),
     **dict.fromkeys(("Sigmoid", "Softmax"), Operator(role=Role.COMPUTE, fixed=_UNIT)),
     "LogSoftmax": Operator(role=Role.COMPUTE, fixed=Fixed(scale=16 / 256, zero_point=127)),

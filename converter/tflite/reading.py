@@ -38,6 +38,8 @@ class Traits(Struct, frozen=True, kw_only=True):
         constants: places of float constants that must be stored as integers for that kernel; at any other
             place a float constant is a setting (bounds, scales, a padding value).
         fuses: a Relu or Clip behind it becomes its fused activation.
+        settings: float constants that the kernel's meaning hangs on, by place; with others the operator
+            computes in float.
         fits: whether the kernel, whose output has parameters of its own, can give its numbers under these;
             where it cannot, the operator computes in float.
     """
@@ -45,6 +47,7 @@ class Traits(Struct, frozen=True, kw_only=True):
     integer: bool = False
     constants: tuple[int, ...] = ()
     fuses: bool = False
+    settings: Mapping[int, float] = {}
     fits: Callable[[QParams], bool] | None = None
 
 
@@ -309,6 +312,8 @@ class _Reader:
 
     def _is_integer(self, node: onnx.NodeProto, traits: Traits, exact: tuple[str, ...]) -> bool:
         """Whether the node stands between pairs; notes then which stored tensors it writes."""
+        if not all(self._is_set(node, place, wanted) for place, wanted in traits.settings.items()):
+            return False
         reads = False
         for place, name in enumerate(node.input):
             constant = self._constants.get(name)
@@ -330,6 +335,11 @@ class _Reader:
             return False
         self._stored |= {name: stored for name, stored in written.items() if stored is not None}
         return True
+
+    def _is_set(self, node: onnx.NodeProto, place: int, wanted: float) -> bool:
+        found = self._constants.get(node.input[place]) if place < len(node.input) else None
+        single = found is not None and found.quant is None and found.values.size == 1
+        return single and found is not None and float(found.values.reshape(-1)[0]) == wanted
 
     def _behind(self, name: str) -> str | None:
         """The stored tensor that alone is made of a float one; None where others read the float itself."""

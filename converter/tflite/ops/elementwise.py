@@ -1,4 +1,4 @@
-"""Element by element on one operand, in float: roots, powers, logarithms and the like.
+"""Element by element on one operand, in float but for x ** -0.5: roots, powers, logarithms and the like.
 
 For: Abs, Ceil, Cos, Erf, Exp, Floor, Log, Neg, Pow, Reciprocal, Round, Sign, Sin, Softplus, Softsign, Sqrt.
 Not for: activations with INT8 kernels (`activations`).
@@ -12,7 +12,7 @@ from __future__ import annotations
 from converter.tflite.lowering import Lowering
 from converter.tflite.ops.entry import Entry
 from converter.tflite.ops.pieces import binary, check_types, scalar, unary
-from converter.tflite.reading import Op
+from converter.tflite.reading import Op, Traits
 from converter.tflite.tensors import Tensor
 
 _KINDS = {
@@ -52,6 +52,10 @@ def reciprocal(b: Lowering, op: Op) -> None:
 
 def power(b: Lowering, op: Op) -> None:
     """Writes one Pow; small constant exponents become products, roots and quotients."""
+    if op.integer:
+        value = b.value(op.inputs[0])
+        b.add("RSQRT", [value.tensor], [b.output(op, value.axes)])
+        return
     found = b.constant(op.inputs[1])
     exponent = None
     if found is not None and found.values.size == 1 and len(found.values.shape) <= len(b.shape(op.inputs[0])):
@@ -131,7 +135,8 @@ def softsign(b: Lowering, op: Op) -> None:
 ENTRIES = {
     **dict.fromkeys(_KINDS, Entry(lower=plain)),
     "Erf": Entry(lower=erf),
-    "Pow": Entry(lower=power),
+    # RSQRT alone has an INT8 kernel: what an opened LayerNormalization needs.
+    "Pow": Entry(lower=power, traits=Traits(integer=True, settings={1: -0.5})),
     "Reciprocal": Entry(lower=reciprocal),
     "Softplus": Entry(lower=softplus),
     "Softsign": Entry(lower=softsign),
