@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from wire.deltas import HINTS_MAX, DeltaHint
 from wire.measures import TrialResult
 from wire.sla import Verdict
 from wire.types import (
@@ -283,6 +284,7 @@ class DesiredModel(Struct, frozen=True, kw_only=True):
         soak_s: how long the application must stay healthy after the switch.
         deadline_s: from the order's arrival until the device gives up, as a duration.
         rollout: id of the rollout, for people and logs.
+        deltas: shorter ways to files of the release from files that devices hold; hints.
     """
 
     order: Positive
@@ -294,6 +296,7 @@ class DesiredModel(Struct, frozen=True, kw_only=True):
     soak_s: Seconds = 60.0
     deadline_s: Seconds = 86400.0
     rollout: Name | None = None
+    deltas: Annotated[tuple[DeltaHint, ...], Meta(max_length=HINTS_MAX)] = ()
 
 
 class Desired(Struct, frozen=True, kw_only=True, tag_field="kind", tag="desired"):
