@@ -15,8 +15,9 @@ import msgspec
 from wire.bundle import Manifest
 from wire.errors import WireError
 from wire.messages import VERSION, Message
+from wire.roots import Root
 
-M = TypeVar("M", bound=Message | Manifest)
+M = TypeVar("M", bound=Message | Manifest | Root)
 
 
 class _Header(msgspec.Struct):
@@ -41,7 +42,7 @@ def kind_of(expected: type[M]) -> str:
     return tag
 
 
-def encode(message: Message | Manifest) -> bytes:
+def encode(message: Message | Manifest | Root) -> bytes:
     """The message as UTF-8 JSON; equal messages give equal bytes."""
     return _ENCODER.encode(message)
 

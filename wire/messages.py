@@ -37,6 +37,7 @@ from wire.types import (
 VERSION = 1
 
 MODELS_MAX = 64
+BARRED_MAX = 1000
 """Models on one device."""
 
 
@@ -300,10 +301,16 @@ class DesiredModel(Struct, frozen=True, kw_only=True):
 
 
 class Desired(Struct, frozen=True, kw_only=True, tag_field="kind", tag="desired"):
-    """Everything that one device should be; retained, the truth. Signed by the order role."""
+    """Everything that one device should be; retained, the truth. Signed by the order role.
+
+    Attributes:
+        number: from the counter of orders; a device that checks signatures refuses a lower one than it
+            has believed, so that no old document comes back. 0 where nothing is signed.
+    """
 
     version: int = VERSION
     device: DeviceId
+    number: Count = 0
     groups: Annotated[tuple[GroupName, ...], Meta(max_length=64)] = ()
     models: Annotated[dict[ModelName, DesiredModel], Meta(max_length=MODELS_MAX)]
     issued_at: Text = ""
@@ -370,6 +377,22 @@ class Ack(Struct, frozen=True, kw_only=True, tag_field="kind", tag="ack"):
     number: Count
 
 
+class Bars(Struct, frozen=True, kw_only=True, tag_field="kind", tag="bars"):
+    """Releases that no order may bring to a device any more, retained. Signed by the release role.
+
+    So that whoever steals the order key cannot lead the fleet back to a release that is known to be bad.
+
+    Attributes:
+        number: of this list; a lower one is refused. Each list holds all that is barred.
+        digests: of the releases.
+    """
+
+    version: int = VERSION
+    number: Positive
+    digests: Annotated[tuple[Digest, ...], Meta(max_length=BARRED_MAX)] = ()
+    issued_at: Text = ""
+
+
 class Seed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="seed"):
     """How far the broker's memory of this registry goes.
 
@@ -382,4 +405,4 @@ class Seed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="seed"):
     generation: Count
 
 
-Message = Status | Identity | Reported | Report | Reply | Desired | Command | Ack | Seed
+Message = Status | Identity | Reported | Report | Reply | Desired | Command | Ack | Seed | Bars

@@ -30,6 +30,7 @@ _WORD = {
     "device": r"[a-z0-9][a-z0-9-]{0,62}",
     "group": r"[a-z0-9][a-z0-9-]{0,62}",
     "digest": r"[0-9a-f]{64}",
+    "number": r"[1-9][0-9]{0,8}",
     "id": r"[A-Za-z0-9_-]{1,64}",
 }
 
@@ -115,10 +116,18 @@ SEED = Channel(
     name="seed", pattern="system/seed", retain=True, qos=1,
     size_bytes_max=4 * _KIB, sender="fleet", kind="seed",
 )  # fmt: skip
+ROOT = Channel(
+    name="root", pattern="root/{number}", retain=True, qos=1,
+    size_bytes_max=128 * _KIB, sender="fleet", kind="root", enveloped=True,
+)  # fmt: skip
+BARS = Channel(
+    name="bars", pattern="system/bars", retain=True, qos=1,
+    size_bytes_max=128 * _KIB, sender="fleet", kind="bars", enveloped=True,
+)  # fmt: skip
 
 CHANNELS: tuple[Channel, ...] = (
     STATUS, IDENTITY, REPORTED, REPORT, REPLY, DESIRED, COMMAND, COMMAND_GROUP, COMMAND_ALL,
-    RELEASE, BLOB, ACK, SEED,
+    RELEASE, BLOB, ACK, SEED, ROOT, BARS,
 )  # fmt: skip
 
 

@@ -25,14 +25,17 @@ from wire.errors import TrustError, WireError
 
 
 class Role(StrEnum):
-    """Who may say what: a release is content, an order is authority."""
+    """Who may say what: a release is content, an order is authority, the root says who signs them."""
 
+    ROOT = "root"
     RELEASE = "release"
     ORDER = "order"
 
 
 PAYLOAD_TYPES: dict[str, Role] = {
+    "application/vnd.shallop.root.v1+json": Role.ROOT,
     "application/vnd.shallop.release.v1+json": Role.RELEASE,
+    "application/vnd.shallop.bars.v1+json": Role.RELEASE,
     "application/vnd.shallop.desired.v1+json": Role.ORDER,
     "application/vnd.shallop.command.v1+json": Role.ORDER,
 }
@@ -67,6 +70,13 @@ class Signer(Protocol):
 
     def sign(self, message: bytes) -> bytes:
         """The raw signature over `message`."""
+
+
+class SignatureCheck(Protocol):
+    """Ed25519 (RFC 8032): whether `signature` is the key's over `message`; never raises."""
+
+    def __call__(self, public: bytes, message: bytes, signature: bytes) -> bool:
+        """Whether it is."""
 
 
 class Verifier(Protocol):
@@ -112,13 +122,12 @@ def seal(kind: str, payload: bytes, signers: Sequence[Signer] = ()) -> bytes:
     return msgspec.json.encode(envelope)
 
 
-def open_envelope(data: bytes, kind: str, policy: Policy, size_bytes_max: int) -> bytes:
-    """The payload of an envelope of the expected kind, once its sender is shown to have authority.
+def unwrap(data: bytes, kind: str, size_bytes_max: int) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """Payload and signatures of an envelope of the expected kind, none of it believed yet.
 
     Raises:
         WireError: `oversized` or `malformed`: not an envelope.
-        TrustError: `wrong_type` (another kind's envelope), `unsigned`, `no_trust_state`, or what the
-            verifier says.
+        TrustError: `wrong_type` (another kind's envelope).
     """
     if len(data) > size_bytes_max:
         raise WireError("oversized", f"{len(data)} bytes, at most {size_bytes_max} are read")
@@ -130,6 +139,18 @@ def open_envelope(data: bytes, kind: str, policy: Policy, size_bytes_max: int) -
         raise WireError("malformed", f"not a signed envelope: {error}") from None
     if envelope.payload_type != payload_type(kind):
         raise TrustError("wrong_type", f"an envelope of {envelope.payload_type!r} where {kind!r} is expected")
+    return payload, signatures
+
+
+def open_envelope(data: bytes, kind: str, policy: Policy, size_bytes_max: int) -> bytes:
+    """The payload of an envelope of the expected kind, once its sender is shown to have authority.
+
+    Raises:
+        WireError: `oversized` or `malformed`: not an envelope.
+        TrustError: `wrong_type` (another kind's envelope), `unsigned`, `no_trust_state`, or what the
+            verifier says.
+    """
+    payload, signatures = unwrap(data, kind, size_bytes_max)
     _believe(kind, payload, signatures, policy)
     return payload
 

@@ -69,6 +69,7 @@ MESSAGES: tuple[messages.Message, ...] = (
     ),
     messages.Ack(install_id=INSTALL, number=9),
     messages.Seed(registry_id=INSTALL, generation=12),
+    messages.Bars(number=3, digests=(DIGEST,)),
 )
 
 

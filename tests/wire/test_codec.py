@@ -9,39 +9,41 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.keys import root_of
 from tests.wire.samples import MANIFEST, MESSAGES
 from wire import codec, messages, topics
 from wire.bundle import Manifest
 from wire.errors import WireError
+from wire.roots import Root
 
 CAP = 100_000
-EVERY = (*MESSAGES, MANIFEST)
+EVERY = (*MESSAGES, MANIFEST, root_of())
 
 
-def by_kind(kind: str) -> messages.Message | Manifest:
+def by_kind(kind: str) -> messages.Message | Manifest | Root:
     return next(m for m in EVERY if codec.kind_of(type(m)) == kind)
 
 
 @pytest.mark.parametrize("message", EVERY, ids=lambda m: codec.kind_of(type(m)))
-def test_a_message_comes_back_equal(message: messages.Message | Manifest) -> None:
+def test_a_message_comes_back_equal(message: messages.Message | Manifest | Root) -> None:
     assert codec.decode(codec.encode(message), type(message), CAP) == message
 
 
 @pytest.mark.parametrize("message", EVERY, ids=lambda m: codec.kind_of(type(m)))
-def test_kind_and_version_stand_in_every_payload(message: messages.Message | Manifest) -> None:
+def test_kind_and_version_stand_in_every_payload(message: messages.Message | Manifest | Root) -> None:
     payload = json.loads(codec.encode(message))
     assert payload["kind"] == codec.kind_of(type(message))
     assert payload["version"] == 1
 
 
 @pytest.mark.parametrize("message", EVERY, ids=lambda m: codec.kind_of(type(m)))
-def test_unknown_fields_are_ignored(message: messages.Message | Manifest) -> None:
+def test_unknown_fields_are_ignored(message: messages.Message | Manifest | Root) -> None:
     payload = json.loads(codec.encode(message)) | {"from_the_future": {"x": 1}}
     assert codec.decode(json.dumps(payload).encode(), type(message), CAP) == message
 
 
 @pytest.mark.parametrize("message", EVERY, ids=lambda m: codec.kind_of(type(m)))
-def test_every_truncation_is_refused_by_name(message: messages.Message | Manifest) -> None:
+def test_every_truncation_is_refused_by_name(message: messages.Message | Manifest | Root) -> None:
     whole = codec.encode(message)
     for length in range(0, len(whole), max(1, len(whole) // 40)):
         with pytest.raises(WireError) as caught:
@@ -50,7 +52,7 @@ def test_every_truncation_is_refused_by_name(message: messages.Message | Manifes
 
 
 @pytest.mark.parametrize("message", EVERY, ids=lambda m: codec.kind_of(type(m)))
-def test_a_newer_major_version_is_refused_by_name(message: messages.Message | Manifest) -> None:
+def test_a_newer_major_version_is_refused_by_name(message: messages.Message | Manifest | Root) -> None:
     payload = json.loads(codec.encode(message)) | {"version": 2}
     with pytest.raises(WireError, match="version 2") as caught:
         codec.decode(json.dumps(payload).encode(), type(message), CAP)
@@ -106,7 +108,7 @@ _JSON = st.recursive(
 
 @given(st.sampled_from(EVERY), st.data())
 def test_a_bent_field_is_decoded_or_refused_never_a_crash(
-    message: messages.Message | Manifest, data: st.DataObject
+    message: messages.Message | Manifest | Root, data: st.DataObject
 ) -> None:
     payload: dict[str, Any] = json.loads(codec.encode(message))
     field = data.draw(st.sampled_from(sorted(payload)))

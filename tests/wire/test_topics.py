@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from wire import topics
 
 DEVICE = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
-PARAMS = {"device": "roof-17", "group": "north", "digest": "ab" * 32, "id": "c_1"}
+PARAMS = {"number": "12", "device": "roof-17", "group": "north", "digest": "ab" * 32, "id": "c_1"}
 
 
 @given(st.sampled_from(topics.CHANNELS), DEVICE)
@@ -62,7 +62,17 @@ def test_a_parameter_left_out_of_a_filter_matches_anything() -> None:
 
 def test_only_state_is_retained() -> None:
     retained = {c.name for c in topics.CHANNELS if c.retain}
-    assert retained == {"status", "identity", "reported", "desired", "release", "blob", "seed"}
+    assert retained == {
+        "status",
+        "identity",
+        "reported",
+        "desired",
+        "release",
+        "blob",
+        "seed",
+        "root",
+        "bars",
+    }
 
 
 def test_a_blob_is_fetched_at_qos_0_and_published_at_1() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from wire import bundle, messages, sla, topics, trust
+from wire import bundle, messages, roots, sla, topics, trust
 from wire.codec import kind_of
 
-_MESSAGES: tuple[type[messages.Message | bundle.Manifest], ...] = (
+_MESSAGES: tuple[type[messages.Message | bundle.Manifest | roots.Root], ...] = (
     messages.Status,
     messages.Identity,
     messages.Reported,
@@ -26,6 +26,8 @@ _MESSAGES: tuple[type[messages.Message | bundle.Manifest], ...] = (
     messages.Command,
     messages.Ack,
     messages.Seed,
+    messages.Bars,
+    roots.Root,
     bundle.Manifest,
 )
 
