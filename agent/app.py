@@ -19,6 +19,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from agent import hardware, recovery
+from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
 from agent.adapters.locks import MachineLock, StateLock
 from agent.adapters.mqtt import Address, MqttTransport
@@ -40,10 +41,10 @@ from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
 from agent.store import BlobStore
+from agent.trust import Trust
 from agent.uplink import Self, Uplink
 from wire.messages import Hardware, OrderOutcome
 from wire.topics import Topics
-from wire.trust import Policy
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,8 @@ def _serve(config: Config, device: str, state: State) -> None:
     shutil.rmtree(state.root / "trials", ignore_errors=True)
     machine, clock, disk = _machine(config), SystemClock(), SystemDisk()
     topics = Topics(config.broker.root)
-    policy = Policy(insecure_unsigned=config.insecure_unsigned)
+    trust = Trust(state.root, verify)
+    policy = trust.policy(insecure_unsigned=config.insecure_unsigned)
     transport = _transport(config, device)
     exchange = Exchange(transport)
     install = Install(state.root)
@@ -149,7 +151,8 @@ def _serve(config: Config, device: str, state: State) -> None:
         bounds=config.bounds(),
     )  # fmt: skip
     connection = Connection(
-        device=device, topics=topics, policy=policy, transport=transport, exchange=exchange,
+        device=device, topics=topics, trust=trust, insecure_unsigned=config.insecure_unsigned,
+        transport=transport, exchange=exchange,
         uplink=uplink, install=install, runner=runner, clock=clock, disk=disk, state_dir=state.root,
     )  # fmt: skip
     _signals(runner, connection, state)

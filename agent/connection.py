@@ -12,17 +12,19 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import downlink
+from agent import believing, downlink
 from agent.deployment import Cancelled, Notice, Ordered, RollbackAsked, model_state
 from agent.errors import reason_of
 from agent.exchange import Exchange
 from agent.install import Install
 from agent.ports import Clock, Disk, Transport
 from agent.runner import Runner, refusal_in
+from agent.trust import Trust
 from agent.uplink import Uplink
-from wire.errors import ShallopError
+from wire.errors import ShallopError, TrustError
 from wire.messages import (
     Command,
+    Desired,
     DesiredModel,
     Evaluate,
     MessageRefused,
@@ -32,19 +34,21 @@ from wire.messages import (
     Reply,
     Rollback,
 )
+from wire.roots import require_epoch
 from wire.topics import (
     ACK,
+    BARS,
     BLOB,
     COMMAND,
     COMMAND_ALL,
     COMMAND_GROUP,
     DESIRED,
     RELEASE,
+    ROOT,
     STATUS,
     Channel,
     Topics,
 )
-from wire.trust import Policy
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ INBOUND_MAX = 256
 REFUSAL_EVERY_S = 10.0
 STATUS_EVERY_S = 10.0
 STALE_TOLD_MAX = 256
+SAVE_RETRY_S = 5.0
 
 
 class Connection:
@@ -62,7 +67,8 @@ class Connection:
         *,
         device: str,
         topics: Topics,
-        policy: Policy,
+        trust: Trust,
+        insecure_unsigned: bool,
         transport: Transport,
         exchange: Exchange,
         uplink: Uplink,
@@ -74,7 +80,8 @@ class Connection:
     ) -> None:
         self._device = device
         self._topics = topics
-        self._policy = policy
+        self._trust = trust
+        self._policy = trust.policy(insecure_unsigned=insecure_unsigned)
         self._transport = transport
         self._exchange = exchange
         self._uplink = uplink
@@ -148,8 +155,16 @@ class Connection:
             (ACK, topics.topic(ACK, device=device)),
             (STATUS, topics.topic(STATUS, device=device)),
             *((COMMAND_GROUP, topics.topic(COMMAND_GROUP, group=group)) for group in self._groups),
+            *self._of_trust(),
         ]
         self._transport.subscribe([(topic, channel.qos_subscribe) for channel, topic in wanted])
+
+    def _of_trust(self) -> list[tuple[Channel, str]]:
+        """What only a device that was enrolled listens to: the next root, and what is barred."""
+        if not self._trust.believes:
+            return []
+        following = str(self._trust.state.root.number + 1)
+        return [(ROOT, self._topics.topic(ROOT, number=following)), (BARS, self._topics.topic(BARS))]
 
     def _take(self, channel: Channel, params: dict[str, str], payload: bytes) -> None:
         with self._lock:
@@ -163,6 +178,8 @@ class Connection:
             COMMAND_ALL.name: self._command,
             ACK.name: self._ack,
             STATUS.name: self._status,
+            ROOT.name: self._root,
+            BARS.name: self._bars,
         }
         handler = handlers.get(channel.name)
         if handler is not None:
@@ -170,24 +187,31 @@ class Connection:
                 handler(channel, params, payload)
             except ShallopError as error:
                 self._refuse(channel, reason_of(error))
+            except OSError as error:
+                # Nothing holds that could not be saved; what is retained is asked for again.
+                log.error("cannot save what came on %s: %s", channel.name, error)  # noqa: TRY400
+                self._runner.after(SAVE_RETRY_S, self._subscribe)
         if again:
             # Something was lost in a flood; the retained truth comes again.
             log.warning("more messages came than could be handled; asking for the desired document again")
             self._subscribe()
 
-    def _refuse(self, channel: Channel, reason: Reason) -> None:
+    def _refuse(self, channel: Channel, reason: Reason, event: OrderRefused | None = None) -> None:
         now_s = self._clock.boot_s()
         key = (channel.name, reason.code)
         if now_s - self._refused_s.get(key, float("-inf")) < REFUSAL_EVERY_S:
             return
         self._refused_s[key] = now_s
         log.warning("a message on %s is refused: %s: %s", channel.name, reason.code, reason.detail)
-        self._runner.notice(None, Notice(event=MessageRefused(channel=channel.name, reason=reason)))
+        told = event or MessageRefused(channel=channel.name, reason=reason)
+        self._runner.notice(None, Notice(event=told))
 
     # --- orders
 
-    def _desired(self, _channel: Channel, _params: dict[str, str], payload: bytes) -> None:
+    def _desired(self, channel: Channel, _params: dict[str, str], payload: bytes) -> None:
         document = downlink.desired(payload, self._device, self._policy)
+        if self._trust.enrolled and not self._believed(channel, document):
+            return
         models = document.models if document else {}
         if document is not None:
             self._obey(document.groups)
@@ -196,6 +220,36 @@ class Connection:
         for model in [name for name in self._runner.models if name not in models]:
             if self._runner.models[model].phase is not Phase.IDLE:
                 self._runner.apply(model, Cancelled())
+
+    def _believed(self, channel: Channel, document: Desired | None) -> bool:
+        """Whether a document is no older than what was believed before; the number is saved first.
+
+        A cleared one says nothing here: whoever holds the broker can clear it without any key.
+        """
+        if document is None:
+            log.warning("the retained desired document was cleared, which nobody signed; going on as ordered")
+            return False
+        try:
+            self._trust.obey(document)
+        except TrustError as error:
+            reason, highest = reason_of(error), self._trust.state.document
+            self._refuse(channel, reason, OrderRefused(reason=reason, order_highest=highest))
+            return False
+        return True
+
+    def _barred(self, model: str, wanted: DesiredModel) -> bool:
+        """Whether a release may be brought here by no order any more; what runs already goes on."""
+        if not self._trust.believes:
+            return False
+        try:
+            believing.require_not_barred(self._trust.state, wanted.digest)
+        except TrustError as error:
+            known = self._runner.models.get(model)
+            refusal = OrderRefused(reason=reason_of(error), order_highest=known.order_highest if known else 0)
+            log.warning("%s: order %d is refused: %s", model, wanted.order, error)
+            self._runner.notice(model, Notice(order=wanted.order, digest=wanted.digest, event=refusal))
+            return True
+        return False
 
     def _order(self, model: str, wanted: DesiredModel) -> None:
         """A stale order that is retained comes with every connection; it is answered once."""
@@ -207,6 +261,8 @@ class Connection:
             if len(self._stale_told) >= STALE_TOLD_MAX:
                 self._stale_told.clear()
             self._stale_told.add(key)
+        elif (known is None or wanted.order != known.order) and self._barred(model, wanted):
+            return
         self._runner.apply(model, Ordered(desired=wanted))
 
     def _obey(self, groups: tuple[str, ...]) -> None:
@@ -227,6 +283,8 @@ class Connection:
     def _command(self, channel: Channel, params: dict[str, str], payload: bytes) -> None:
         command = downlink.command(payload, channel, self._policy)
         downlink.check_target(command, channel, params, self._device, self._groups)
+        if self._trust.enrolled:
+            require_epoch(self._trust.state.root, _order_of(command))
         answer_to = downlink.reply_topic(command, self._device, self._topics)
         log.info("command %s: %s", command.id, type(command.action).__name__.lower())
         answer = self._act(command)
@@ -291,6 +349,21 @@ class Connection:
         result = "done" if done else "accepted"
         return self._uplink.reply(command, result, order_highest=highest, models=states)
 
+    # --- trust
+
+    def _root(self, channel: Channel, params: dict[str, str], payload: bytes) -> None:
+        """The next root; with it come the one after it, and what only its keys sign."""
+        if not payload or params["number"] != str(self._trust.state.root.number + 1):
+            return
+        root = self._trust.rotate(payload)
+        log.warning("root %d is trusted now, epoch %d", root.number, root.epoch)
+        self._transport.unsubscribe([self._topics.topic(channel, **params)])
+        self._subscribe()
+
+    def _bars(self, _channel: Channel, _params: dict[str, str], payload: bytes) -> None:
+        if payload and self._trust.believes:
+            self._trust.bar(payload)
+
     # --- the rest
 
     def _ack(self, _channel: Channel, _params: dict[str, str], payload: bytes) -> None:
@@ -324,3 +397,10 @@ class Connection:
             return
         log.info("local rollback of %s", model)
         self._runner.apply(model, RollbackAsked(digest=d.active.digest, order=d.order_highest))
+
+
+def _order_of(command: Command) -> int:
+    """The order number that a command carries; 0 for one that only asks."""
+    if isinstance(command.action, Rollback):
+        return command.action.order
+    return command.action.desired.order if isinstance(command.action, Evaluate) else 0

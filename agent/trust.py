@@ -108,6 +108,11 @@ class Trust:
         return self._state is not None or self._damage is not None
 
     @property
+    def believes(self) -> bool:
+        """Whether there is a trusted root to judge by."""
+        return self._state is not None
+
+    @property
     def state(self) -> TrustState:
         """What is believed now.
 

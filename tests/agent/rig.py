@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.adapters.ed25519 import verify
 from agent.connection import Connection
 from agent.deployment import Bounds, Deployment
 from agent.exchange import Exchange
@@ -20,6 +21,7 @@ from agent.outbox import Outbox
 from agent.runner import Pace, Runner
 from agent.slots import Slots
 from agent.store import BlobStore
+from agent.trust import Trust
 from agent.uplink import Self, Uplink
 from agent.worker.job import TrialSettings
 from tests.agent.twins import (
@@ -39,7 +41,6 @@ from tests.agent.twins import (
 )
 from wire.messages import Hardware, ModelState, OrderOutcome, Reply, Report, Reported, RuntimeInfo, ToDevice
 from wire.topics import COMMAND
-from wire.trust import Policy
 
 DEVICE = "roof-17"
 MACHINE = Machine(
@@ -62,7 +63,7 @@ class Rig:
         self.clock = TestClock()
         self.disk = FixedDisk()
         self.supervisor = QuietSupervisor()
-        self.policy = Policy(insecure_unsigned=unsigned)
+        self.unsigned = unsigned
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -73,10 +74,11 @@ class Rig:
         me = Self(device=DEVICE, agent_version="1", hardware=MACHINE.hardware, runtimes=MACHINE.runtimes)
         uplink = Uplink(broker, TOPICS, me, install, clock)
         slots, store = Slots(root / "models"), BlobStore(root / "blobs")
-        sources = Sources(store, slots)
+        sources, self.trust = Sources(store, slots), Trust(root, verify)
         fetcher = Fetcher(
             transport=broker, exchange=exchange, store=store, sources=sources, clock=clock, disk=self.disk,
-            topics=TOPICS, policy=self.policy, window_max=32, disk_margin_bytes=1000,
+            topics=TOPICS, policy=self.trust.policy(insecure_unsigned=self.unsigned), window_max=32,
+            disk_margin_bytes=1000,
         )  # fmt: skip
         jobs = Jobs(
             fetcher=fetcher, sources=sources, slots=slots, models_dir=root / "models",
@@ -90,8 +92,9 @@ class Rig:
             supervisor=self.supervisor, bounds=Bounds(), pace=PACE,
         )  # fmt: skip
         self.connection = Connection(
-            device=DEVICE, topics=TOPICS, policy=self.policy, transport=broker, exchange=exchange,
-            uplink=uplink, install=install, runner=self.runner, clock=clock, disk=self.disk, state_dir=root,
+            device=DEVICE, topics=TOPICS, trust=self.trust, insecure_unsigned=self.unsigned,
+            transport=broker, exchange=exchange, uplink=uplink, install=install,
+            runner=self.runner, clock=clock, disk=self.disk, state_dir=root,
         )  # fmt: skip
         broker.listener = self.connection
         self._thread = threading.Thread(target=self.runner.run, name="runner")
