@@ -21,6 +21,7 @@ import click
 
 from fleet.adapters import console as con
 from fleet.adapters.client import Client, ServerUnreachableError
+from fleet.cli_keys import keys_group
 from fleet.config import Config, load, read_mapping
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.upload import read_bundle
@@ -443,6 +444,9 @@ def rollback(
     con.print_json(show) if as_json else con.console().print(con.rollback_table(show))
     if wait and any(line.state != "done" for line in show.devices):
         sys.exit(NOT_COMPLETED)
+
+
+main.add_command(keys_group)
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ IMPURE = {
 # In agent and fleet, names from PyPI appear only here: their edges. The worker is the agent's process
 # that ends; its adapters hold the runtime.
 EDGES = re.compile(
-    r"agent/(adapters/|worker/|config\.py|cli\.py)|fleet/(adapters/|api/|reports/|migrations/|config\.py|cli\.py|cli/)"
+    r"agent/(adapters/|worker/|config\.py|cli(_\w+)?\.py)|fleet/(adapters/|api/|reports/|migrations/|config\.py|cli(_\w+)?\.py|cli/)"
 )
 
 # Sandboxes the rule `only app builds adapters`: who may import a room's adapters.
-BUILDERS = re.compile(r"(agent|fleet)/(app\.py|adapters/|worker/|cli\.py|migrations/|api/)")
+BUILDERS = re.compile(r"(agent|fleet)/(app\.py|adapters/|worker/|cli(_\w+)?\.py|migrations/|api/)")
 
 
 def sources(*rooms: str) -> list[Path]:

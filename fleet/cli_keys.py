@@ -1,0 +1,329 @@
+"""`shallop-fleet keys`: make, rotate, revoke and show the keys of a fleet.
+
+For: reading arguments, asking for passphrases, saying what will be written and what a person must do then.
+Not for: what a root becomes (`fleet.keys`), or the files (`fleet.adapters.keychain`).
+
+These commands work on files and need no registry: the root keys belong on no machine with a network.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+import click
+from msgspec import Struct
+
+from fleet.adapters import console as con
+from fleet.adapters import key_files, keychain
+from fleet.adapters.key_files import KeyPair
+from fleet.adapters.keychain import Chain, Change
+from fleet.keys import KeysError, signatures_needed
+from wire.errors import ShallopError
+from wire.trust import Role
+
+BAD_INPUT = 2
+PASSPHRASE = "SHALLOP_PASSPHRASE"  # noqa: S105 - the variable's name
+ROOT_KEYS = "shallop-root-keys"
+
+folder_option = click.option(
+    "--keys", "folder", type=click.Path(path_type=Path), default=Path("keys"), show_default=True,
+    help="Directory of the root documents and the online keys.",
+)  # fmt: skip
+root_keys_option = click.option(
+    "--root-keys", "root_folder", type=click.Path(path_type=Path), default=Path(ROOT_KEYS), show_default=True,
+    help="Directory for new root keys; take it offline afterwards.",
+)  # fmt: skip
+with_option = click.option(
+    "--with", "signer_paths", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+    help="A root key that signs; as often as the threshold asks.",
+)  # fmt: skip
+encrypt_option = click.option(
+    "--encrypt",
+    is_flag=True,
+    help=f"Ask for a passphrase for the new keys ({PASSPHRASE} where no one can be asked).",
+)
+dry_option = click.option("--dry-run", is_flag=True, help="Say what would happen, and do nothing.")
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
+
+
+class KeyShow(Struct, frozen=True, kw_only=True):
+    """One key as it is shown.
+
+    Attributes:
+        here: whether its private half lies in the directory.
+    """
+
+    keyid: str
+    role: str
+    here: bool
+
+
+class ChainShow(Struct, frozen=True, kw_only=True):
+    """A chain as it is shown."""
+
+    root: int
+    epoch: int
+    root_sha256: str
+    thresholds: dict[str, int]
+    keys: tuple[KeyShow, ...]
+
+
+@click.group("keys", context_settings={"help_option_names": ["-h", "--help"]})
+def keys_group() -> None:
+    """The fleet's keys: root (offline), release and order.
+
+    Example: shallop-fleet keys init --root-count 3 --root-threshold 2 --encrypt
+    """
+
+
+@keys_group.command()
+@folder_option
+@root_keys_option
+@click.option("--root-count", type=click.IntRange(1, 16), default=1, show_default=True, help="Root keys.")
+@click.option(
+    "--root-threshold",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    help="Of which so many must sign.",
+)
+@encrypt_option
+@dry_option
+@json_option
+def init(
+    folder: Path,
+    root_folder: Path,
+    root_count: int,
+    root_threshold: int,
+    *,
+    encrypt: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Make a fleet's first root, release and order keys.
+
+    Example: shallop-fleet keys init --keys /var/lib/shallop-fleet/keys --root-keys /media/usb/root-keys
+    """
+    try:
+        keychain.require_new(folder)
+        change = keychain.begin({Role.ROOT: root_count}, root_threshold, _now())
+        _do(change, folder, root_folder, (), _passphrase(encrypt), dry_run=dry_run, as_json=as_json)
+    except ShallopError as error:
+        _fail(error)
+
+
+@keys_group.command()
+@click.argument("role", type=click.Choice([role.value for role in Role]))
+@folder_option
+@root_keys_option
+@with_option
+@encrypt_option
+@dry_option
+@json_option
+def rotate(
+    role: str,
+    folder: Path,
+    root_folder: Path,
+    signer_paths: tuple[Path, ...],
+    *,
+    encrypt: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Put new keys in the place of all keys of a role; root keys sign that.
+
+    Example: shallop-fleet keys rotate order --with /media/usb/root-keys/root-1a2b3c4d5e6f.pem
+    """
+    try:
+        chain = keychain.load_chain(folder)
+        retired = chain.root.of(Role(role)).keyids
+        _next(chain, Role(role), retired, folder, root_folder, signer_paths,
+              encrypt=encrypt, dry_run=dry_run, as_json=as_json)  # fmt: skip
+    except ShallopError as error:
+        _fail(error)
+
+
+@keys_group.command()
+@click.argument("keyid")
+@folder_option
+@root_keys_option
+@with_option
+@encrypt_option
+@dry_option
+@json_option
+def revoke(
+    keyid: str,
+    folder: Path,
+    root_folder: Path,
+    signer_paths: tuple[Path, ...],
+    *,
+    encrypt: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Take one key's authority away, with a new key in its place; root keys sign that.
+
+    KEYID may be cut short where it stays plain which one is meant.
+
+    Example: shallop-fleet keys revoke 1a2b3c4d5e6f --with /media/usb/root-keys/root-6f5e4d3c2b1a.pem
+    """
+    try:
+        chain = keychain.load_chain(folder)
+        role, name = _meant(chain, keyid)
+        _next(chain, role, (name,), folder, root_folder, signer_paths,
+              encrypt=encrypt, dry_run=dry_run, as_json=as_json)  # fmt: skip
+    except ShallopError as error:
+        _fail(error)
+
+
+@keys_group.command()
+@folder_option
+@json_option
+def show(folder: Path, *, as_json: bool) -> None:
+    """Say which keys the fleet trusts, and which of them lie here.
+
+    Example: shallop-fleet keys show --json
+    """
+    try:
+        shown = _shown(keychain.load_chain(folder), folder)
+    except ShallopError as error:
+        _fail(error)
+    if as_json:
+        con.print_json(shown)
+        return
+    click.echo(f"root {shown.root}, epoch {shown.epoch}, sha256 {shown.root_sha256}")
+    for key in shown.keys:
+        here = "private key here" if key.here else "private key elsewhere"
+        threshold = shown.thresholds[key.role]
+        click.echo(f"  {key.role:8}{key.keyid[: keychain.NAME_CHARS]}  {here} (threshold {threshold})")
+
+
+def _shown(chain: Chain, folder: Path) -> ChainShow:
+    root = chain.root
+    return ChainShow(
+        root=root.number,
+        epoch=root.epoch,
+        root_sha256=chain.last_sha256,
+        thresholds={role.value: root.of(role).threshold for role in Role},
+        keys=tuple(
+            KeyShow(keyid=n, role=role.value, here=(folder / keychain.file_name(role, n)).exists())
+            for role in Role
+            for n in root.of(role).keyids
+        ),
+    )
+
+
+def _meant(chain: Chain, keyid: str) -> tuple[Role, str]:
+    """The one key whose id begins so."""
+    found = [(role, n) for role in Role for n in chain.root.of(role).keyids if n.startswith(keyid.lower())]
+    if len(found) == 1 and keyid:
+        return found[0]
+    how = f"{len(found)} keys begin" if found else "no key begins"
+    raise KeysError("unknown_key", f"{how} with {keyid!r} in root {chain.root.number}; see `keys show`")
+
+
+# --- what init, rotate and revoke share -------------------------------------------------------------
+
+
+def _next(  # noqa: PLR0913 - the options of two commands
+    chain: Chain, role: Role, retired: tuple[str, ...], folder: Path, root_folder: Path,
+    signer_paths: tuple[Path, ...], *, encrypt: bool, dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    signers = () if dry_run else tuple(_opened(path) for path in signer_paths)
+    change = keychain.retire(chain.root, role, retired, _now())
+    _do(
+        change,
+        folder,
+        root_folder,
+        signers,
+        _passphrase(encrypt and not dry_run),
+        dry_run=dry_run,
+        as_json=as_json,
+    )
+
+
+def _do(
+    change: Change, folder: Path, root_folder: Path, signers: tuple[KeyPair, ...], passphrase: str | None, *,
+    dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
+    if dry_run:
+        for line in _plan(change, folder, root_folder):
+            click.echo(line)
+        return
+    written = keychain.carry_out(change, folder, root_folder, signers, passphrase)
+    if as_json:
+        con.print_json(_shown(keychain.load_chain(folder), folder))
+        return
+    for path in written:
+        click.echo(f"wrote {path}")
+    for line in _advice(change, root_folder):
+        click.echo(line)
+
+
+def _plan(change: Change, folder: Path, root_folder: Path) -> list[str]:
+    after = change.after
+    lines = [f"would write {folder / f'root-{after.number}.json'}: root {after.number}, epoch {after.epoch}"]
+    for role, pairs in change.made.items():
+        where = root_folder if role is Role.ROOT else folder
+        lines.append(f"would make {len(pairs)} new {role} key(s) in {where}")
+    for number, role_keys in signatures_needed(change.before, after).items():
+        if number != after.number:
+            names = ", ".join(name[: keychain.NAME_CHARS] for name in role_keys.keyids)
+            lines.append(
+                f"needs {role_keys.threshold} of the root keys of root {number}: {names} (--with FILE)"
+            )
+    if change.before is not None and after.epoch > change.before.epoch:
+        lines.append("opens a new epoch of order numbers: whatever the old order key gave out is below it")
+    lines.append("devices take the root up by themselves when the registry publishes it")
+    return lines
+
+
+def _advice(change: Change, root_folder: Path) -> list[str]:
+    lines = []
+    if Role.ROOT in change.made:
+        lines.append(
+            f"Now take {root_folder} offline: copy it to two media, keep them apart, and delete it here. "
+            "Whoever holds the root keys holds the fleet; without them no key can be replaced."
+        )
+    if change.before is not None:
+        lines.append(
+            "Restart the registry (`systemctl restart shallop-fleet`): it publishes the root and signs "
+            "everything anew. Devices that are off catch up when they come back."
+        )
+    return lines
+
+
+def _opened(path: Path) -> KeyPair:
+    try:
+        return key_files.load(path, os.environ.get(PASSPHRASE))
+    except ShallopError as error:
+        if error.code != "passphrase_needed" or not sys.stdin.isatty():
+            raise
+    return key_files.load(path, click.prompt(f"Passphrase of {path}", hide_input=True, err=True))
+
+
+def _passphrase(wanted: bool) -> str | None:
+    """For new keys; asked for twice, or taken from the environment where no one can be asked."""
+    if not wanted:
+        return None
+    given = os.environ.get(PASSPHRASE)
+    if given:
+        return given
+    if not sys.stdin.isatty():
+        raise KeysError("passphrase_needed", f"--encrypt needs a terminal to ask on, or {PASSPHRASE}")
+    return str(
+        click.prompt("Passphrase for the new keys", hide_input=True, confirmation_prompt=True, err=True)
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _fail(error: ShallopError) -> NoReturn:
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(BAD_INPUT)
