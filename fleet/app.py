@@ -12,13 +12,15 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
 
+from fleet.adapters import keychain
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
+from fleet.adapters.key_files import PASSPHRASE, verify
 from fleet.adapters.mqtt_broker import MqttBroker
 from fleet.adapters.sql_store import SqlStore
 from fleet.adapters.web_server import WebServer
@@ -27,13 +29,16 @@ from fleet.api.http import Health, Services, build
 from fleet.conductor import OPEN_STATES, Conductor, Ports
 from fleet.config import Config
 from fleet.ingest import Ingest
+from fleet.keys import KeysError
 from fleet.orders import Desk
 from fleet.people import People
 from fleet.ports import ConflictError, Store
 from fleet.publish.intake import Intake
 from fleet.publisher import Publisher
+from fleet.signing import renew
+from wire.roots import Root, require_signatures
 from wire.topics import Topics
-from wire.trust import Policy
+from wire.trust import Policy, Role
 
 _LOG = logging.getLogger("shallop.fleet")
 
@@ -130,29 +135,73 @@ def assemble(config: Config) -> Parts:
         BrokerError: the broker's URL cannot be read.
     """
     data, clock = Path(config.data), SystemClock()
-    desk = Desk(Topics(config.root))
+    desk = _desk(config)
     store = SqlStore(config.database_url, secrets.token_hex(16))
     with store.begin() as tx:
         registry_id = tx.mark().registry_id
     broker = MqttBroker(config.broker, f"shallop-registry-{registry_id[:12]}")
     blobs, files = BlobFiles(data / "blobs"), PayloadFiles(data / "rollbacks")
     publisher = Publisher(store, broker, blobs, clock, desk, config)
-    ingest = Ingest(desk.topics, Policy(insecure_unsigned=config.insecure_unsigned), config.devices_max)
+    ingest = Ingest(desk.topics, desk.policy, config.devices_max)
     conductor = Conductor(
         Ports(store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest), desk, config
     )
     loop = Loop(conductor, config.tick_s)
     broker.on_activity(loop.wake)
+    _sign_anew(store, desk, clock)
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
-        intake=Intake(store, blobs, clock, desk.topics, desk.signers),
+        intake=Intake(store, blobs, clock, desk),
         health=lambda: _health(store, broker, publisher, conductor, ingest, desk, config),
         wake=loop.ask,
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop
     )
+
+
+def _desk(config: Config) -> Desk:
+    """With keys everything is signed; without them the configuration decides whether anything goes out."""
+    topics, folder = Topics(config.root), config.keys_dir
+    if not keychain.exists(folder):
+        if config.keys is not None:
+            raise KeysError("no_keys", f"there are no keys in {folder}; begin with `shallop-fleet keys init`")
+        return Desk(topics, policy=Policy(insecure_unsigned=config.insecure_unsigned))
+    online = keychain.load_online(folder, os.environ.get(PASSPHRASE))
+    root = online.chain.root
+    _LOG.info("signing under root %d, epoch %d, of %s", root.number, root.epoch, folder)
+    return Desk(
+        topics, signers=online.order, release_signers=online.release, policy=Policy(verifier=Keyring(root)),
+        roots=online.chain.envelopes, root=root,
+    )  # fmt: skip
+
+
+class Keyring:
+    """Fulfils `wire.trust.Verifier` with the keys of one root."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+
+    def verify(self, role: Role, message: bytes, signatures: Sequence[tuple[str, bytes]]) -> None:
+        """Returns if enough keys of `role` signed `message`.
+
+        Raises:
+            TrustError: they did not.
+        """
+        require_signatures(self._root, role, message, signatures, verify)
+
+
+def _sign_anew(store: Store, desk: Desk, clock: SystemClock) -> None:
+    with store.begin() as tx:
+        done = renew(tx, desk, clock.now())
+    if done.roots:
+        _LOG.warning(
+            "signed anew: %d roots, %d releases, %d desired documents, %d ready rollbacks",
+            done.roots, done.releases, done.documents, len(done.rollbacks),
+        )  # fmt: skip
+    for name in done.unsigned:
+        _LOG.error("%s lost its signature; publish it again with --release-key FILE", name)
 
 
 def _write_payloads(store: Store, files: PayloadFiles) -> None:

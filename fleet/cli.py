@@ -21,13 +21,14 @@ import click
 
 from fleet.adapters import console as con
 from fleet.adapters.client import Client, ServerUnreachableError
-from fleet.cli_keys import keys_group
+from fleet.cli_keys import keys_group, opened
 from fleet.config import Config, load, read_mapping
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.upload import read_bundle
 from fleet.rollout import FailureAction
 from fleet.views import RolloutShow
 from wire.errors import ShallopError
+from wire.trust import seal
 
 BAD_INPUT, NOT_COMPLETED, UNREACHABLE = 2, 3, 4
 
@@ -85,6 +86,7 @@ def main() -> None:
     "--listen", help="HOST:PORT of the HTTP API; port 0 takes a free one.  [default: 127.0.0.1:8470]"
 )
 @click.option("--root", help="Root of the topic tree.  [default: shallop/v1]")
+@click.option("--keys", help="Directory of the fleet's keys.  [default: DATA/keys]")
 @click.option("--insecure-unsigned", is_flag=True, default=None, help="Publish without signatures.")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="fleet.yaml.")
 def serve(config_path: Path | None, **options: Any) -> None:  # noqa: ANN401 - as click read them
@@ -109,15 +111,25 @@ def serve(config_path: Path | None, **options: Any) -> None:  # noqa: ANN401 - a
 
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--release-key",
+    "release_keys",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Sign here with this release key, as often as its threshold asks; else the registry signs.",
+)
 @remote
-def publish(client: Client, as_json: bool, directory: Path) -> None:
+def publish(client: Client, as_json: bool, directory: Path, release_keys: tuple[Path, ...]) -> None:
     """Check a bundle, upload what the registry lacks, and publish it.
 
-    Example: shallop-fleet publish ./bundle
+    Example: shallop-fleet publish ./bundle --release-key /media/usb/release-1a2b3c4d5e6f.pem
     """
     bundle = read_bundle(directory)
+    signers = [opened(path) for path in release_keys]
+    envelope = seal("release", bundle.data, signers) if signers else None
     answer: dict[str, Any] = {}
-    con.with_upload_bar(lambda progress: answer.update(client.upload(bundle, progress)))
+    con.with_upload_bar(lambda progress: answer.update(client.upload(bundle, progress, envelope)))
     if as_json:
         con.print_json(answer)
     else:

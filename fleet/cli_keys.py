@@ -19,14 +19,13 @@ from msgspec import Struct
 
 from fleet.adapters import console as con
 from fleet.adapters import key_files, keychain
-from fleet.adapters.key_files import KeyPair
+from fleet.adapters.key_files import PASSPHRASE, KeyPair
 from fleet.adapters.keychain import Chain, Change
 from fleet.keys import KeysError, signatures_needed
 from wire.errors import ShallopError
 from wire.trust import Role
 
 BAD_INPUT = 2
-PASSPHRASE = "SHALLOP_PASSPHRASE"  # noqa: S105 - the variable's name
 ROOT_KEYS = "shallop-root-keys"
 
 folder_option = click.option(
@@ -233,7 +232,7 @@ def _next(  # noqa: PLR0913 - the options of two commands
     chain: Chain, role: Role, retired: tuple[str, ...], folder: Path, root_folder: Path,
     signer_paths: tuple[Path, ...], *, encrypt: bool, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    signers = () if dry_run else tuple(_opened(path) for path in signer_paths)
+    signers = () if dry_run else tuple(opened(path) for path in signer_paths)
     change = keychain.retire(chain.root, role, retired, _now())
     _do(
         change,
@@ -297,7 +296,12 @@ def _advice(change: Change, root_folder: Path) -> list[str]:
     return lines
 
 
-def _opened(path: Path) -> KeyPair:
+def opened(path: Path) -> KeyPair:
+    """The key in a file; its passphrase is asked for where it has one and somebody is there.
+
+    Raises:
+        KeysError: see `fleet.adapters.key_files.load`.
+    """
     try:
         return key_files.load(path, os.environ.get(PASSPHRASE))
     except ShallopError as error:

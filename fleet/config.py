@@ -42,6 +42,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         broker: mqtt://HOST:PORT.
         listen: HOST:PORT of the HTTP API. There is no login: beyond loopback put a proxy before it.
         root: of the topic tree.
+        keys: directory of the root documents and the online keys (`shallop-fleet keys init`); None is
+            DATA/keys. With keys there everything is signed.
         insecure_unsigned: publish without signatures; without it and without keys nothing is published.
         tick_s: how often rollouts are looked at when nothing happens.
         ingest_batch_max: messages from devices in one transaction.
@@ -61,6 +63,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     broker: str = "mqtt://127.0.0.1:1883"
     listen: str = "127.0.0.1:8470"
     root: str = ROOT_DEFAULT
+    keys: str | None = None
     insecure_unsigned: bool = False
     tick_s: Annotated[float, Meta(gt=0.0, le=60.0)] = 1.0
     ingest_batch_max: Annotated[int, Meta(ge=1, le=10_000)] = 500
@@ -77,6 +80,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def database_url(self) -> str:
         """The database's URL, the default written out."""
         return self.database or f"sqlite:///{(Path(self.data) / 'fleet.db').resolve()}"
+
+    @property
+    def keys_dir(self) -> Path:
+        """Where the keys lie, the default written out."""
+        return Path(self.keys) if self.keys else Path(self.data) / "keys"
 
     @property
     def listen_address(self) -> tuple[str, int]:

@@ -15,6 +15,7 @@ from msgspec import Struct
 from fleet.ports import DesiredRow, Post, Tx
 from fleet.publish.content import Rank
 from fleet.rollout import Deploy, Order, Restore
+from fleet.rollout_types import Rollout
 from wire import topics as wt
 from wire.codec import encode
 from wire.messages import (
@@ -27,17 +28,31 @@ from wire.messages import (
     ToDevice,
     ToGroup,
 )
+from wire.roots import Root
 from wire.topics import Topics
-from wire.trust import Signer, seal
+from wire.trust import Policy, Signer, seal
 
 Scope = ToDevice | ToGroup | ToAll
 
 
 class Desk(Struct, frozen=True):
-    """With what orders are written: the topic tree and the keys that sign."""
+    """With what the fleet's words are written.
+
+    Attributes:
+        topics: the topic tree.
+        signers: the order keys that lie here.
+        release_signers: the release keys that lie here; releases may be signed elsewhere instead.
+        policy: whose signatures count.
+        roots: the chain of root documents as they are published, oldest first.
+        root: the last of them; None where nothing is signed.
+    """
 
     topics: Topics
     signers: tuple[Signer, ...] = ()
+    release_signers: tuple[Signer, ...] = ()
+    policy: Policy = Policy()
+    roots: tuple[bytes, ...] = ()
+    root: Root | None = None
 
 
 def utc_text(now: float) -> str:
@@ -50,6 +65,7 @@ def desired_post(tx: Tx, desk: Desk, device: str, now: float) -> Post:
     view = tx.device(device)
     message = Desired(
         device=device,
+        number=tx.take_orders(1) if desk.signers else 0,
         groups=() if view is None else view.groups,
         models={model: row.entry for model, row in tx.desired(device).items()},
         issued_at=utc_text(now),
@@ -81,6 +97,12 @@ def rollback_envelope(desk: Desk, scope: Scope, action: Rollback, now: float) ->
         issued_at=utc_text(now),
     )
     return seal("command", encode(command), desk.signers)
+
+
+def rollback_of(rollout: Rollout) -> Rollback:
+    """The action of a rollout's ready rollback."""
+    request = rollout.request
+    return Rollback(model=request.model, from_=request.digest, order=rollout.rollback_order)
 
 
 def rollback_id(order: int) -> str:

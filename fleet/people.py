@@ -18,7 +18,7 @@ from fleet.config import Config
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.gates import parse_gate
 from fleet.inventory import Device, cleared_duplicate, labelled
-from fleet.orders import Desk, command_topic, desired_post, give, rollback_envelope
+from fleet.orders import Desk, command_topic, desired_post, give, rollback_envelope, rollback_of
 from fleet.ports import (
     Clock,
     ConflictError,
@@ -47,7 +47,7 @@ from fleet.views import (
     rollout_view,
 )
 from wire import topics as wt
-from wire.messages import Rollback, ToAll, ToDevice, ToGroup
+from wire.messages import ToAll, ToDevice, ToGroup
 from wire.types import DeviceId, GroupName, ModelName, Seconds
 
 LABELS_MAX = 64
@@ -232,7 +232,7 @@ class People:
             facts = facts_of(tx, ask.model, release.digest)
             order = tx.take_orders(2)
             rollout = create(f"ro-{secrets.token_hex(6)}", request, order, order + 1, facts, now)
-            restore_content(tx, release, self._desk.topics, self._desk.signers)
+            restore_content(tx, release, self._desk)
             row = self._row(rollout, now)
             tx.save_rollout(row)
             # Before the commit: a rollout never runs without its way back lying ready.
@@ -240,7 +240,7 @@ class People:
             return rollout_view(rollout)
 
     def _row(self, rollout: Rollout, now: float) -> RolloutRow:
-        action = _rollback_of(rollout)
+        action = rollback_of(rollout)
         bare = RolloutRow(
             id=rollout.id,
             model=rollout.request.model,
@@ -302,7 +302,7 @@ class People:
             if device is None:
                 return command_topic(self._desk.topics, ToAll()), row.rollback_payload
             scope = ToDevice(device=_device(tx, device).id)
-        action = _rollback_of(read_rollout(row))
+        action = rollback_of(read_rollout(row))
         envelope = rollback_envelope(self._desk, scope, action, self._clock.now())
         return command_topic(self._desk.topics, scope), envelope
 
@@ -384,11 +384,6 @@ class People:
         if not rows:
             raise NotFoundError("unknown_rollback", f"there is no rollback {rollback_id[:64]}")
         return rollback_show(rows)
-
-
-def _rollback_of(rollout: Rollout) -> Rollback:
-    request = rollout.request
-    return Rollback(model=request.model, from_=request.digest, order=rollout.rollback_order)
 
 
 def _device(tx: Tx, device: str) -> Device:

@@ -46,11 +46,13 @@ class Mark(Struct, frozen=True, kw_only=True):
         registry_id: random, made with the database.
         generation: of the newest publication; the seed on the broker says how far it got.
         orders: the highest order number given out, fleet-wide.
+        signed_root: number of the root under which everything was signed last; 0 before any.
     """
 
     registry_id: str
     generation: int
     orders: int
+    signed_root: int = 0
 
 
 class ReleaseRow(Struct, frozen=True, kw_only=True):
@@ -62,6 +64,7 @@ class ReleaseRow(Struct, frozen=True, kw_only=True):
     state: Literal["uploading", "published"]
     created_at: float
     manifest: bytes
+    envelope: bytes | None = None
 
 
 class RolloutRow(Struct, frozen=True, kw_only=True):
@@ -151,6 +154,9 @@ class Tx(Protocol):  # the one port that is large: a transaction sees all tables
     def raise_orders(self, at_least: int) -> bool:
         """Raises the order counter to `at_least`; whether that changed it."""
 
+    def signed_under(self, root: int) -> None:
+        """Notes that everything is signed under that root."""
+
     def raise_generation(self, at_least: int) -> None:
         """Raises the generation to `at_least` if it is lower."""
 
@@ -228,6 +234,9 @@ class Tx(Protocol):  # the one port that is large: a transaction sees all tables
 
     def desired_of_model(self, model: str) -> list[DesiredRow]:
         """Entries of one model on all devices."""
+
+    def desired_devices(self) -> list[str]:
+        """Devices that have any entry, by id."""
 
     def desired_digests(self) -> set[str]:
         """Releases that any desired entry names."""

@@ -89,9 +89,9 @@ class PayloadFiles:
         return str(self._root / f"{rollout_id}.json")
 
     def write(self, rollout_id: str, payload: bytes) -> None:
-        """Keeps it, durable before it returns; writing it again changes nothing."""
+        """Keeps it, durable before it returns; writing the same again changes nothing."""
         target = Path(self.path(rollout_id))
-        if target.exists():
+        if target.exists() and target.read_bytes() == payload:
             return
         part = target.with_suffix(f".part-{secrets.token_hex(8)}")
         with part.open("xb") as file:

@@ -75,12 +75,15 @@ class Client:
         """All releases."""
         return self._ask("GET", "/api/releases", list[ReleaseView])
 
-    def upload(self, bundle: Bundle, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    def upload(
+        self, bundle: Bundle, progress: Callable[[int, int], None], envelope: bytes | None = None
+    ) -> dict[str, Any]:
         """Publishes a bundle; only what the registry lacks is sent.
 
         Args:
             bundle: checked.
             progress: called with bytes sent and bytes to send.
+            envelope: its manifest, signed here; None where the registry holds the release key.
         """
         begun = self._ask("PUT", "/api/bundles", dict[str, Any], content=bundle.data)
         sent, missing = 0, begun["missing"]
@@ -91,7 +94,8 @@ class Client:
                     sent += size
                     progress(sent, total)
             missing = self._ask("PUT", "/api/bundles", dict[str, Any], content=bundle.data)["missing"]
-        return self._ask("POST", f"/api/bundles/{bundle.digest}/finish", dict[str, Any])
+        finish = f"/api/bundles/{bundle.digest}/finish"
+        return self._ask("POST", finish, dict[str, Any], content=envelope or b"")
 
     def _upload_blob(self, bundle: Bundle, digest: str) -> int:
         data = bundle.blob(digest)

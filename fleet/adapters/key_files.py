@@ -23,7 +23,7 @@ from fleet.keys import KeysError
 from wire.roots import keyid
 
 FILE_BYTES_MAX = 64 * 1024
-PUBLIC_BYTES = 32
+PASSPHRASE = "SHALLOP_PASSPHRASE"  # noqa: S105 - the name of the environment's variable
 
 
 class KeyPair:

@@ -26,7 +26,12 @@ class SqlOutbox(SqlPart):
     def mark(self) -> Mark:
         """The counters."""
         row = self.connection.execute(select(t.registry)).one()
-        return Mark(registry_id=row.registry_id, generation=row.generation, orders=row.orders)
+        return Mark(
+            registry_id=row.registry_id,
+            generation=row.generation,
+            orders=row.orders,
+            signed_root=row.signed_root,
+        )
 
     def take_orders(self, count: int) -> int:
         """Reserves `count` order numbers and gives the first."""
@@ -38,6 +43,10 @@ class SqlOutbox(SqlPart):
         """Raises the order counter to `at_least`; whether that changed it."""
         low = t.registry.c.orders < at_least
         return self.connection.execute(update(t.registry).where(low).values(orders=at_least)).rowcount > 0
+
+    def signed_under(self, root: int) -> None:
+        """Notes that everything is signed under that root."""
+        self.connection.execute(update(t.registry).values(signed_root=root))
 
     def raise_generation(self, at_least: int) -> None:
         """Raises the generation to `at_least` if it is lower."""

@@ -93,6 +93,11 @@ class SqlReleases(SqlPart):
         query = select(t.desired).where(t.desired.c.model == model).order_by(t.desired.c.device)
         return [_desired(row) for row in self.connection.execute(query)]
 
+    def desired_devices(self) -> list[str]:
+        """Devices that have any entry, by id."""
+        query = select(t.desired.c.device).distinct().order_by(t.desired.c.device)
+        return list(self.connection.execute(query).scalars())
+
     def desired_digests(self) -> set[str]:
         """Releases that any desired entry names."""
         return set(self.connection.execute(select(t.desired.c.digest).distinct()).scalars())

@@ -35,6 +35,7 @@ registry = Table(
     Column("registry_id", String(32), nullable=False),
     Column("generation", BigInteger, nullable=False),
     Column("orders", BigInteger, nullable=False),
+    Column("signed_root", BigInteger, nullable=False, server_default="0"),
 )
 
 devices = Table(
@@ -92,6 +93,7 @@ releases = Table(
     Column("state", String(16), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("manifest", LargeBinary, nullable=False),
+    Column("envelope", LargeBinary, nullable=True),
     Index("releases_by_name", "model", "name", unique=True),
 )
 

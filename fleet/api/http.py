@@ -243,7 +243,8 @@ class Api:
     async def bundle_finish(self, request: Request) -> Response:
         """POST /api/bundles/DIGEST/finish."""
         self._services.people.require_authority()
-        row = await run_in_threadpool(self._services.intake.finish, request.path_params["release"])
+        envelope = await read_body(request, wt.RELEASE.size_bytes_max) or None
+        row = await run_in_threadpool(self._services.intake.finish, request.path_params["release"], envelope)
         self._services.wake()
         return answer(
             BundleAnswer(digest=row.digest, model=row.model, release=row.name, state=row.state, missing=[])

@@ -31,10 +31,11 @@ class Rank:
     """Which posts go first: nobody is told of what the broker does not hold yet."""
 
     COMMAND = 0
-    BLOB = 1
-    RELEASE = 2
-    DESIRED = 3
-    CLEAR = 4
+    ROOT = 1
+    BLOB = 2
+    RELEASE = 3
+    DESIRED = 4
+    CLEAR = 5
 
 
 def read_manifest(data: bytes) -> Manifest:

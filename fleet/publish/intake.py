@@ -9,10 +9,12 @@ manifest, and a release exists only once all of its content is here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator
 
 from msgspec.structs import replace
 
+from fleet.orders import Desk
 from fleet.ports import Blobs, Clock, ConflictError, NotFoundError, ReleaseRow, Store, Tx
 from fleet.publish.content import (
     blob_sizes,
@@ -22,9 +24,10 @@ from fleet.publish.content import (
     release_posts,
 )
 from wire import topics as wt
-from wire.errors import ContentError
-from wire.topics import Topics
-from wire.trust import Signer, seal
+from wire.errors import ContentError, TrustError
+from wire.trust import open_envelope, seal
+
+_LOG = logging.getLogger("shallop.fleet.intake")
 
 UPLOADS_REMEMBERED_MAX = 8
 
@@ -35,14 +38,11 @@ MISSING_NAMED_MAX = 50_000
 class Intake:
     """The registry's receiving end."""
 
-    def __init__(
-        self, store: Store, blobs: Blobs, clock: Clock, topics: Topics, signers: Sequence[Signer]
-    ) -> None:
+    def __init__(self, store: Store, blobs: Blobs, clock: Clock, desk: Desk) -> None:
         self._store = store
         self._blobs = blobs
         self._clock = clock
-        self._topics = topics
-        self._signers = signers
+        self._desk = desk
         self._uploads: dict[str, dict[str, int]] = {}
 
     def begin(self, data: bytes) -> tuple[ReleaseRow, list[str]]:
@@ -94,14 +94,20 @@ class Intake:
             self._uploads[release] = sizes
         return sizes
 
-    def finish(self, release: str) -> ReleaseRow:
+    def finish(self, release: str, envelope: bytes | None = None) -> ReleaseRow:
         """Publishes the release: its posts are in the outbox when this returns.
 
         Finishing a published release again publishes what was cleared from the broker.
 
+        Args:
+            release: its digest.
+            envelope: the manifest, signed by who holds a release key; None where this registry signs.
+
         Raises:
             NotFoundError: `unknown_release`.
-            ContentError: `blobs_missing`.
+            ContentError: `blobs_missing` or `wrong_envelope`.
+            WireError, TrustError: the envelope cannot be believed.
+            ConflictError: `release_unsigned`: nobody signed it.
         """
         sizes = self._sizes_of(release)
         self._blobs.settle(sizes.keys())
@@ -114,11 +120,19 @@ class Intake:
                 )
             for digest in sizes.keys() - tx.known_blobs(sizes.keys()):
                 tx.add_blob(digest, sizes[digest], self._blobs.relative_path(digest))
-            if row.state != "published":
-                row = replace(row, state="published")
-                tx.save_release(row)
-            restore_content(tx, row, self._topics, self._signers)
+            row = self._signed(replace(row, state="published"), envelope)
+            tx.save_release(row)
+            restore_content(tx, row, self._desk)
             return row
+
+    def _signed(self, row: ReleaseRow, envelope: bytes | None) -> ReleaseRow:
+        """The release with the signature that came with it, once that is believed."""
+        if envelope is None:
+            return row
+        inner = open_envelope(envelope, "release", self._desk.policy, wt.RELEASE.size_bytes_max)
+        if inner != row.manifest:
+            raise ContentError("wrong_envelope", "what was signed is another manifest than the one uploaded")
+        return replace(row, envelope=envelope)
 
     @staticmethod
     def _make_room(tx: Tx, model: str, name: str) -> None:
@@ -148,12 +162,39 @@ def _known(tx: Tx, digest: str) -> ReleaseRow:
     return row
 
 
-def restore_content(tx: Tx, row: ReleaseRow, topics: Topics, signers: Sequence[Signer]) -> int:
+def sealed_release(row: ReleaseRow, desk: Desk) -> bytes | None:
+    """The release as it travels; None where it must be signed and no key that counts did so.
+
+    The signature that came with it is kept while it counts; after its key was revoked this registry's own
+    release key signs, if it has one.
+    """
+    if row.envelope is not None:
+        try:
+            open_envelope(row.envelope, "release", desk.policy, wt.RELEASE.size_bytes_max)
+        except TrustError as error:
+            _LOG.warning("%s@%s was signed by a key that counts no more: %s", row.model, row.name, error)
+        else:
+            return row.envelope
+    if desk.root is not None and len(desk.release_signers) < desk.root.release.threshold:
+        return None
+    return seal("release", row.manifest, desk.release_signers)
+
+
+def restore_content(tx: Tx, row: ReleaseRow, desk: Desk) -> int:
     """Posts what the broker does not hold of a release; how many posts.
 
     Requires: all blobs are on disk. Ensures: blobs, then release.
+
+    Raises:
+        ConflictError: `release_unsigned`.
     """
-    envelope = seal("release", row.manifest, signers)
+    topics, envelope = desk.topics, sealed_release(row, desk)
+    if envelope is None:
+        raise ConflictError(
+            "release_unsigned",
+            f"{row.model}@{row.name} carries no signature of a release key that counts, and none lies here; "
+            "publish it with --release-key FILE",
+        )
     posts = release_posts(topics, row.digest, blob_sizes(manifest_of(row.manifest)), envelope)
     held = tx.retained_topics(f"{topics.root}/{wt.BLOB.pattern.split('{')[0]}")
     held |= tx.retained_topics(f"{topics.root}/{wt.RELEASE.pattern.split('{')[0]}")

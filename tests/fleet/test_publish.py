@@ -285,11 +285,14 @@ def test_what_an_interrupted_upload_left_is_swept_away(tmp_path: Path) -> None:
     assert list((tmp_path / "aa").iterdir()) == []
 
 
-def test_a_ready_payload_is_written_once(tmp_path: Path) -> None:
+def test_a_ready_payload_that_was_signed_anew_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
     files = PayloadFiles(tmp_path)
     files.write("ro-1", b"first")
+    before = Path(files.path("ro-1")).stat().st_ino
+    files.write("ro-1", b"first")
+    assert Path(files.path("ro-1")).stat().st_ino == before, "the same again writes nothing"
     files.write("ro-1", b"second")
-    assert Path(files.path("ro-1")).read_bytes() == b"first"
+    assert Path(files.path("ro-1")).read_bytes() == b"second"
     assert len(list(tmp_path.iterdir())) == 1
 
 

@@ -83,7 +83,7 @@ class MemoryFiles:
         return f"/files/{rollout_id}.json"
 
     def write(self, rollout_id: str, payload: bytes) -> None:
-        self.files.setdefault(rollout_id, payload)
+        self.files[rollout_id] = payload
 
 
 def _fits(pattern: str, topic: str) -> bool:
@@ -232,9 +232,9 @@ class Harness:
         self.broker = MemoryBroker()
         self.blobs = MemoryBlobs()
         self.files = MemoryFiles()
-        self.desk = Desk(TOPICS)
+        self.desk = Desk(TOPICS, policy=UNSIGNED)
         self.people = People(self.store, self.clock, self.desk, self.files, self.config)
-        self.intake = Intake(self.store, self.blobs, self.clock, TOPICS, ())
+        self.intake = Intake(self.store, self.blobs, self.clock, self.desk)
         self._build()
 
     def _build(self) -> None:

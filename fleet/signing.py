@@ -1,0 +1,94 @@
+"""Signing everything anew after the fleet's root changed, in one transaction.
+
+For: what a registry does once when it starts with a root that it has not signed under before: publish the
+chain of roots, open the epoch, and seal releases, desired documents and ready rollbacks with the keys
+that count now. Until then devices that followed the root refuse the old signatures by name.
+Not for: keys or roots themselves (`fleet.keys`, `wire.roots`).
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from fleet.facts import read_rollout
+from fleet.orders import Desk, desired_post, rollback_envelope, rollback_of
+from fleet.ports import Post, Tx
+from fleet.publish.content import Rank
+from fleet.publish.intake import sealed_release
+from wire import topics as wt
+from wire.messages import ToAll
+from wire.roots import first_order
+
+
+class Renewed(Struct, frozen=True, kw_only=True):
+    """What was signed anew.
+
+    Attributes:
+        rollbacks: ready payloads by rollout, to be written to their files.
+        unsigned: releases that only a release key elsewhere can sign; publish them again.
+    """
+
+    roots: int = 0
+    releases: int = 0
+    documents: int = 0
+    rollbacks: dict[str, bytes] = {}
+    unsigned: tuple[str, ...] = ()
+
+
+def renew(tx: Tx, desk: Desk, now: float) -> Renewed:
+    """Signs anew whatever was signed under an earlier root, or under none.
+
+    Requires: the desk's chain was checked. Ensures: a second call does nothing.
+    """
+    root = desk.root
+    if root is None or tx.mark().signed_root >= root.number:
+        return Renewed()
+    tx.raise_orders(first_order(root.epoch))
+    tx.post(_roots(desk))
+    releases, unsigned = _releases(tx, desk)
+    tx.post(releases)
+    devices = tx.desired_devices()
+    tx.post([desired_post(tx, desk, device, now) for device in devices])
+    rollbacks = _rollbacks(tx, desk, now)
+    tx.signed_under(root.number)
+    return Renewed(
+        roots=len(desk.roots), releases=len(releases), documents=len(devices), rollbacks=rollbacks,
+        unsigned=unsigned,
+    )  # fmt: skip
+
+
+def _roots(desk: Desk) -> list[Post]:
+    """Every root of the chain, so that a device that was off for years catches up."""
+    return [
+        Post(
+            topic=desk.topics.topic(wt.ROOT, number=str(index + 1)), rank=Rank.ROOT, retain=True,
+            payload=envelope,
+        )
+        for index, envelope in enumerate(desk.roots)
+    ]  # fmt: skip
+
+
+def _releases(tx: Tx, desk: Desk) -> tuple[list[Post], tuple[str, ...]]:
+    """The envelopes of the releases that the broker holds."""
+    held = tx.retained_topics(f"{desk.topics.root}/{wt.RELEASE.pattern.split('{')[0]}")
+    posts, unsigned = [], []
+    for row in tx.releases():
+        topic = desk.topics.topic(wt.RELEASE, digest=row.digest)
+        if topic not in held:
+            continue
+        envelope = sealed_release(row, desk)
+        if envelope is None:
+            unsigned.append(f"{row.model}@{row.name}")
+        else:
+            posts.append(Post(topic=topic, rank=Rank.RELEASE, retain=True, payload=envelope))
+    return posts, tuple(unsigned)
+
+
+def _rollbacks(tx: Tx, desk: Desk, now: float) -> dict[str, bytes]:
+    """Ready payloads keep their reserved numbers, by which a rollout knows that its own was used."""
+    sealed = {}
+    for row in tx.rollouts():
+        sealed[row.id] = rollback_envelope(desk, ToAll(), rollback_of(read_rollout(row)), now)
+        tx.save_rollout(replace(row, rollback_payload=sealed[row.id]))
+    return sealed
