@@ -91,6 +91,14 @@ def test_an_incoherent_root_is_refused(change: dict[str, object]) -> None:
     assert caught.value.code == "root_incoherent"
 
 
+@pytest.mark.parametrize("role", [Role.ROOT, Role.RELEASE])
+def test_a_key_with_two_roles_is_refused_though_all_else_fits(role: Role) -> None:
+    root = root_of()
+    keys = {name: key for name, key in root.keys.items() if name != ORDER.keyid}
+    with pytest.raises(TrustError, match="has another role too"):
+        roots.checked(replace(root, keys=keys, order=root.of(role)))
+
+
 def test_a_coherent_root_is_taken() -> None:
     assert roots.checked(root_of(root=(ROOT_1, ROOT_2), threshold=2)).of(Role.ROOT).threshold == 2
 
