@@ -21,6 +21,7 @@ from agent.slots import Slots
 from agent.store import BlobStore
 from wire.bundle import Chunk, File, Manifest
 from wire.chunks import digest
+from wire.encodings import decoded
 from wire.errors import ContentError, ShallopError
 from wire.topics import BLOB, RELEASE, Topics
 from wire.trust import Policy
@@ -50,8 +51,8 @@ class Sources:
         for path, file in self._slots.chunk_sources():
             offset = 0
             for chunk in file.chunks:
-                self._installed[chunk.sha256] = (path, offset, chunk.size_bytes)
-                offset += chunk.size_bytes
+                self._installed[chunk.content] = (path, offset, chunk.length)
+                offset += chunk.length
 
     def held(self, chunks: Iterable[Chunk]) -> set[str]:
         """Which of these need not be fetched; installed ones are read and hashed to be sure."""
@@ -62,7 +63,7 @@ class Sources:
         }
 
     def _from_installed(self, chunk: Chunk) -> bytes | None:
-        found = self._installed.get(chunk.sha256)
+        found = self._installed.get(chunk.content)
         if found is None:
             return None
         path, offset, size = found
@@ -72,16 +73,17 @@ class Sources:
                 data = file.read(size)
         except OSError:
             return None
-        return data if digest(data) == chunk.sha256 else None
+        return data if digest(data) == chunk.content else None
 
     def read(self, chunk: Chunk) -> bytes:
-        """A chunk's checked bytes.
+        """A chunk's checked content.
 
         Raises:
             RetryError: it has to be fetched again.
+            ContentError: the blob is what its name says, and does not unpack to what the manifest says.
         """
         data = self._from_installed(chunk)
-        return self._store.read(chunk.sha256) if data is None else data
+        return decoded(self._store.read(chunk.sha256), chunk) if data is None else data
 
 
 class Fetcher:

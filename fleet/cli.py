@@ -24,6 +24,7 @@ from fleet.adapters.client import Client, ServerUnreachableError
 from fleet.cli_keys import keys_group, opened
 from fleet.config import Config, load, read_mapping
 from fleet.people import RollbackAsk, RolloutAsk
+from fleet.publish.compress import compressed
 from fleet.publish.upload import read_bundle
 from fleet.rollout import FailureAction
 from fleet.views import RolloutShow
@@ -119,13 +120,16 @@ def serve(config_path: Path | None, **options: Any) -> None:  # noqa: ANN401 - a
     metavar="FILE",
     help="Sign here with this release key, as often as its threshold asks; else the registry signs.",
 )
+@click.option("--raw", is_flag=True, help="Compress no chunk, for agents that cannot read it.")
 @remote
-def publish(client: Client, as_json: bool, directory: Path, release_keys: tuple[Path, ...]) -> None:
+def publish(
+    client: Client, as_json: bool, directory: Path, release_keys: tuple[Path, ...], raw: bool
+) -> None:
     """Check a bundle, upload what the registry lacks, and publish it.
 
     Example: shallop-fleet publish ./bundle --release-key /media/usb/release-1a2b3c4d5e6f.pem
     """
-    bundle = read_bundle(directory)
+    bundle = read_bundle(directory) if raw else compressed(read_bundle(directory))
     signers = [opened(path) for path in release_keys]
     envelope = seal("release", bundle.data, signers) if signers else None
     answer: dict[str, Any] = {}

@@ -41,18 +41,40 @@ Axes = Annotated[tuple[Annotated[int, Meta(ge=0, le=15)], ...], Meta(min_length=
 """A permutation of a tensor's axes, as numpy's `transpose` takes it."""
 
 
-class Chunk(Struct, frozen=True, kw_only=True):
+RAW, DEFLATE = "raw", "deflate"
+ENCODINGS = (RAW, DEFLATE)
+"""That this program can decode; a manifest that uses another is refused by name."""
+CONTENT_BYTES_MAX = 1024 * 1024
+"""Of one chunk, decoded: what a device has to hold in memory at once."""
+
+
+class Chunk(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One blob; concatenated in order, decoded by `encoding`, the chunks are the file.
 
     Attributes:
         sha256: of the blob as it travels; its name.
         size_bytes: of the blob as it travels.
-        encoding: how the blob holds the content; `raw` is the content itself.
+        encoding: how the blob holds the content: `raw` is the content itself, `deflate` is RFC 1951
+            without a header (`wire.encodings`).
+        content_bytes: of the decoded content; None where it is the blob itself.
+        content_sha256: of the same, so that content is known again whichever way it travelled.
     """
 
     sha256: Digest
     size_bytes: Positive
-    encoding: Literal["raw"] = "raw"
+    encoding: Name = RAW
+    content_bytes: Annotated[int, Meta(ge=1, le=CONTENT_BYTES_MAX)] | None = None
+    content_sha256: Digest | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes of the decoded content."""
+        return self.size_bytes if self.content_bytes is None else self.content_bytes
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of the decoded content."""
+        return self.content_sha256 or self.sha256
 
 
 class File(Struct, frozen=True, kw_only=True):
@@ -277,7 +299,7 @@ def check(manifest: Manifest) -> Manifest:
             path that is no file of its variant, chunks that do not add up, data of an unknown input,
             a normalization whose mean and std differ in length or divide by zero, axes that are no
             permutation or of an unknown tensor, a variant that is its own twin, a parity that does not
-            add up.
+            add up. `unknown_encoding`: chunks that only a newer program can decode.
         LimitsError: an SLA that cannot be judged.
     """
     checked(manifest.sla)
@@ -294,10 +316,25 @@ def check(manifest: Manifest) -> Manifest:
     for file in manifest.all_files():
         known = contents.setdefault(file.path, file.sha256)
         _require(known == file.sha256, f"{file.path} is given two contents")
-        total = sum(chunk.size_bytes for chunk in file.chunks)
-        _require(total == file.size_bytes, f"the chunks of {file.path} do not add up to its size")
+        _check_chunks(file)
     _check_data(manifest)
     return manifest
+
+
+def _check_chunks(file: File) -> None:
+    for chunk in file.chunks:
+        if chunk.encoding not in ENCODINGS:
+            raise ContentError(
+                "unknown_encoding",
+                f"{file.path} has chunks encoded as {chunk.encoding[:40]!r}, this program reads "
+                f"{' and '.join(ENCODINGS)}; update it, or publish the release without",
+            )
+        announced = chunk.content_bytes is not None and chunk.content_sha256 is not None
+        bare = chunk.content_bytes is None and chunk.content_sha256 is None
+        fits = bare if chunk.encoding == RAW else announced
+        _require(fits, f"a chunk of {file.path} is {chunk.encoding} and its content is not announced so")
+    total = sum(chunk.length for chunk in file.chunks)
+    _require(total == file.size_bytes, f"the chunks of {file.path} do not add up to its size")
 
 
 def _check_axes(manifest: Manifest, variant: Variant) -> None:

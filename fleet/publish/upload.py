@@ -14,16 +14,31 @@ from pathlib import Path
 from msgspec import Struct
 
 from fleet.publish.content import manifest_digest, read_manifest
-from wire.bundle import MANIFEST_BYTES_MAX, Chunk, File, Manifest
+from wire.bundle import MANIFEST_BYTES_MAX, RAW, Chunk, File, Manifest
+from wire.encodings import packed
 from wire.errors import ContentError
 
 
 class Place(Struct, frozen=True):
-    """Where a chunk lies."""
+    """Where a chunk's content lies.
+
+    Attributes:
+        size_bytes: of the blob as it travels.
+        content_bytes: of the content in the file.
+        encoding: of the blob.
+    """
 
     path: Path
     offset: int
     size_bytes: int
+    content_bytes: int
+    encoding: str = RAW
+
+    def read(self) -> bytes:
+        """The content."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.content_bytes)
 
 
 class Bundle(Struct, frozen=True, kw_only=True):
@@ -37,16 +52,16 @@ class Bundle(Struct, frozen=True, kw_only=True):
     def blob(self, digest: str) -> bytes:
         """The bytes of one blob."""
         place = self.places[digest]
-        with place.path.open("rb") as file:
-            file.seek(place.offset)
-            return file.read(place.size_bytes)
+        content = place.read()
+        return content if place.encoding == RAW else packed(content)[1]
 
 
 def read_bundle(directory: Path) -> Bundle:
     """Reads and checks a bundle's directory.
 
     Raises:
-        ContentError: `file_missing`, `outside_bundle`, `size_mismatch`, `hash_mismatch` or what the
+        ContentError: `file_missing`, `outside_bundle`, `size_mismatch`, `hash_mismatch`,
+            `packed_otherwise`: its chunks were compressed by another zlib than this one, or what the
             manifest's own rules say.
         WireError, LimitsError: the manifest cannot be read.
     """
@@ -81,18 +96,28 @@ def _checked_chunks(directory: Path, file: File) -> Iterator[tuple[Chunk, Place]
                     f"{path} has {path.stat().st_size} bytes, the manifest says {file.size_bytes}",
                 )
             for chunk in file.chunks:
-                piece = content.read(chunk.size_bytes)
+                piece = content.read(chunk.length)
                 whole.update(piece)
-                if hashlib.sha256(piece).hexdigest() != chunk.sha256:
+                if hashlib.sha256(piece).hexdigest() != chunk.content:
                     raise _damaged(path)
-                yield chunk, Place(path, offset, chunk.size_bytes)
-                offset += chunk.size_bytes
+                _check_packing(path, chunk, piece)
+                yield chunk, Place(path, offset, chunk.size_bytes, chunk.length, chunk.encoding)
+                offset += chunk.length
     except OSError as error:
         raise ContentError(
             "file_missing", f"{path} stands in the manifest and cannot be read ({error.strerror})"
         ) from None
     if whole.hexdigest() != file.sha256:
         raise _damaged(path)
+
+
+def _check_packing(path: Path, chunk: Chunk, piece: bytes) -> None:
+    if chunk.encoding != RAW and packed(piece)[0] != chunk:
+        raise ContentError(
+            "packed_otherwise",
+            f"the chunks of {path} were compressed by another zlib than this machine's, and differ "
+            "here; publish the bundle where it was compressed, or convert it again",
+        )
 
 
 def _damaged(path: Path) -> ContentError:

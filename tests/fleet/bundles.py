@@ -39,10 +39,11 @@ def write_bundle(
     shared_bytes: int = 0,
     chunk_bytes_max: int = 16 * 1024,
     shards: int = 2,
+    content: bytes | None = None,
 ) -> Manifest:
     """Writes a bundle; the first `shared_bytes` of its model are the same whatever `seed` is."""
     directory.mkdir(parents=True, exist_ok=True)
-    content = random.Random(0).randbytes(shared_bytes) + random.Random(seed).randbytes(
+    content = content or random.Random(0).randbytes(shared_bytes) + random.Random(seed).randbytes(
         size_bytes - shared_bytes
     )
     model_file = _file(directory, "model/model.onnx", content, chunk_bytes_max)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.ports import ConflictError, NotFoundError
+from fleet.publish.compress import compressed
 from fleet.publish.content import read_manifest
 from fleet.publish.upload import read_bundle
 from tests.fleet.bundles import write_bundle
@@ -20,8 +21,12 @@ from tests.fleet.twins import TOPICS, Harness
 from wire import topics as wt
 from wire.bundle import Chunk, Manifest
 from wire.codec import encode
+from wire.encodings import decoded
 from wire.errors import ContentError, ShallopError
 from wire.trust import Policy, open_envelope
+
+
+TEXT = b"weights of one kind, " * 10_000
 
 
 @pytest.fixture
@@ -48,6 +53,52 @@ def test_a_bundle_on_disk_gives_back_every_blob(bundle: Path) -> None:
     for digest in found.places:
         assert hashlib.sha256(found.blob(digest)).hexdigest() == digest
     assert found.digest == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
+
+
+def _files(manifest: Manifest) -> dict[str, tuple[str, int]]:
+    return {file.path: (file.sha256, file.size_bytes) for file in manifest.all_files()}
+
+
+def test_a_compressed_bundle_has_the_same_files_and_smaller_blobs(bundle: Path, harness: Harness) -> None:
+    write_bundle(bundle, "v1", content=TEXT)
+    data = (bundle / "manifest.json").read_bytes()
+    (bundle / "manifest.json").write_bytes(data[:-1] + b',"newer":{"field":1}}')
+    plain = read_bundle(bundle)
+    small = compressed(plain)
+    assert small == compressed(plain), "publishing again must change nothing"
+    assert _files(small.manifest) == _files(plain.manifest)
+    assert b'"newer":{"field":1}' in small.data
+    assert sum(p.size_bytes for p in small.places.values()) < plain.manifest.variants[0].size_bytes / 10
+    for file in small.manifest.all_files():
+        content = b"".join(decoded(small.blob(chunk.sha256), chunk) for chunk in file.chunks)
+        assert hashlib.sha256(content).hexdigest() == file.sha256
+    _, missing = harness.intake.begin(small.data)
+    for digest in missing:
+        harness.intake.blob(small.digest, digest, iter([small.blob(digest)]))
+    assert harness.intake.finish(small.digest).state == "published"
+    # A bundle whose manifest was compressed before is published as it is.
+    (bundle / "manifest.json").write_bytes(small.data)
+    again = read_bundle(bundle)
+    assert (again.digest, compressed(again).digest) == (small.digest, small.digest)
+    assert {digest: again.blob(digest) for digest in again.places} == {
+        digest: small.blob(digest) for digest in small.places
+    }
+
+
+def test_chunks_that_another_zlib_compressed_are_refused_by_name(bundle: Path) -> None:
+    write_bundle(bundle, "v1", content=TEXT)
+    manifest = compressed(read_bundle(bundle)).manifest
+    first, *rest = manifest.variants[0].files[0].chunks
+
+    def change(found: Manifest) -> Manifest:
+        chunks = (replace(first, sha256="a" * 64), *rest)
+        file = replace(manifest.variants[0].files[0], chunks=chunks)
+        return replace(found, variants=(replace(found.variants[0], files=(file,)),))
+
+    rewrite(bundle, change)
+    with pytest.raises(ContentError) as caught:
+        read_bundle(bundle)
+    assert caught.value.code == "packed_otherwise"
 
 
 def _damage(directory: Path) -> None:
