@@ -141,7 +141,7 @@ def _serve(config: Config, device: str, state: State) -> None:
     fetcher = Fetcher(
         transport=transport, exchange=exchange, store=store, sources=sources, clock=clock, disk=disk,
         topics=topics, policy=policy, window_max=config.limits.window_chunks_max,
-        disk_margin_bytes=config.limits.disk_free_bytes_min,
+        disk_margin_bytes=config.limits.disk_free_bytes_min, limits=config.transfer.limits(),
     )  # fmt: skip
     supervisor = SystemdSupervisor()
     runner = Runner(
@@ -173,6 +173,7 @@ def _transport(config: Config, device: str) -> MqttTransport:
     address = Address(
         host=broker.host, port=broker.port, client_id=broker.client_id or device, username=broker.username,
         password=config.password(), keepalive_s=broker.keepalive_s, reconnect_s_max=broker.reconnect_s_max,
+        reconnect_spread_s=config.transfer.reconnect_spread_s,
     )  # fmt: skip
     return MqttTransport(address, SystemRandom())
 

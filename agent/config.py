@@ -16,6 +16,8 @@ from msgspec import Meta, Struct
 
 from agent.deployment import Bounds
 from agent.errors import ConfigError
+from agent.fetch import TransferLimits
+from agent.metering import windows
 from agent.worker.job import TrialSettings
 from agent.worker.limits import WorkerLimits
 from wire.topics import ROOT_DEFAULT, Topics
@@ -70,6 +72,31 @@ class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     boots_max: Annotated[int, Meta(ge=1, le=100)] = 3
     backoff_s_max: Above0 = 300.0
     switching_s_max: Above0 = 300.0
+
+
+class TransferConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the agent takes of its line.
+
+    Attributes:
+        rate_bytes_per_s_max: of content, all transfers together; no limit where none is given.
+        metered_hours: windows of local time such as "07:00-22:00" in which nothing is fetched; judged with a
+            synchronised clock only.
+        reconnect_spread_s: over which agents that lost their connection at once come back.
+    """
+
+    rate_bytes_per_s_max: Annotated[int, Meta(ge=1024)] | None = None
+    metered_hours: Annotated[tuple[str, ...], Meta(max_length=16)] = ()
+    reconnect_spread_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 30.0
+
+    def limits(self) -> TransferLimits:
+        """The same, parsed.
+
+        Raises:
+            ValueError: `metered_hours` that are no windows, or the whole day.
+        """
+        return TransferLimits(
+            rate_bytes_per_s_max=self.rate_bytes_per_s_max, metered_hours=windows(self.metered_hours)
+        )
 
 
 class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,6 +196,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     insecure_unsigned: bool = False
     labels: Annotated[dict[str, str], Meta(max_length=64)] = {}
     limits: LimitsConfig = LimitsConfig()
+    transfer: TransferConfig = TransferConfig()
     trial: TrialConfig = TrialConfig()
     hooks: dict[ModelName, HookConfig] = {}
     soak: SoakConfig = SoakConfig()
@@ -208,6 +236,7 @@ def parse(text: str) -> Config:
         mapping = yaml.safe_load(text)
         config = msgspec.convert({} if mapping is None else mapping, Config)
         Topics(config.broker.root)
+        config.transfer.limits()
     except (yaml.YAMLError, msgspec.ValidationError, ValueError, RecursionError) as error:
         raise ConfigError("config_malformed", f"the configuration cannot be used: {error}") from None
     return config

@@ -1,7 +1,7 @@
 """PURE. Which chunks are asked for next, and when a silence is a stall.
 
-For: the window of subscriptions, its growth with the measured rate, the stall timer, and telling what
-the broker does not hold or holds wrongly. Time comes in as seconds on any steady clock.
+For: the window of subscriptions, its growth with the measured rate, a limit on that rate, the stall timer,
+and telling what the broker does not hold or holds wrongly. Time comes in as seconds on any steady clock.
 Not for: subscribing, hashing or storing (`agent.fetching`).
 
 Rules (DESIGN.md section 3): the window starts at 2 and grows to at most 5 s of the measured rate; the
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
+from agent.metering import Hours
 from wire.bundle import Chunk
 from wire.chunks import WINDOW_DEFAULT
 
@@ -26,6 +27,47 @@ STALLS_BEFORE_MISSING = 2
 BAD_ANSWERS_MAX = 3
 BAD_ANSWER_PAUSE_S = 2.0
 RATE_SMOOTHING = 0.3
+BURST_SECONDS = 1.0
+
+
+class TransferLimits(Struct, frozen=True, kw_only=True):
+    """What transfers on this device may take of its line.
+
+    Attributes:
+        rate_bytes_per_s_max: of all of them together; None for no limit.
+        metered_hours: in which nothing is fetched.
+    """
+
+    rate_bytes_per_s_max: int | None = None
+    metered_hours: tuple[Hours, ...] = ()
+
+
+class TokenBucket:
+    """A limit on bytes a second, shared by all transfers of a device; one caller at a time.
+
+    Asking is allowed while there is no debt, and what is asked for is owed. So in any stretch of time no
+    more is asked for than the rate carries in it, one second's burst, and the last chunk.
+    """
+
+    def __init__(self, rate_bytes_per_s: int, now_s: float) -> None:
+        self._rate = float(rate_bytes_per_s)
+        self._level = self._rate * BURST_SECONDS
+        self._now_s = now_s
+
+    def ready_s(self, now_s: float) -> float:
+        """When asking is allowed: `now_s`, or the moment at which the debt will be paid."""
+        self._fill(now_s)
+        return now_s if self._level >= 0 else now_s - self._level / self._rate
+
+    def spend(self, size_bytes: int, now_s: float) -> None:
+        """Something of that size was asked for."""
+        self._fill(now_s)
+        self._level -= size_bytes
+
+    def _fill(self, now_s: float) -> None:
+        passed_s = max(0.0, now_s - self._now_s)
+        self._now_s = max(now_s, self._now_s)
+        self._level = min(self._rate * BURST_SECONDS, self._level + passed_s * self._rate)
 
 
 def lacking(wanted: Iterable[Chunk], have: Iterable[str]) -> tuple[Chunk, ...]:
@@ -63,12 +105,19 @@ class Transfer:
         bytes_done: received and right.
     """
 
-    def __init__(self, chunks: Iterable[Chunk], now_s: float, window_max: int = WINDOW_DEFAULT) -> None:
+    def __init__(
+        self,
+        chunks: Iterable[Chunk],
+        now_s: float,
+        window_max: int = WINDOW_DEFAULT,
+        bucket: TokenBucket | None = None,
+    ) -> None:
         self._pending = deque(chunks)
         self._asked: dict[str, tuple[Chunk, float]] = {}
         self._paused: list[tuple[float, Chunk]] = []
         self._bad: dict[str, int] = {}
         self._window_max = window_max
+        self._bucket = bucket
         self._window = min(WINDOW_FIRST, window_max)
         self._since_growth = 0
         self._progress_s = now_s
@@ -154,21 +203,31 @@ class Transfer:
             # A wait of our own making (the pause after wrong bytes) is nobody's stall.
             self._progress_s = now_s
         subscribe = list(again)
-        while self._pending and len(self._asked) < self._window:
+        while self._pending and len(self._asked) < self._window and self._ready_s(now_s) <= now_s:
             chunk = self._pending.popleft()
             self._asked[chunk.sha256] = (chunk, now_s)
+            self._spend(chunk, now_s)
             subscribe.append(chunk.sha256)
         unsubscribe = (*self._drop, *again)
         self._drop = []
         wake_s = self._progress_s + self.stall_s
         if self._paused:
             wake_s = min(wake_s, *(due for due, _ in self._paused))
+        if self._pending and len(self._asked) < self._window:
+            wake_s = min(wake_s, self._ready_s(now_s))
         return Turn(
             unsubscribe=unsubscribe,
             subscribe=tuple(subscribe),
             missing=self._missing(),
             wake_s=wake_s,
         )
+
+    def _ready_s(self, now_s: float) -> float:
+        return now_s if self._bucket is None else self._bucket.ready_s(now_s)
+
+    def _spend(self, chunk: Chunk, now_s: float) -> None:
+        if self._bucket is not None:
+            self._bucket.spend(chunk.size_bytes, now_s)
 
     def _stalled(self, now_s: float) -> tuple[str, ...]:
         """After a silence, everything that was asked for is asked for again, in a small window."""
@@ -179,6 +238,8 @@ class Transfer:
         self._window = min(WINDOW_FIRST, self._window_max)
         self._since_growth = 0
         self._asked = {name: (chunk, now_s) for name, (chunk, _) in self._asked.items()}
+        for chunk, _ in self._asked.values():
+            self._spend(chunk, now_s)
         return tuple(self._asked)
 
     def _missing(self) -> tuple[str, ...]:

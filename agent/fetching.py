@@ -15,7 +15,8 @@ from pathlib import Path
 from agent import downlink
 from agent.errors import Cancelled, FinalError, RetryError
 from agent.exchange import Box, Exchange
-from agent.fetch import Transfer, lacking
+from agent.fetch import TokenBucket, Transfer, TransferLimits, lacking
+from agent.metering import require_unmetered
 from agent.ports import Clock, Disk, Transport
 from agent.slots import Slots
 from agent.store import BlobStore
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 STALLS_MAX = 4
 POLL_S = 0.25
+METERED_LOOK_S = 5.0
 MANIFEST_WAIT_S = 5.0
 MANIFEST_TRIES = 3
 
@@ -102,6 +104,7 @@ class Fetcher:
         policy: Policy,
         window_max: int,
         disk_margin_bytes: int,
+        limits: TransferLimits = TransferLimits(),  # noqa: B008 - frozen
     ) -> None:
         self._transport = transport
         self._exchange = exchange
@@ -113,6 +116,10 @@ class Fetcher:
         self._policy = policy
         self._window_max = window_max
         self._margin_bytes = disk_margin_bytes
+        self._hours = limits.metered_hours
+        rate = limits.rate_bytes_per_s_max
+        self._bucket = None if rate is None else TokenBucket(rate, clock.boot_s())
+        self._turning = threading.Lock()
 
     # --- the manifest
 
@@ -122,7 +129,7 @@ class Fetcher:
         """The manifest of release `named`, from the disk or the broker.
 
         Raises:
-            RetryError: `release_missing` or `network`.
+            RetryError: `release_missing`, `network`, `metered_hours` or `clock_unsynchronised`.
             ShallopError: it is not believed, not coherent or not for this model; final.
             Cancelled: it was called off.
         """
@@ -135,6 +142,7 @@ class Fetcher:
         return data, downlink.manifest(data, model)
 
     def _ask_manifest(self, named: str, cancel: threading.Event, progress: Progress) -> bytes:
+        require_unmetered(self._hours, self._clock.local())
         topic = self._topics.topic(RELEASE, digest=named)
         box: Box = queue.Queue(maxsize=4)
         refused: ShallopError | None = None
@@ -210,16 +218,20 @@ class Fetcher:
             Bytes received.
 
         Raises:
-            RetryError: `chunks_missing`, `network` or a disk's.
+            RetryError: `chunks_missing`, `network`, `metered_hours`, `clock_unsynchronised` or a disk's.
             FinalError: `hash_mismatch`: a chunk's topic gives other bytes again and again.
             Cancelled: it was called off.
         """
-        transfer = Transfer(wanted, self._clock.boot_s(), self._window_max)
+        transfer = Transfer(wanted, self._clock.boot_s(), self._window_max, self._bucket)
         box: Box = queue.Queue(maxsize=4 * self._window_max)
         names = {self._topics.topic(BLOB, digest=chunk.sha256): chunk.sha256 for chunk in wanted}
         told: tuple[str, ...] = ()
+        look_s = float("-inf")
         try:
             while not transfer.done:
+                if self._clock.boot_s() - look_s >= METERED_LOOK_S:
+                    require_unmetered(self._hours, self._clock.local())
+                    look_s = self._clock.boot_s()
                 told = self._turn(transfer, box, told, progress)
                 self._take(transfer, box, names, cancel, progress)
                 self._give_up(transfer)
@@ -230,7 +242,8 @@ class Fetcher:
     def _turn(
         self, transfer: Transfer, box: Box, told: tuple[str, ...], progress: Progress
     ) -> tuple[str, ...]:
-        turn = transfer.turn(self._clock.boot_s())
+        with self._turning:  # the bucket is everybody's
+            turn = transfer.turn(self._clock.boot_s())
         self._exchange.unwatch([self._topics.topic(BLOB, digest=name) for name in turn.unsubscribe], box)
         self._exchange.watch(
             [self._topics.topic(BLOB, digest=name) for name in turn.subscribe], BLOB.qos_subscribe, box

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from agent.metering import LocalTime
 from agent.worker.job import TrialJob
 from wire.measures import TrialResult
 
@@ -57,6 +58,9 @@ class Clock(Protocol):
 
     def now_text(self) -> str:
         """Wall-clock time as RFC 3339 in UTC: information only."""
+
+    def local(self) -> LocalTime:
+        """The time of day where this machine stands, and whether it is known to be right."""
 
 
 class Randomness(Protocol):

@@ -10,8 +10,8 @@ depends on it: desired documents are retained and reports are sent until they ar
 Traps handled: TCP_NODELAY is off unless set when the socket opens (83 -> 155 MB/s); an exception in a
 callback ends paho's thread while `is_connected()` stays true, so each callback catches its own; the last
 will is taken when the connection is made, so it is set anew before each; waits between attempts are drawn
-at random, so that a fleet does not come back as one; publish and subscribe are safe from any thread only
-while paho's own thread runs the loop, so `loop_start` it is.
+at random, so that a fleet does not come back as one (`agent.reconnect`); publish and subscribe are safe
+from any thread only while paho's own thread runs the loop, so `loop_start` it is.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.ports import Listener, Randomness
+from agent.reconnect import wait_s
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Address(Struct, frozen=True, kw_only=True):
     Attributes:
         keepalive_s: silence after which the broker believes this client dead.
         reconnect_s_max: ceiling of the wait between two attempts.
+        reconnect_spread_s: over which a fleet comes back that lost its connections at once.
     """
 
     host: str
@@ -52,6 +54,7 @@ class Address(Struct, frozen=True, kw_only=True):
     password: str | None = None
     keepalive_s: int = 30
     reconnect_s_max: float = 60.0
+    reconnect_spread_s: float = 0.0
 
 
 class MqttTransport:
@@ -62,6 +65,7 @@ class MqttTransport:
         self._random = random
         self._listener: Listener | None = None
         self._failures = 0
+        self._lost = False
         self._up = False
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -131,9 +135,11 @@ class MqttTransport:
         self._up = False
 
     def _wait_next(self) -> None:
-        """Draws the wait before paho's next attempt: exponential, full jitter, at least a moment."""
-        ceiling = min(self._address.reconnect_s_max, 2.0 ** min(self._failures, 16))
-        delay = max(0.1, self._random.unit() * ceiling)
+        """Draws the wait before paho's next attempt."""
+        delay = wait_s(
+            failures=self._failures, lost=self._lost, spread_s=self._address.reconnect_spread_s,
+            ceiling_s=self._address.reconnect_s_max, unit=self._random.unit(),
+        )  # fmt: skip
         self._client.reconnect_delay_set(min_delay=delay, max_delay=delay)  # type: ignore[arg-type]
 
     # --- callbacks, on paho's thread
@@ -190,8 +196,12 @@ class MqttTransport:
         reason_code: ReasonCode,
         _properties: object,
     ) -> None:
+        if self._up:
+            # Most likely everybody lost it: the line forms anew.
+            self._lost, self._failures = True, 0
+        else:
+            self._failures += 1
         self._up = False
-        self._failures += 1
         self._wait_next()
         if self._listener is not None:
             listener = self._listener

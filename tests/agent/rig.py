@@ -13,6 +13,7 @@ from agent.adapters.ed25519 import verify
 from agent.connection import Connection
 from agent.deployment import Bounds, Deployment
 from agent.exchange import Exchange
+from agent.fetch import TransferLimits
 from agent.fetching import Fetcher, Sources
 from agent.install import Install
 from agent.jobs import Jobs, Machine
@@ -64,6 +65,7 @@ class Rig:
         self.disk = FixedDisk()
         self.supervisor = QuietSupervisor()
         self.unsigned = unsigned
+        self.limits = TransferLimits()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -78,7 +80,7 @@ class Rig:
         fetcher = Fetcher(
             transport=broker, exchange=exchange, store=store, sources=sources, clock=clock, disk=self.disk,
             topics=TOPICS, policy=self.trust.policy(insecure_unsigned=self.unsigned), window_max=32,
-            disk_margin_bytes=1000,
+            disk_margin_bytes=1000, limits=self.limits,
         )  # fmt: skip
         jobs = Jobs(
             fetcher=fetcher, sources=sources, slots=slots, models_dir=root / "models",

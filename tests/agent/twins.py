@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import Cancelled, FinalError
+from agent.metering import LocalTime
 from agent.ports import Listener
 from agent.worker.job import TrialJob
 from wire import codec, trust
@@ -236,6 +237,10 @@ class TestClock:
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
+        self.day = LocalTime(minute=12 * 60, synchronised=True)
+
+    def local(self) -> LocalTime:
+        return self.day
 
     def boot_s(self) -> float:
         return time.monotonic() + self.ahead_s

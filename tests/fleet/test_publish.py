@@ -25,7 +25,6 @@ from wire.encodings import decoded
 from wire.errors import ContentError, ShallopError
 from wire.trust import Policy, open_envelope
 
-
 TEXT = b"weights of one kind, " * 10_000
 
 
