@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from agent import hardware, recovery
+from agent.adapters.delta_process import DeltaProcess
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
 from agent.adapters.locks import MachineLock, StateLock
@@ -37,6 +39,7 @@ from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
 from agent.outbox import Outbox
+from agent.rebuilding import Rebuilder
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
@@ -147,7 +150,7 @@ def _serve(config: Config, device: str, state: State) -> None:
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
         outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
-        jobs=_jobs(config, state, machine, fetcher, sources), clock=clock, supervisor=supervisor,
+        jobs=_jobs(config, state, machine, fetcher, sources, store), clock=clock, supervisor=supervisor,
         bounds=config.bounds(),
     )  # fmt: skip
     connection = Connection(
@@ -178,12 +181,16 @@ def _transport(config: Config, device: str) -> MqttTransport:
     return MqttTransport(address, SystemRandom())
 
 
-def _jobs(config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources) -> Jobs:
+def _jobs(
+    config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources, store: BlobStore
+) -> Jobs:
     trial = config.trial
     scratch, limits = state.root / "trials", trial.worker_limits()
     runner = TrialProcess(scratch, limits, trial.python) if trial.python else TrialProcess(scratch, limits)
+    deltas = DeltaProcess(scratch, limits, trial.python or sys.executable)
+    rebuilder = Rebuilder(fetcher=fetcher, sources=sources, store=store, slots=state.slots, runner=deltas)
     return Jobs(
-        fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,
+        rebuilder=rebuilder, fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,
         shards_dir=state.shards_dir, machine=machine, trial_runner=runner,
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
         hooks=CommandHooks(config.hooks), clock=SystemClock(), random=SystemRandom(),

@@ -13,6 +13,7 @@ from typing import Literal
 from msgspec import Struct
 
 from wire.messages import (
+    ContentFetched,
     DesiredModel,
     ModelState,
     OrderOutcome,
@@ -228,9 +229,10 @@ class Progressed(Struct, frozen=True, kw_only=True):
 
 
 class Done(Struct, frozen=True, kw_only=True):
-    """The piece of work went well."""
+    """The piece of work went well; `fetched` is what FETCHING has to tell."""
 
     serial: int
+    fetched: ContentFetched | None = None
 
 
 class Trialed(Struct, frozen=True, kw_only=True):

@@ -6,12 +6,15 @@ Not for: what the other side sent wrongly; that is `wire.errors`.
 
 from __future__ import annotations
 
+import errno
 from typing import Literal
 
 from wire.errors import ShallopError
 from wire.messages import Reason
 
 DETAIL_CHARS_MAX = 1500
+DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+"""Of a disk that is full, broken or read-only; other errors of a file system call have other causes."""
 
 
 class AgentError(ShallopError):
@@ -46,6 +49,14 @@ def reason_of(error: ShallopError) -> Reason:
     """The error as it is reported; an error of the wire is final."""
     lasting = error.lasting if isinstance(error, AgentError) else "final"
     return Reason(code=error.code, detail=str(error.args[0])[:DETAIL_CHARS_MAX], lasting=lasting)
+
+
+def disk_error(what: str, error: OSError) -> RetryError:
+    """A disk's refusal by the name that a person needs: a full disk is not a broken one."""
+    full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return RetryError(
+        "disk_full" if full else "disk_failed", f"cannot write {what}: {error}"[:DETAIL_CHARS_MAX]
+    )
 
 
 class Cancelled(Exception):  # noqa: N818 - not an error: somebody asked for it

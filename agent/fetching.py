@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agent import downlink
+from agent.admission import require_room
 from agent.errors import Cancelled, FinalError, RetryError
 from agent.exchange import Box, Exchange
 from agent.fetch import TokenBucket, Transfer, TransferLimits, lacking
@@ -37,6 +38,21 @@ MANIFEST_TRIES = 3
 
 Progress = Callable[[tuple[str, ...], bool], None]
 """Told the digests that the broker does not seem to hold, and whether something was stored."""
+
+
+class Errand:
+    """One piece of work's wish for content.
+
+    Attributes:
+        cancel: set when it is called off.
+        progress: told what arrives and what does not.
+        received_bytes: over the network, right, whatever became of the work.
+    """
+
+    def __init__(self, cancel: threading.Event, progress: Progress) -> None:
+        self.cancel = cancel
+        self.progress = progress
+        self.received_bytes = 0
 
 
 class Sources:
@@ -85,7 +101,15 @@ class Sources:
             ContentError: the blob is what its name says, and does not unpack to what the manifest says.
         """
         data = self._from_installed(chunk)
-        return decoded(self._store.read(chunk.sha256), chunk) if data is None else data
+        return self.unpacked(chunk) if data is None else data
+
+    def unpacked(self, chunk: Chunk) -> bytes:
+        """The same, of what was fetched."""
+        return decoded(self._store.read(chunk.sha256), chunk)
+
+    def built(self, sha256: str) -> Path | None:
+        """A whole file that a delta gave, checked."""
+        return self._store.built(sha256)
 
 
 class Fetcher:
@@ -191,31 +215,21 @@ class Fetcher:
 
     # --- chunks
 
-    def admit(self, path: Path, files: Iterable[File], fetched: Iterable[Chunk]) -> None:
-        """Whether there is room for the chunks to fetch, the files assembled from them, and a margin.
+    def admit(self, path: Path, needed_bytes: int) -> None:
+        """Whether there is room for that many bytes, and a margin.
 
         Raises:
             RetryError: `disk_full`, with the figures.
         """
-        needed = sum(file.size_bytes for file in files) + sum(chunk.size_bytes for chunk in fetched)
-        free = self._disk.free_bytes(path)
-        if free < needed + self._margin_bytes:
-            raise RetryError(
-                "disk_full",
-                f"{needed} bytes are needed and {self._margin_bytes} kept free, {free} are free at {path}",
-            )
+        require_room(needed_bytes, self._margin_bytes, self._disk.free_bytes(path), str(path))
 
     def lacking(self, files: Iterable[File]) -> tuple[Chunk, ...]:
-        """The chunks of these files that nothing here holds."""
-        self._sources.refresh()
+        """The chunks of these files that nothing here holds, as far as `Sources.refresh` looked."""
         chunks = [chunk for file in files for chunk in file.chunks]
         return lacking(chunks, self._sources.held(chunks))
 
-    def chunks(self, wanted: tuple[Chunk, ...], cancel: threading.Event, progress: Progress) -> int:
+    def chunks(self, wanted: tuple[Chunk, ...], errand: Errand) -> None:
         """Fetches and stores chunks.
-
-        Returns:
-            Bytes received.
 
         Raises:
             RetryError: `chunks_missing`, `network`, `metered_hours`, `clock_unsynchronised` or a disk's.
@@ -232,12 +246,12 @@ class Fetcher:
                 if self._clock.boot_s() - look_s >= METERED_LOOK_S:
                     require_unmetered(self._hours, self._clock.local())
                     look_s = self._clock.boot_s()
-                told = self._turn(transfer, box, told, progress)
-                self._take(transfer, box, names, cancel, progress)
+                told = self._turn(transfer, box, told, errand.progress)
+                self._take(transfer, box, names, errand.cancel, errand.progress)
                 self._give_up(transfer)
         finally:
+            errand.received_bytes += transfer.bytes_done
             self._exchange.unwatch(list(names), box)
-        return transfer.bytes_done
 
     def _turn(
         self, transfer: Transfer, box: Box, told: tuple[str, ...], progress: Progress
@@ -273,6 +287,10 @@ class Fetcher:
     def _chunk(self, transfer: Transfer, name: str, payload: bytes, progress: Progress) -> None:
         expected = transfer.expects(name)
         if expected is None or not payload:
+            return
+        if len(payload) != expected.size_bytes:
+            log.warning("chunk refused: %d bytes came as blob %s", len(payload), name[:12])
+            transfer.spoil(name, self._clock.boot_s())
             return
         first = transfer.bytes_done == 0
         try:

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from agent.bringing import Bringing, Wanted
 from agent.deployment import Admitted, Deployment, Done, Event, Failed, Progressed, Standing, Trialed, Work
-from agent.errors import AgentError, Cancelled, FinalError, RetryError, reason_of
-from agent.fetching import Fetcher, Sources
+from agent.errors import AgentError, Cancelled, FinalError, RetryError, disk_error, reason_of
+from agent.fetching import Errand, Fetcher, Sources
 from agent.hardware import EXTRA_OF, compatible
 from agent.judging import judged
 from agent.ports import Clock, Hooks, Randomness, TrialLock, TrialRunner
+from agent.rebuilding import Rebuilder
 from agent.slots import Slots, file_sha256, write_content
 from agent.trials import Paths, job_for
 from agent.worker.job import TrialSettings
@@ -58,8 +60,12 @@ class Jobs:
         clock: Clock,
         random: Randomness,
         health_failures_max: int,
+        rebuilder: Rebuilder | None = None,
     ) -> None:
         self._fetcher = fetcher
+        self._bringing = Bringing(
+            fetcher=fetcher, sources=sources, rebuilder=rebuilder, clock=clock, where=models_dir
+        )
         self._sources = sources
         self._slots = slots
         self._models_dir = models_dir
@@ -91,7 +97,7 @@ class Jobs:
         except ShallopError as error:
             outcome = self._failed(work, reason_of(error))
         except OSError as error:
-            outcome = self._failed(work, Reason(code="disk_failed", detail=str(error)[:500], lasting="retry"))
+            outcome = self._failed(work, reason_of(disk_error("to the disk", error)))
         except Exception as error:
             # A mistake of ours must end as a named outcome too, never as a state without one.
             log.exception("%s of %s broke", work.phase, d.model)
@@ -157,22 +163,17 @@ class Jobs:
         _, manifest = self._manifest(d, work, cancel, emit)
         slot, files, shards = self._files(d, manifest)
         self.tidy(d)
-        lacking = self._fetcher.lacking((*files, *shards))
-        absent = () if self._slots.directory(d.model, slot).exists() else files
-        unbuilt = [shard for shard in shards if not (self._shards_dir / shard.sha256).exists()]
-        self._fetcher.admit(self._models_dir, (*absent, *unbuilt), lacking)
-        if lacking:
-            began_s = self._clock.boot_s()
-            received = self._fetcher.chunks(lacking, cancel, progress)
-            took_s = self._clock.boot_s() - began_s
-            log.info("%s: fetched %d chunks, %d bytes in %.1f s", d.model, len(lacking), received, took_s)
-        return Done(serial=work.serial)
+        placed = {file.sha256 for file in files if self._slots.directory(d.model, slot).exists()}
+        placed |= {shard.sha256 for shard in shards if (self._shards_dir / shard.sha256).exists()}
+        wanted = Wanted(files=files, shards=shards, standing=frozenset(placed))
+        fetched = self._bringing.bring(d.model, _desired(d), wanted, Errand(cancel, progress))
+        return Done(serial=work.serial, fetched=fetched)
 
     def _verify(self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit) -> Event:
         data, manifest = self._manifest(d, work, cancel, emit)
         slot, _, shards = self._files(d, manifest)
         self._sources.refresh()
-        self._slots.assemble(d.model, slot, (data, manifest), self._sources.read)
+        self._slots.assemble(d.model, slot, (data, manifest), self._sources.read, self._sources.built)
         for shard in shards:
             self._build_shard(shard)
         return Done(serial=work.serial)

@@ -54,8 +54,10 @@ def progressed(d: Deployment, event: Progressed, _: Bounds) -> Step:
     return (replace(d, boots=0, attempts=0) if event.stored else d), None
 
 
-def fetched(d: Deployment, _event: Done, _: Bounds) -> Step:
+def fetched(d: Deployment, event: Done, _: Bounds) -> Step:
     """Everything is here."""
+    if event.fetched is not None:
+        d = note(d, event.fetched)
     return enter(replace(d, missing=()), Phase.VERIFYING)
 
 

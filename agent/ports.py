@@ -110,6 +110,18 @@ class TrialRunner(Protocol):
         """
 
 
+class DeltaRunner(Protocol):
+    """Deltas applied in a process that ends."""
+
+    def apply(self, base: Path, delta: Path, output: Path, size_bytes: int, cancel: threading.Event) -> None:
+        """Writes `output`, of `size_bytes`, from `base` and `delta`; the caller hashes it.
+
+        Raises:
+            AgentError: by name; no output then, or one that is not right.
+            Cancelled: `cancel` was set.
+        """
+
+
 class TrialLock(Protocol):
     """One trial at a time on a machine."""
 

@@ -11,6 +11,7 @@ An application needs `current` and nothing else. The order of the steps is that 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -21,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.durable import fsync_dir, point_link, sync_filesystem, write_file
-from agent.errors import FinalError, RetryError, StateError
+from agent.errors import FinalError, StateError, disk_error
 from wire.bundle import Axes, Chunk, File, InputData, Manifest, TensorSpec, Variant
 from wire.messages import Slot
 from wire.types import Count, Digest, ModelName, Name, RelativePath, ReleaseName, VariantId
@@ -30,7 +31,7 @@ PART, GONE = ".part", ".gone"
 RELEASE_JSON, MANIFEST_JSON = "release.json", "manifest.json"
 LABELS_JSON, PREPROCESSING_JSON = "labels.json", "preprocessing.json"
 OWN_FILES = frozenset({RELEASE_JSON, MANIFEST_JSON, LABELS_JSON, PREPROCESSING_JSON})
-COPY_BYTES = 1024 * 1024
+_NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK})
 
 
 class ReleaseInfo(Struct, frozen=True, kw_only=True, tag_field="kind", tag="installed-release"):
@@ -121,7 +122,12 @@ class Slots:
     # --- assembling
 
     def assemble(
-        self, model: str, slot: Slot, manifest: tuple[bytes, Manifest], read: Callable[[Chunk], bytes]
+        self,
+        model: str,
+        slot: Slot,
+        manifest: tuple[bytes, Manifest],
+        read: Callable[[Chunk], bytes],
+        built: Callable[[str], Path | None] = lambda _: None,
     ) -> None:
         """Puts a variant's files together; doing it again when they lie there whole changes nothing.
 
@@ -130,11 +136,12 @@ class Slots:
             slot: digest and variant to assemble.
             manifest: its exact bytes, and what they say.
             read: gives a chunk's checked bytes.
+            built: gives a whole, checked file by its SHA-256, where a delta made one.
 
         Raises:
             FinalError: `hash_mismatch`: all chunks are right and the file is not what the manifest says;
                 `path_reserved`: a file of the release has the name of one of ours.
-            RetryError: `disk_failed`, or what `read` raises.
+            RetryError: `disk_full`, `disk_failed`, or what `read` raises.
         """
         data, parsed = manifest
         variant = parsed.variant(slot.variant)
@@ -152,13 +159,17 @@ class Slots:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             for file in variant.files:
-                write_content(part / placed(variant, file.path), file, read)
+                target, whole = part / placed(variant, file.path), built(file.sha256)
+                if whole is None:
+                    write_content(target, file, read)
+                else:
+                    _link_content(target, whole)
             _describe(part, slot, variant, data, parsed)
             sync_filesystem(part)
             os.rename(part, final)  # noqa: PTH104 - the tests inject crashes into os itself
             self._fsync_up(model)
         except OSError as error:
-            raise RetryError("disk_failed", f"cannot assemble the release: {error}") from error
+            raise disk_error("the release", error) from error
 
     def _fsync_up(self, model: str) -> None:
         """On a first install the directories above are new, too."""
@@ -259,6 +270,17 @@ class Slots:
                 for entry in sorted(self._releases(model).iterdir()):
                     yield from _installed_files(entry)
 
+    def files(self) -> Iterator[tuple[str, Path]]:
+        """Every installed file by the SHA-256 that it should have: what a delta may start from."""
+        for model in self.models():
+            with contextlib.suppress(OSError):
+                for entry in sorted(self._releases(model).iterdir()):
+                    info = None if entry.name.endswith((PART, GONE)) else self.info(model, entry.name)
+                    if info is not None:
+                        yield info.model_sha256, entry / info.model_file
+                        for path, file in _installed_files(entry):
+                            yield file.sha256, path
+
     # --- pruning
 
     def prune(self, model: str, keep: Iterable[Slot]) -> list[str]:
@@ -320,6 +342,21 @@ def write_content(path: Path, file: File, read: Callable[[Chunk], bytes]) -> Non
             out.write(data)
     if total.hexdigest() != file.sha256:
         raise FinalError("hash_mismatch", f"{file.path} is not what the manifest says, though its chunks are")
+
+
+def _link_content(path: Path, whole: Path) -> None:
+    """A second name for a file that will not change; a copy where the file system has no such thing.
+
+    Raises:
+        OSError: the disk's.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(whole, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(whole, path)
 
 
 def _describe(part: Path, slot: Slot, variant: Variant, data: bytes, manifest: Manifest) -> None:

@@ -7,19 +7,25 @@ hashed again when it is read.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from agent.durable import TEMPORARY_SUFFIX, write_file
-from agent.errors import RetryError
+from agent.errors import RetryError, disk_error
 from wire.chunks import digest
 from wire.errors import ContentError
 
+BUILT = "built"
+
 
 class BlobStore:
-    """Blobs below one directory, as `aa/HASH`. Any thread may call it."""
+    """Blobs below one directory, as `aa/HASH`. Any thread may call it.
+
+    Whole files that deltas gave lie beside them, as `built/HASH`, and go when the blobs go.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -55,7 +61,7 @@ class BlobStore:
                 path.parent.mkdir(exist_ok=True)
                 write_file(path, data, durable=False)
         except OSError as error:
-            raise RetryError("disk_failed", f"cannot store a blob: {error}") from error
+            raise disk_error("a blob", error) from error
 
     def read(self, sha256: str) -> bytes:
         """A blob, hashed again; a damaged one is removed.
@@ -73,10 +79,26 @@ class BlobStore:
             raise RetryError("blob_damaged", f"blob {sha256[:12]} was damaged on the disk")
         return data
 
+    def built_path(self, name: str) -> Path:
+        """Where the file of that name lies, or what belongs to its making."""
+        return self._root / BUILT / name
+
+    def built(self, sha256: str) -> Path | None:
+        """A file that a delta gave, hashed again; a damaged one is removed."""
+        path = self.built_path(sha256)
+        try:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                    return path
+            path.unlink(missing_ok=True)
+        except OSError:
+            return None
+        return None
+
     def names(self) -> Iterator[str]:
         """Names of the blobs that lie there."""
         for folder in self._root.iterdir():
-            if folder.is_dir():
+            if folder.is_dir() and folder.name != BUILT:
                 yield from (entry.name for entry in folder.iterdir())
 
     def prune(self, keep: Iterable[str]) -> int:

@@ -221,6 +221,28 @@ class VariantRefused(Struct, frozen=True, kw_only=True, tag_field="type", tag="v
     reason: Reason
 
 
+class DeltaUse(Struct, frozen=True, kw_only=True):
+    """What became of a delta; without a `failure` the file came by it."""
+
+    to_file_sha256: Digest
+    from_file_sha256: Digest
+    failure: Reason | None = None
+
+
+class ContentFetched(Struct, frozen=True, kw_only=True, tag_field="type", tag="content_fetched"):
+    """FETCHING is through.
+
+    Attributes:
+        bytes_received: of content since the phase was last entered; what was here already is not counted.
+        took_s: since then.
+        deltas: that were tried.
+    """
+
+    bytes_received: Count
+    took_s: Seconds
+    deltas: Annotated[tuple[DeltaUse, ...], Meta(max_length=64)] = ()
+
+
 class OrderEnded(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_ended"):
     """The order ended; `active` is what runs now."""
 
@@ -246,7 +268,9 @@ class MessageRefused(Struct, frozen=True, kw_only=True, tag_field="type", tag="m
     reason: Reason
 
 
-ReportEvent = PhaseChanged | TrialEnded | VariantRefused | OrderEnded | OrderRefused | MessageRefused
+ReportEvent = (
+    PhaseChanged | TrialEnded | VariantRefused | ContentFetched | OrderEnded | OrderRefused | MessageRefused
+)
 
 
 class Report(Up, frozen=True, kw_only=True, tag_field="kind", tag="report"):

@@ -10,15 +10,17 @@ from pathlib import Path
 import msgspec
 
 from agent.adapters.ed25519 import verify
+from agent.bringing import Bringing, Wanted
 from agent.connection import Connection
 from agent.deployment import Bounds, Deployment
 from agent.exchange import Exchange
 from agent.fetch import TransferLimits
-from agent.fetching import Fetcher, Sources
+from agent.fetching import Errand, Fetcher, Sources
 from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import JournalFile
 from agent.outbox import Outbox
+from agent.rebuilding import Rebuilder
 from agent.runner import Pace, Runner
 from agent.slots import Slots
 from agent.store import BlobStore
@@ -30,6 +32,7 @@ from tests.agent.twins import (
     FixedDisk,
     FixedRandom,
     MemoryBroker,
+    MemoryDeltas,
     MemoryHooks,
     MemoryTrials,
     OpenLock,
@@ -40,7 +43,18 @@ from tests.agent.twins import (
     sealed_command,
     until,
 )
-from wire.messages import Hardware, ModelState, OrderOutcome, Reply, Report, Reported, RuntimeInfo, ToDevice
+from wire.messages import (
+    DesiredModel,
+    Hardware,
+    ModelState,
+    OrderOutcome,
+    Reply,
+    Report,
+    Reported,
+    RuntimeInfo,
+    Slot,
+    ToDevice,
+)
 from wire.topics import COMMAND
 
 DEVICE = "roof-17"
@@ -66,10 +80,21 @@ class Rig:
         self.supervisor = QuietSupervisor()
         self.unsigned = unsigned
         self.limits = TransferLimits()
+        self.deltas = MemoryDeltas()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Builds everything anew, as a process would."""
+        """Builds everything anew, as a process would, and runs it."""
+        self.build()
+        self.broker.listener = self.connection
+        self._thread = threading.Thread(target=self.runner.run, name="runner")
+        self._thread.start()
+        if self.broker.up:
+            self.connection.will()
+            self.connection.connected()
+
+    def build(self) -> None:
+        """The parts; none of them runs."""
         root, broker, clock = self.root, self.broker, self.clock
         root.mkdir(parents=True, exist_ok=True)
         exchange, install = Exchange(broker), Install(root)
@@ -82,11 +107,16 @@ class Rig:
             topics=TOPICS, policy=self.trust.policy(insecure_unsigned=self.unsigned), window_max=32,
             disk_margin_bytes=1000, limits=self.limits,
         )  # fmt: skip
+        rebuilder = Rebuilder(fetcher=fetcher, sources=sources, store=store, slots=slots, runner=self.deltas)
+        self.sources, self.slots = sources, slots
+        self.bringing = Bringing(
+            fetcher=fetcher, sources=sources, rebuilder=rebuilder, clock=clock, where=root / "models"
+        )
         jobs = Jobs(
             fetcher=fetcher, sources=sources, slots=slots, models_dir=root / "models",
             shards_dir=root / "shards", machine=MACHINE, trial_runner=self.trials, trial_lock=OpenLock(),
             trial_settings=TrialSettings(), hooks=self.hooks, clock=clock, random=FixedRandom(),
-            health_failures_max=2,
+            health_failures_max=2, rebuilder=rebuilder,
         )  # fmt: skip
         self.runner = Runner(
             journal=JournalFile(root), slots=slots, store=store, shards_dir=root / "shards",
@@ -98,12 +128,6 @@ class Rig:
             transport=broker, exchange=exchange, uplink=uplink, install=install,
             runner=self.runner, clock=clock, disk=self.disk, state_dir=root,
         )  # fmt: skip
-        broker.listener = self.connection
-        self._thread = threading.Thread(target=self.runner.run, name="runner")
-        self._thread.start()
-        if broker.up:
-            self.connection.will()
-            self.connection.connected()
 
     def stop(self) -> None:
         """Ends the loop as SIGTERM does."""
@@ -113,6 +137,18 @@ class Rig:
             self._thread.join(20)
             assert not self._thread.is_alive(), "the loop did not end"
             self._thread = None
+
+    def fetch_and_assemble(self, order: DesiredModel, which: Release) -> Path:
+        """FETCHING and VERIFYING of a release's first variant on this thread; where its files lie."""
+        variant = which.manifest.variants[0]
+        wanted = Wanted(files=variant.files, shards=())
+        errand = Errand(threading.Event(), lambda _missing, _stored: None)
+        self.bringing.bring("digits", order, wanted, errand)
+        slot = Slot(digest=which.digest, release=order.release, variant=variant.id, order=order.order)
+        self.sources.refresh()
+        manifest = (which.data, which.manifest)
+        self.slots.assemble("digits", slot, manifest, self.sources.read, self.sources.built)
+        return self.slots.directory("digits", slot)
 
     @property
     def current(self) -> Path:

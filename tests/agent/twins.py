@@ -14,6 +14,7 @@ from agent.errors import Cancelled, FinalError
 from agent.metering import LocalTime
 from agent.ports import Listener
 from agent.worker.job import TrialJob
+from tests.agent import plain_delta
 from wire import codec, trust
 from wire.bundle import Chunk, File, HostFigures, Manifest, Provenance, Shard, TensorSpec, Variant
 from wire.chunks import cut, digest, pieces
@@ -52,23 +53,31 @@ class Release:
 
 
 def release(
-    name: str = "1", model: str = "digits", *, changes: bytes = b"", variants: tuple[str, ...] = (VARIANT,)
+    name: str = "1",
+    model: str = "digits",
+    *,
+    changes: bytes = b"",
+    variants: tuple[str, ...] = (VARIANT,),
+    content: bytes | None = None,
 ) -> Release:
-    """A release of a few chunks; `changes` makes its model differ from another's in the first chunk only."""
+    """A release of a few chunks; `changes` makes its model differ from another's in the first chunk only.
+
+    `content` is the model's instead, of every variant.
+    """
     blobs: dict[str, bytes] = {}
 
-    def file(path: str, content: bytes) -> File:
-        spans = cut(len(content), chunk_bytes_max=1000)
-        for piece in pieces(content, spans):
+    def file(path: str, data: bytes) -> File:
+        spans = cut(len(data), chunk_bytes_max=1000)
+        for piece in pieces(data, spans):
             blobs[digest(piece)] = bytes(piece)
-        chunks = tuple(Chunk(sha256=digest(p), size_bytes=len(p)) for p in pieces(content, spans))
-        return File(path=path, size_bytes=len(content), sha256=digest(content), chunks=chunks)
+        chunks = tuple(Chunk(sha256=digest(p), size_bytes=len(p)) for p in pieces(data, spans))
+        return File(path=path, size_bytes=len(data), sha256=digest(data), chunks=chunks)
 
     def variant(name: str) -> Variant:
         folder = f"variants/{name.partition('/')[2]}"
         same = b"".join(bytes([n]) * 1000 for n in range(8))
-        content = (changes + name.encode()).ljust(1000, b"-") + same
-        model_file = file(f"{folder}/model.onnx", content)
+        plain = (changes + name.encode()).ljust(1000, b"-") + same
+        model_file = file(f"{folder}/model.onnx", plain if content is None else content)
         accuracy = Measure(value=0.97, low=0.95, high=0.98, n=2000)
         return Variant(
             id=name, runtime="onnxruntime", recipe=folder, precision="int8", model_path=model_file.path,
@@ -194,6 +203,30 @@ class MemoryTrials:
             conformance=Conformance(n=10, equal=0.0, same_answer=0.5, worst=9.0, conforms=False),
             latency=Latency(ms_p50=1.0, ms_p95=1.5, ms_p99=2.0, n=10), memory_bytes_peak=1000,
         )  # fmt: skip
+
+
+class MemoryDeltas:
+    """Deltas applied in this process, by a codec as plain as can be: what differs, with where it goes.
+
+    Attributes:
+        runs: how many were applied.
+        error: raised instead, where one is set.
+        before: called before one is applied.
+    """
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.error: Exception | None = None
+        self.before: Callable[[], None] = lambda: None
+
+    def apply(self, base: Path, delta: Path, output: Path, size_bytes: int, cancel: threading.Event) -> None:
+        self.runs += 1
+        self.before()
+        if cancel.is_set():
+            raise Cancelled
+        if self.error is not None:
+            raise self.error
+        plain_delta.apply(base, delta, output, size_bytes)
 
 
 class MemoryHooks:
