@@ -12,6 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.admission import Shortcut, room_needed
+from agent.errors import RetryError
 from agent.fetch import lacking as distinct
 from agent.fetching import Errand, Fetcher, Sources
 from agent.ports import Clock
@@ -56,6 +57,7 @@ class Bringing:
         self._rebuilder = rebuilder
         self._clock = clock
         self._where = where
+        self._claims: dict[str, frozenset[str]] = {}
 
     def bring(self, model: str, order: DesiredModel, wanted: Wanted, errand: Errand) -> ContentFetched | None:
         """Everything that a candidate needs is on this disk when it returns.
@@ -69,6 +71,7 @@ class Bringing:
             Cancelled: it was called off.
         """
         began_s = self._clock.boot_s()
+        self._claims[model] = _claim(order, wanted)
         self._sources.refresh()
         lacks = self._lacks(wanted.files)
         shards = self._lacks(wanted.shards)
@@ -113,7 +116,26 @@ class Bringing:
             Shortcut(blobs_bytes=cost(hint), delta_bytes=hint.size_bytes, output_bytes=file.size_bytes)
             for file, hint in plan
         ]
-        self._fetcher.admit(self._where, room_needed(_distinct(by_chunks, shards), files, shortcuts))
+        needed = room_needed(_distinct(by_chunks, shards), files, shortcuts)
+        try:
+            self._fetcher.admit(self._where, needed)
+        except RetryError:
+            # What an order left that was superseded is nobody's any more, and no order was idle since.
+            if not self._sources.prune(frozenset().union(*self._claims.values())):
+                raise
+            self._fetcher.admit(self._where, needed)
+
+    def forget(self, model: str) -> None:
+        """Nothing is in flight for this model."""
+        self._claims.pop(model, None)
+
+
+def _claim(order: DesiredModel, wanted: Wanted) -> frozenset[str]:
+    """Names in the store that this order needs or may come to need."""
+    files = (*wanted.files, *wanted.shards)
+    whole = {name for file in files for name in (file.sha256, f"{file.sha256}.memory")}
+    chunks = {chunk.sha256 for file in files for chunk in file.chunks}
+    return frozenset({order.digest, *(hint.index for hint in order.deltas), *whole, *chunks})
 
 
 def _distinct(*lacks: Lacks) -> tuple[Chunk, ...]:

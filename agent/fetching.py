@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from agent import downlink
@@ -107,6 +107,14 @@ class Sources:
         """The same, of what was fetched."""
         return decoded(self._store.read(chunk.sha256), chunk)
 
+    def prune(self, keep: Collection[str]) -> int:
+        """Removes what was fetched or built and is not in `keep`; how many of them."""
+        return self._store.prune(keep)
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Removes what was fetched under these names, to make room; what is not there is no error."""
+        self._store.discard(names)
+
     def built(self, sha256: str) -> Path | None:
         """A whole file that a delta gave, checked."""
         return self._store.built(sha256)
@@ -164,6 +172,13 @@ class Fetcher:
             self._store.put(named, data)
             progress((), True)
         return data, downlink.manifest(data, model)
+
+    def held_manifest(self, model: str, named: str) -> Manifest | None:
+        """The same, if it lies here and can be used."""
+        try:
+            return downlink.manifest(self._store.read(named), model)
+        except ShallopError:
+            return None
 
     def _ask_manifest(self, named: str, cancel: threading.Event, progress: Progress) -> bytes:
         require_unmetered(self._hours, self._clock.local())

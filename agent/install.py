@@ -88,13 +88,17 @@ class Install:
     def number(self) -> int:
         """The next message number.
 
-        Raises:
-            OSError: numbers had to be reserved on the disk, and it failed.
+        A full disk does not keep the device silent: the numbers then rise in memory alone, and are given
+        again after a restart on a disk that is still full.
         """
         with self._lock:
             if self._next > self._saved.reserved:
-                self._saved = msgspec.structs.replace(self._saved, reserved=self._next + RESERVED)
-                self._write()
+                before = self._saved
+                self._saved = msgspec.structs.replace(before, reserved=self._next + RESERVED)
+                try:
+                    self._write()
+                except OSError:
+                    self._saved = before
             number = self._next
             self._next += 1
             return number

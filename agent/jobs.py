@@ -7,6 +7,7 @@ Not for: deciding what follows (`agent.lifecycle`) or owning state (`agent.runne
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Callable
@@ -112,6 +113,8 @@ class Jobs:
 
     def tidy(self, d: Deployment) -> None:
         """Removes the release directories that this deployment does not need."""
+        if d.phase is Phase.IDLE:
+            self._bringing.forget(d.model)
         for name in self._slots.prune(d.model, d.kept):
             log.info("removed %s of %s", name, d.model)
 
@@ -214,10 +217,22 @@ class Jobs:
         if candidate is None:
             raise FinalError("no_variant", "there is no candidate to switch to")
         if work.undo:
-            self._slots.activate(d.model, restore.active, restore.previous)
-        self._slots.activate(d.model, candidate, restore.active)
+            self._activate(d, restore.active, restore.previous)
+        self._activate(d, candidate, restore.active)
         self._hooks.activate(d.model, self._current(d.model), cancel)
         return Done(serial=work.serial)
+
+    def _activate(self, d: Deployment, active: Slot | None, previous: Slot | None) -> None:
+        """A symlink needs a block now and then; on a full disk the candidate's blobs make way for it."""
+        try:
+            self._slots.activate(d.model, active, previous)
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT} or d.desired is None:
+                raise
+            manifest = self._fetcher.held_manifest(d.model, d.desired.digest)
+            files = manifest.all_files() if manifest else ()
+            self._sources.discard(chunk.sha256 for file in files for chunk in file.chunks)
+            self._slots.activate(d.model, active, previous)
 
     def _current(self, model: str) -> Path:
         return self._models_dir / model / "current"
@@ -240,7 +255,7 @@ class Jobs:
 
     def _revert(self, d: Deployment, work: Work, cancel: threading.Event, _emit: Emit) -> Event:
         restore = d.restore or Standing()
-        self._slots.activate(d.model, restore.active, restore.previous)
+        self._activate(d, restore.active, restore.previous)
         if restore.active is not None:
             try:
                 self._hooks.activate(d.model, self._current(d.model), cancel)

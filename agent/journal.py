@@ -135,8 +135,17 @@ class JournalFile:
             self._replace(data)
             return
         if not self._reserve.exists():
-            with contextlib.suppress(OSError):
-                self._reserve.write_bytes(bytes(RESERVE_BYTES))
+            self._make_reserve()
+
+    def _make_reserve(self) -> None:
+        """Only where there is room to spare: half a reserve would take the last blocks from all else."""
+        with contextlib.suppress(OSError):
+            status = os.statvfs(self._reserve.parent)
+            if status.f_bavail * status.f_frsize >= 4 * RESERVE_BYTES:
+                try:
+                    self._reserve.write_bytes(bytes(RESERVE_BYTES))
+                except OSError:
+                    self._reserve.unlink(missing_ok=True)
 
     def _replace(self, data: bytes) -> None:
         """A second name for the file that is about to be replaced costs no write of its content.

@@ -194,10 +194,14 @@ class Runner:
                 if self._models[model].left_s <= 0:
                     self.apply(model, DeadlinePassed())
         if self._in_flight() and now_s - self._saved_s >= self._pace.save_s:
-            self._save(self._models)
+            # A full disk must not keep the watchdog from being fed; the next try is as far away as this one.
+            self._saved_s = now_s
+            self._guarded(lambda: self._save(self._models))
         if now_s >= self._resend_at_s:
             self._resend_at_s = now_s + self._pace.resend_s
             self._sent_up_to = 0
+            for model in [name for name, d in self._models.items() if d.notices]:
+                self._guarded(functools.partial(self._flush, model))
             self.send_reports()
         self._supervisor.alive()
 

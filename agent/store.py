@@ -101,6 +101,12 @@ class BlobStore:
             if folder.is_dir() and folder.name != BUILT:
                 yield from (entry.name for entry in folder.iterdir())
 
+    def discard(self, names: Iterable[str]) -> None:
+        """Removes these blobs, where they are."""
+        with self._lock:
+            for name in names:
+                self.path(name).unlink(missing_ok=True)
+
     def prune(self, keep: Iterable[str]) -> int:
         """Removes every blob that is not in `keep`, and what a crash left half written.
 
