@@ -205,6 +205,8 @@ class House:
             "broker": {"host": "127.0.0.1", "port": self.broker_port},
             "insecure_unsigned": True,
             "trial": {"lock_file": str(self.folder / "trial.lock")},
+            # One machine: a broker that comes back here has no fleet to be spared from.
+            "transfer": {"reconnect_spread_s": 0.5},
             **extra,
         }
         path = self.folder / f"{device}.yaml"
