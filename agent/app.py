@@ -16,11 +16,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from agent import hardware, recovery
-from agent.adapters.delta_process import DeltaProcess
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
 from agent.adapters.locks import MachineLock, StateLock
@@ -39,7 +39,6 @@ from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
 from agent.outbox import Outbox
-from agent.rebuilding import Rebuilder
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
@@ -48,6 +47,9 @@ from agent.trust import Trust
 from agent.uplink import Self, Uplink
 from wire.messages import Hardware, OrderOutcome
 from wire.topics import Topics
+
+if TYPE_CHECKING:
+    from agent.rebuilding import Rebuilder
 
 log = logging.getLogger(__name__)
 
@@ -187,8 +189,14 @@ def _jobs(
     trial = config.trial
     scratch, limits = state.root / "trials", trial.worker_limits()
     runner = TrialProcess(scratch, limits, trial.python) if trial.python else TrialProcess(scratch, limits)
-    deltas = DeltaProcess(scratch, limits, trial.python or sys.executable)
-    rebuilder = Rebuilder(fetcher=fetcher, sources=sources, store=store, slots=state.slots, runner=deltas)
+
+    def rebuilder() -> Rebuilder:
+        from agent.adapters.delta_process import DeltaProcess  # noqa: PLC0415 - few orders offer deltas
+        from agent.rebuilding import Rebuilder  # noqa: PLC0415 - as above
+
+        deltas = DeltaProcess(scratch, limits, trial.python or sys.executable)
+        return Rebuilder(fetcher=fetcher, sources=sources, store=store, slots=state.slots, runner=deltas)
+
     return Jobs(
         rebuilder=rebuilder, fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,
         shards_dir=state.shards_dir, machine=machine, trial_runner=runner,

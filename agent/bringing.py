@@ -7,7 +7,9 @@ Not for: the ways themselves (`agent.rebuilding`, `agent.fetching`), or putting 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -16,10 +18,11 @@ from agent.errors import RetryError
 from agent.fetch import lacking as distinct
 from agent.fetching import Errand, Fetcher, Sources
 from agent.ports import Clock
-from agent.rebuilding import Planned, Rebuilder
-from agent.shortcuts import cost
 from wire.bundle import Chunk, File
 from wire.messages import ContentFetched, DesiredModel
+
+if TYPE_CHECKING:
+    from agent.rebuilding import Planned, Rebuilder
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +48,24 @@ class Bringing:
     """Brings content here.
 
     Args:
-        rebuilder: None where deltas are not to be used.
+        rebuilder: makes what applies deltas, when the first order comes that offers one: few do, and it
+            takes a quarter of a megabyte; None where deltas are not to be used.
         where: on the file system that gets it.
     """
 
     def __init__(
-        self, *, fetcher: Fetcher, sources: Sources, rebuilder: Rebuilder | None, clock: Clock, where: Path
+        self,
+        *,
+        fetcher: Fetcher,
+        sources: Sources,
+        rebuilder: Callable[[], Rebuilder] | None,
+        clock: Clock,
+        where: Path,
     ) -> None:
         self._fetcher = fetcher
         self._sources = sources
-        self._rebuilder = rebuilder
+        self._make_rebuilder = rebuilder
+        self._rebuilder: Rebuilder | None = None
         self._clock = clock
         self._where = where
         self._claims: dict[str, frozenset[str]] = {}
@@ -73,6 +84,8 @@ class Bringing:
         began_s = self._clock.boot_s()
         self._claims[model] = _claim(order, wanted)
         self._sources.refresh()
+        if order.deltas and self._rebuilder is None and self._make_rebuilder is not None:
+            self._rebuilder = self._make_rebuilder()
         lacks = self._lacks(wanted.files)
         shards = self._lacks(wanted.shards)
         plan = self._plan(order, lacks)
@@ -113,7 +126,11 @@ class Bringing:
             file for file, _ in (*by_chunks.values(), *shards.values()) if file.sha256 not in wanted.standing
         ]
         shortcuts = [
-            Shortcut(blobs_bytes=cost(hint), delta_bytes=hint.size_bytes, output_bytes=file.size_bytes)
+            Shortcut(
+                blobs_bytes=hint.index_bytes + hint.size_bytes,
+                delta_bytes=hint.size_bytes,
+                output_bytes=file.size_bytes,
+            )
             for file, hint in plan
         ]
         needed = room_needed(_distinct(by_chunks, shards), files, shortcuts)

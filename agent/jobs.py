@@ -12,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
@@ -22,13 +23,15 @@ from agent.fetching import Errand, Fetcher, Sources
 from agent.hardware import EXTRA_OF, compatible
 from agent.judging import judged
 from agent.ports import Clock, Hooks, Randomness, TrialLock, TrialRunner
-from agent.rebuilding import Rebuilder
 from agent.slots import Slots, file_sha256, write_content
 from agent.trials import Paths, job_for
 from agent.worker.job import TrialSettings
 from wire.bundle import File, Manifest, Variant
 from wire.errors import ShallopError
 from wire.messages import DesiredModel, Hardware, Phase, Reason, RuntimeInfo, Slot
+
+if TYPE_CHECKING:
+    from agent.rebuilding import Rebuilder
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ class Jobs:
         clock: Clock,
         random: Randomness,
         health_failures_max: int,
-        rebuilder: Rebuilder | None = None,
+        rebuilder: Callable[[], Rebuilder] | None = None,
     ) -> None:
         self._fetcher = fetcher
         self._bringing = Bringing(

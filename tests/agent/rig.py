@@ -107,7 +107,10 @@ class Rig:
             topics=TOPICS, policy=self.trust.policy(insecure_unsigned=self.unsigned), window_max=32,
             disk_margin_bytes=1000, limits=self.limits,
         )  # fmt: skip
-        rebuilder = Rebuilder(fetcher=fetcher, sources=sources, store=store, slots=slots, runner=self.deltas)
+
+        def rebuilder() -> Rebuilder:
+            return Rebuilder(fetcher=fetcher, sources=sources, store=store, slots=slots, runner=self.deltas)
+
         self.sources, self.slots = sources, slots
         self.bringing = Bringing(
             fetcher=fetcher, sources=sources, rebuilder=rebuilder, clock=clock, where=root / "models"
