@@ -388,6 +388,12 @@ def test_the_hint_that_is_chosen_is_usable_and_no_other_is_cheaper(
         assert cost(chosen) == min(map(cost, usable))
 
 
+def test_a_delta_that_costs_as_much_as_the_chunks_is_not_worth_it() -> None:
+    hint, bases = Delta().hint, {model(OLD).sha256}
+    assert cheapest(model(NEW), [hint], bases, cost(hint)) is None
+    assert cheapest(model(NEW), [hint], bases, cost(hint) + 1) == hint
+
+
 def test_an_index_must_fit_its_hint_and_its_file() -> None:
     delta = Delta()
     assert len(index_of(delta.index, delta.hint, model(NEW)).chunks) == len(delta.blobs)
