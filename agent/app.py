@@ -147,6 +147,7 @@ def _serve(config: Config, device: str, state: State) -> None:
         transport=transport, exchange=exchange, store=store, sources=sources, clock=clock, disk=disk,
         topics=topics, policy=policy, window_max=config.limits.window_chunks_max,
         disk_margin_bytes=config.limits.disk_free_bytes_min, limits=config.transfer.limits(),
+        signed_at=lambda: trust.state.signed_at if trust.believes else "",
     )  # fmt: skip
     supervisor = SystemdSupervisor()
     runner = Runner(

@@ -12,12 +12,14 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from agent import downlink
 from agent.admission import require_room
 from agent.errors import Cancelled, FinalError, RetryError
 from agent.exchange import Box, Exchange
 from agent.fetch import TokenBucket, Transfer, TransferLimits, lacking
-from agent.metering import require_unmetered
+from agent.metering import behind, require_unmetered
 from agent.ports import Clock, Disk, Transport
 from agent.slots import Slots
 from agent.store import BlobStore
@@ -137,6 +139,7 @@ class Fetcher:
         window_max: int,
         disk_margin_bytes: int,
         limits: TransferLimits = TransferLimits(),  # noqa: B008 - frozen
+        signed_at: Callable[[], str] = lambda: "",
     ) -> None:
         self._transport = transport
         self._exchange = exchange
@@ -152,6 +155,15 @@ class Fetcher:
         rate = limits.rate_bytes_per_s_max
         self._bucket = None if rate is None else TokenBucket(rate, clock.boot_s())
         self._turning = threading.Lock()
+        self._signed_at = signed_at
+
+    def _require_unmetered(self) -> None:
+        if not self._hours:
+            return
+        local = self._clock.local()
+        if behind(self._clock.now_text(), self._signed_at()):
+            local = replace(local, synchronised=False)
+        require_unmetered(self._hours, local)
 
     # --- the manifest
 
@@ -181,7 +193,7 @@ class Fetcher:
             return None
 
     def _ask_manifest(self, named: str, cancel: threading.Event, progress: Progress) -> bytes:
-        require_unmetered(self._hours, self._clock.local())
+        self._require_unmetered()
         topic = self._topics.topic(RELEASE, digest=named)
         box: Box = queue.Queue(maxsize=4)
         refused: ShallopError | None = None
@@ -259,7 +271,7 @@ class Fetcher:
         try:
             while not transfer.done:
                 if self._clock.boot_s() - look_s >= METERED_LOOK_S:
-                    require_unmetered(self._hours, self._clock.local())
+                    self._require_unmetered()
                     look_s = self._clock.boot_s()
                 told = self._turn(transfer, box, told, errand.progress)
                 self._take(transfer, box, names, errand.cancel, errand.progress)

@@ -15,6 +15,7 @@ from msgspec import Struct
 from agent.errors import RetryError
 
 _DAY_MIN = 24 * 60
+_SECONDS_CHARS = len("2026-01-01T00:00:00")
 _WINDOW = re.compile(r"([01]\d|2[0-4]):([0-5]\d)-([01]\d|2[0-4]):([0-5]\d)")
 
 
@@ -68,6 +69,16 @@ def _window(text: str) -> Hours:
     if start >= _DAY_MIN or end > _DAY_MIN or start == end:
         raise ValueError(f"metered_hours: {text!r} is empty or beyond 24:00")
     return Hours(start, end)
+
+
+def behind(now_text: str, signed_at: str) -> bool:
+    """Whether a clock shows less than the highest time that anybody signed, so that it must be wrong.
+
+    Args:
+        now_text: RFC 3339 in UTC, with whatever follows the seconds.
+        signed_at: the same; empty where nothing was signed.
+    """
+    return now_text[:_SECONDS_CHARS] < signed_at[:_SECONDS_CHARS]
 
 
 def require_unmetered(hours: Iterable[Hours], local: LocalTime) -> None:

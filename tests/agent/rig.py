@@ -80,6 +80,7 @@ class Rig:
         self.supervisor = QuietSupervisor()
         self.unsigned = unsigned
         self.limits = TransferLimits()
+        self.signed_at = ""
         self.deltas = MemoryDeltas()
         self._thread: threading.Thread | None = None
 
@@ -105,7 +106,7 @@ class Rig:
         fetcher = Fetcher(
             transport=broker, exchange=exchange, store=store, sources=sources, clock=clock, disk=self.disk,
             topics=TOPICS, policy=self.trust.policy(insecure_unsigned=self.unsigned), window_max=32,
-            disk_margin_bytes=1000, limits=self.limits,
+            disk_margin_bytes=1000, limits=self.limits, signed_at=lambda: self.signed_at,
         )  # fmt: skip
 
         def rebuilder() -> Rebuilder:

@@ -107,7 +107,7 @@ def matrix(seed: Path, tmp_path: Path, sample: int | None) -> None:
 
 
 def test_a_disk_that_is_full_at_any_write_is_survived(seed: Path, tmp_path: Path) -> None:
-    matrix(seed, tmp_path, sample=14)
+    matrix(seed, tmp_path, sample=8)
 
 
 @pytest.mark.full

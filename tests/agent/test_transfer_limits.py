@@ -14,7 +14,7 @@ from agent.adapters.system import SystemClock
 from agent.config import parse
 from agent.errors import ConfigError, RetryError
 from agent.fetch import BURST_SECONDS, TokenBucket, Transfer, TransferLimits
-from agent.metering import Hours, LocalTime, require_unmetered, windows
+from agent.metering import Hours, LocalTime, behind, require_unmetered, windows
 from agent.reconnect import WAIT_S_MIN, wait_s
 from tests.agent.rig import DEVICE, ONE, Rig, running
 from tests.agent.twins import until
@@ -177,6 +177,34 @@ def test_without_hours_no_clock_is_needed_and_with_them_a_right_one() -> None:
     with pytest.raises(RetryError) as refused:
         require_unmetered(windows(["07:00-22:00"]), unknown)
     assert refused.value.code == "clock_unsynchronised"
+
+
+@pytest.mark.parametrize(
+    ("now", "signed", "wrong"),
+    [
+        ("2026-01-01T00:00:00.000Z", "", False),
+        ("2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00+00:00", False),
+        ("2026-01-01T00:00:00.999Z", "2026-01-01T00:00:01+00:00", True),
+        ("1970-01-01T00:00:09.000Z", "2026-01-01T00:00:00+00:00", True),
+        ("2040-01-01T00:00:00.000Z", "2026-01-01T00:00:00+00:00", False),
+    ],
+)
+def test_a_clock_below_the_highest_signed_time_is_wrong(now: str, signed: str, wrong: bool) -> None:
+    assert behind(now, signed) == wrong
+
+
+def test_a_clock_that_must_be_wrong_judges_no_hours(tmp_path: Path) -> None:
+    def prepare(rig: Rig) -> None:
+        rig.limits = TransferLimits(metered_hours=windows(["07:00-22:00"]))
+        rig.clock.day = NIGHT
+        rig.signed_at = "2026-06-01T00:00:00+00:00"
+
+    with running(tmp_path, prepare=prepare) as rig:
+        rig.broker.hold(ONE)
+        rig.broker.desire(DEVICE, {"digits": ONE.order(1)})
+        until(lambda: (s := rig.reported()) and s.reason and s.reason.code == "clock_unsynchronised", "it")
+        rig.signed_at = ""
+        rig.wait(1, OrderOutcome.ACTIVE)
 
 
 def test_this_machine_knows_its_minute() -> None:
