@@ -18,7 +18,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent import hardware, recovery
+from agent import hardware, recovery, tls
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
 from agent.adapters.locks import MachineLock, StateLock
@@ -40,6 +40,7 @@ from agent.outbox import Outbox
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
+from agent.statusing import Board
 from agent.store import BlobStore
 from agent.trust import Trust
 from agent.uplink import Self, Uplink
@@ -143,17 +144,18 @@ def _serve(config: Config, device: str, state: State) -> None:
         topics=topics, policy=policy, window_max=config.limits.window_chunks_max,
         disk_margin_bytes=config.limits.disk_free_bytes_min,
     )  # fmt: skip
-    supervisor = SystemdSupervisor()
+    supervisor, board = SystemdSupervisor(), Board(state.root, clock)
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
         outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
         jobs=_jobs(config, state, machine, fetcher, sources), clock=clock, supervisor=supervisor,
-        bounds=config.bounds(),
+        bounds=config.bounds(), board=board,
     )  # fmt: skip
     connection = Connection(
         device=device, topics=topics, trust=trust, insecure_unsigned=config.insecure_unsigned,
         transport=transport, exchange=exchange,
         uplink=uplink, install=install, runner=runner, clock=clock, disk=disk, state_dir=state.root,
+        board=board,
     )  # fmt: skip
     _signals(runner, connection, state)
     log.info(
@@ -165,6 +167,7 @@ def _serve(config: Config, device: str, state: State) -> None:
     finally:
         supervisor.stopping()
         transport.stop(connection.farewell())
+        board.connection(up=False, detail="the agent was stopped")
     log.info("stopped")
 
 
@@ -172,7 +175,8 @@ def _transport(config: Config, device: str) -> MqttTransport:
     broker = config.broker
     address = Address(
         host=broker.host, port=broker.port, client_id=broker.client_id or device, username=broker.username,
-        password=config.password(), keepalive_s=broker.keepalive_s, reconnect_s_max=broker.reconnect_s_max,
+        password=config.password(), tls=tls.context(broker.tls) if broker.tls else None,
+        keepalive_s=broker.keepalive_s, reconnect_s_max=broker.reconnect_s_max,
     )  # fmt: skip
     return MqttTransport(address, SystemRandom())
 
