@@ -12,16 +12,17 @@ import logging
 import os
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from agent import hardware, recovery, tls
+from agent import hardware, recovery, statusing, tls
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
-from agent.adapters.locks import MachineLock, StateLock
+from agent.adapters.locks import MachineLock, StateLock, state_lock_held
 from agent.adapters.mqtt import Address, MqttTransport
 from agent.adapters.power import find_sensor
 from agent.adapters.system import SystemClock, SystemDisk, SystemRandom
@@ -30,16 +31,18 @@ from agent.adapters.trial_process import TrialProcess, installed_runtimes
 from agent.config import Config
 from agent.connection import Connection
 from agent.deployment import Deployment, RollbackAsked
+from agent.doctor.finding import Finding
 from agent.errors import ConfigError, StateError
 from agent.exchange import Exchange
 from agent.fetching import Fetcher, Sources
 from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
-from agent.outbox import Outbox
+from agent.outbox import Outbox, pending
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
+from agent.status_view import Picture, model_picture
 from agent.statusing import Board
 from agent.store import BlobStore
 from agent.trust import Trust
@@ -183,8 +186,7 @@ def _transport(config: Config, device: str) -> MqttTransport:
 
 def _jobs(config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources) -> Jobs:
     trial = config.trial
-    scratch, limits = state.root / "trials", trial.worker_limits()
-    runner = TrialProcess(scratch, limits, trial.python) if trial.python else TrialProcess(scratch, limits)
+    runner = _trial_runner(config, state.root / "trials")
     return Jobs(
         fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,
         shards_dir=state.shards_dir, machine=machine, trial_runner=runner,
@@ -192,6 +194,11 @@ def _jobs(config: Config, state: State, machine: Machine, fetcher: Fetcher, sour
         hooks=CommandHooks(config.hooks), clock=SystemClock(), random=SystemRandom(),
         health_failures_max=config.soak.health_failures_max,
     )  # fmt: skip
+
+
+def _trial_runner(config: Config, scratch: Path) -> TrialProcess:
+    python, limits = config.trial.python, config.trial.worker_limits()
+    return TrialProcess(scratch, limits, python) if python else TrialProcess(scratch, limits)
 
 
 def _signals(runner: Runner, connection: Connection, state: State) -> None:
@@ -210,17 +217,58 @@ def _signals(runner: Runner, connection: Connection, state: State) -> None:
 # --- without the daemon -----------------------------------------------------------------------------
 
 
-def status(config: Config) -> Journal:
-    """The saved state, read without the lock.
+def status(config: Config) -> Picture:
+    """The saved state and what the running agent noted, read without the lock.
 
     Raises:
         StateError: there is none, or it cannot be read.
     """
     root = Path(config.state_dir)
-    journal = JournalFile(root).load() if root.is_dir() else None
-    if journal is None:
+    file = JournalFile(root)
+    try:
+        journal = file.load() if root.is_dir() else None
+    except OSError as error:
+        raise StateError("state_unreadable", f"cannot read {root}: {error}; run this as its owner") from None
+    noted = statusing.read(root)
+    if journal is None and noted is None:
         raise StateError("no_state", f"there is no agent's state in {root}; has the agent run here?")
-    return journal
+    running, pid = state_lock_held(root), StateLock(root).holder()
+    # A command, too, takes the lock for a moment; only an agent's own notes tell about its connection.
+    own = noted is not None and (noted.pid, noted.boot_id) == (pid, statusing.boot_id())
+    alive = noted if running and own else None
+    models = journal.models if journal else {}
+    return Picture(
+        device=config.device or hardware.device_id(ROOT),
+        broker=f"{config.broker.host}:{config.broker.port}",
+        running=running,
+        pid=pid if running else None,
+        started_at=alive.started_at or None if alive else None,
+        connected=alive.connected if alive else False if running is False else None,
+        connected_since=alive.since if alive and alive.connected else None,
+        broker_seen_at=statusing.seen_at(noted) or None if noted else None,
+        connection_detail=statusing.why_not(noted, alive=alive is not None),
+        pending_reports=pending(root / "reports"),
+        journal_notes=tuple(file.notes),
+        models={
+            name: model_picture(
+                d,
+                statusing.retry_in(alive, name, SystemClock().boot_s()),
+                noted.trialed_at.get(name) if noted else None,
+            )
+            for name, d in models.items()
+        },
+    )
+
+
+def doctor(config: Config, config_path: Path) -> list[Finding]:
+    """Everything that `shallop-agent doctor` finds, with or without the daemon."""
+    from agent.adapters.doctor import Doctor  # noqa: PLC0415 - not needed by the daemon
+
+    with tempfile.TemporaryDirectory(prefix="shallop-doctor-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        runner = _trial_runner(config, folder / "trials")
+        device = config.device or hardware.device_id(ROOT)
+        return Doctor(config, config_path, device, runner, folder).examine()
 
 
 def rollback(config: Config, model: str) -> str:

@@ -135,7 +135,25 @@ class Board:
 
 
 def _seen(before: Noted | None) -> str:
-    """When the broker was last heard by the agent before this one, as far as that one could still say."""
-    if before is None:
+    return "" if before is None else seen_at(before)
+
+
+def seen_at(noted: Noted) -> str:
+    """When the broker was last known to be there.
+
+    Of an agent that was killed while it was connected, nothing later is known than when that began.
+    """
+    return noted.since if noted.connected else noted.seen_at
+
+
+def why_not(noted: Noted | None, *, alive: bool) -> str:
+    """Why there is no connection now, as far as the notes tell."""
+    if noted is None or (alive and noted.connected is not False):
         return ""
-    return before.since if before.connected else before.seen_at
+    return "the agent ended without a word" if noted.connected else noted.detail
+
+
+def retry_in(alive: Noted | None, model: str, now_boot_s: float) -> tuple[float, Reason | None] | None:
+    """Seconds until the model's next try, and why it waits; None where no living agent waits for it."""
+    retry = alive.retries.get(model) if alive is not None else None
+    return None if retry is None else (retry.at_boot_s - now_boot_s, retry.reason)

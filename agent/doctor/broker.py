@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.doctor.finding import Finding, ok, problem, unknown, warning
 
 EXPIRY_DAYS_MIN = 30
+Source = Literal["configuration", "board serial number", "machine id", "nothing"]
 Step = Literal["name", "connect", "tls", "login", "answer"]
 
 # OpenSSL's X509_V_ERR_* numbers (x509_vfy.h).
@@ -213,11 +215,16 @@ class IdentityFacts(Struct, frozen=True, kw_only=True):
     """
 
     device: str | None
-    source: Literal["configuration", "board serial number", "machine id", "nothing"]
+    source: Source
     hostname: str = ""
     install_id: str | None = None
     told_install_id: str | None = None
     told_online: bool = False
+
+
+def told(facts: IdentityFacts, install_id: str, *, online: bool) -> IdentityFacts:
+    """With what the broker remembers under this name."""
+    return replace(facts, told_install_id=install_id, told_online=online)
 
 
 def identity(facts: IdentityFacts) -> list[Finding]:

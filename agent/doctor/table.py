@@ -22,10 +22,13 @@ def table(findings: Sequence[Finding], columns: int, *, colour: bool) -> str:
     name_columns = min(NAME_COLUMNS_MAX, max((len(f.name) for f in findings), default=0))
     lines = [line for finding in findings for line in _lines(finding, name_columns, max(60, columns), colour)]
     counts = [(status, sum(f.status is status for f in findings)) for status in _ORDER]
-    words = [
-        _paint(f"{count} {_MARKS[status][0].lower()}", status, colour) for status, count in counts if count
-    ]
+    words = [_paint(_counted(count, status), status, colour) for status, count in counts if count]
     return "\n".join([*lines, "", ", ".join(words)]) + "\n"
+
+
+def _counted(count: int, status: Status) -> str:
+    plural = "s" if count > 1 and status in {Status.WARNING, Status.PROBLEM} else ""
+    return f"{count} {_MARKS[status][0].lower()}{plural}"
 
 
 def _paint(text: str, status: Status, colour: bool) -> str:
