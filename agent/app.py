@@ -20,6 +20,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from agent import hardware, recovery, statusing, tls
+from agent.adapters.ambient import AmbientReader
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
 from agent.adapters.locks import MachineLock, StateLock, state_lock_held
@@ -35,6 +36,8 @@ from agent.doctor.finding import Finding
 from agent.errors import ConfigError, StateError
 from agent.exchange import Exchange
 from agent.fetching import Fetcher, Sources
+from agent.home_assistant import Shown
+from agent.home_assistant_link import HomeAssistantLink
 from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
@@ -139,7 +142,12 @@ def _serve(config: Config, device: str, state: State) -> None:
         device=device, agent_version=version(), hardware=machine.hardware, runtimes=machine.runtimes,
         os=hardware.operating_system(ROOT), labels=config.labels,
     )  # fmt: skip
-    uplink = Uplink(transport, topics, me, install, clock)
+    link = HomeAssistantLink(
+        config.home_assistant, Shown(
+            device=device, agent_version=me.agent_version, board=machine.hardware.board, topics=topics
+        ), transport, state.root,
+    )  # fmt: skip
+    uplink = Uplink(transport, topics, me, install, clock, link if link.needed else None)
     store = BlobStore(state.root / "blobs")
     sources = Sources(store, state.slots)
     fetcher = Fetcher(
@@ -165,10 +173,14 @@ def _serve(config: Config, device: str, state: State) -> None:
         "device %s, state in %s, broker %s:%d", device, state.root, config.broker.host, config.broker.port
     )
     transport.start(connection)
+    ambient = AmbientReader(link.tell, config.home_assistant.interval_s, state.root, ROOT)
+    if link.needed:
+        ambient.start()
     try:
         runner.run()
     finally:
         supervisor.stopping()
+        ambient.stop()
         transport.stop(connection.farewell())
         board.connection(up=False, detail="the agent was stopped")
     log.info("stopped")

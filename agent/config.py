@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 
 from agent.deployment import Bounds
 from agent.errors import ConfigError
+from agent.home_assistant import HomeAssistantConfig
 from agent.tls import TlsConfig
 from agent.worker.job import TrialSettings
 from agent.worker.limits import WorkerLimits
@@ -175,6 +176,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     trial: TrialConfig = TrialConfig()
     hooks: dict[ModelName, HookConfig] = {}
     soak: SoakConfig = SoakConfig()
+    home_assistant: HomeAssistantConfig = HomeAssistantConfig()
 
     def bounds(self) -> Bounds:
         """The lifecycle's own limits."""

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from agent.deployment import Deployment, Notice, model_state
 from agent.install import Install
-from agent.ports import Clock, Transport
+from agent.ports import Clock, Onlooker, Transport
 from wire.codec import encode
 from wire.messages import Hardware, Identity, Message, Reply, Report, Reported, RuntimeInfo, Status
 from wire.topics import IDENTITY, REPLY, REPORT, REPORTED, STATUS, Channel, Topics
@@ -37,13 +37,20 @@ class Uplink:
     """The voice of one device. Any thread may call it."""
 
     def __init__(
-        self, transport: Transport, topics: Topics, me: Self, install: Install, clock: Clock
+        self,
+        transport: Transport,
+        topics: Topics,
+        me: Self,
+        install: Install,
+        clock: Clock,
+        onlooker: Onlooker | None = None,
     ) -> None:
         self._transport = transport
         self._topics = topics
         self._me = me
         self._install = install
         self._clock = clock
+        self._onlooker = onlooker
 
     @property
     def connected(self) -> bool:
@@ -89,7 +96,10 @@ class Uplink:
             disk_free_bytes=disk_free_bytes,
             labels=me.labels,
         )
-        return self._send(IDENTITY, message)
+        sent = self._send(IDENTITY, message)
+        if self._onlooker is not None:
+            self._onlooker.greeted()
+        return sent
 
     def send_reported(self, deployments: Mapping[str, Deployment]) -> bool:
         """Publishes the state of every model; without the trials where it would be too large with them."""
@@ -104,7 +114,10 @@ class Uplink:
             log.warning("the reported state is too large; its trials are left out")
             short = {name: replace(state, trial=None) for name, state in states.items()}
             message = replace(message, models=short)
-        return self._send(REPORTED, message)
+        sent = self._send(REPORTED, message)
+        if self._onlooker is not None:
+            self._onlooker.reported(states)
+        return sent
 
     def report(self, number: int, model: str | None, notice: Notice) -> Report:
         """A report of one event, with the number that the outbox gave; it goes there first."""
