@@ -6,6 +6,7 @@ Not for: looking (`agent.adapters.probe_*`), judging (`agent.doctor`), or printi
 
 from __future__ import annotations
 
+import os
 import queue
 import socket
 import subprocess
@@ -14,13 +15,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import statusing
+from agent import statusing, trust
 from agent.adapters import probe_broker, probe_machine, probe_places, probe_runtimes, probe_sensors
 from agent.adapters.locks import StateLock, state_lock_held
 from agent.config import Config
 from agent.doctor import broker, machine, places, sensing, software
 from agent.doctor.finding import Finding, problem, unknown
-from agent.errors import ConfigError
+from agent.errors import ConfigError, StateError
 from agent.install import saved_install_id
 from agent.ports import TrialRunner
 from wire.topics import STATUS, Topics
@@ -69,7 +70,7 @@ class Doctor:
             ("permissions", 5.0, self._permissions),
             ("journal", 30.0, lambda: places.state(probe_places.state(self._state_dir))),
             ("systemd", 10.0, self._systemd),
-            ("trust", 1.0, lambda: software.trust(insecure_unsigned=self._config.insecure_unsigned)),
+            ("trust", 5.0, lambda: software.trust(self._trust())),
         )
 
     def examine(self) -> list[Finding]:
@@ -107,9 +108,26 @@ class Doctor:
             running=True, pid=pid, connected=noted.connected, since=noted.since, detail=noted.detail
         )
 
+    def _trust(self) -> software.TrustFacts:
+        unsigned, path = self._config.insecure_unsigned, self._state_dir / trust.FILE_NAME
+        try:
+            path.stat()
+            if not os.access(path, os.R_OK):
+                return software.TrustFacts(insecure_unsigned=unsigned, enrolled=None)
+        except FileNotFoundError:
+            return software.TrustFacts(insecure_unsigned=unsigned, enrolled=False)
+        except OSError:
+            return software.TrustFacts(insecure_unsigned=unsigned, enrolled=None)
+        try:
+            state = trust.read(path)
+        except StateError as error:
+            return software.TrustFacts(insecure_unsigned=unsigned, enrolled=True, error=str(error.args[0]))
+        number = state.root.number if state else None
+        return software.TrustFacts(insecure_unsigned=unsigned, enrolled=state is not None, root=number)
+
     def _clock(self) -> list[Finding]:
-        written = [self._state_dir / "journal.json", self._state_dir / "install.json", self._config_path]
-        return machine.clock(probe_machine.clock([*written, Path(__file__)]))
+        written = [self._state_dir / "journal.json", self._state_dir / trust.FILE_NAME]
+        return machine.clock(probe_machine.clock([*written, self._config_path, Path(__file__)]))
 
     def _disk(self) -> list[Finding]:
         margin = self._config.limits.disk_free_bytes_min

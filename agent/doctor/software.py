@@ -136,11 +136,34 @@ def systemd(facts: SystemdFacts, unit: str) -> list[Finding]:
     return found or [ok(name, f"{unit} is enabled and active, with a watchdog")]
 
 
-def trust(*, insecure_unsigned: bool) -> list[Finding]:
+class TrustFacts(Struct, frozen=True, kw_only=True):
+    """What was found.
+
+    Attributes:
+        insecure_unsigned: as configured.
+        enrolled: whether there is a trusted root; None where that may not be read.
+        root: number of that root.
+        error: why it cannot be used.
+    """
+
+    insecure_unsigned: bool
+    enrolled: bool | None
+    root: int | None = None
+    error: str = ""
+
+
+def trust(facts: TrustFacts) -> list[Finding]:
     """Whom the agent believes."""
-    if insecure_unsigned:
+    name = "trust"
+    enrol = "`shallop-agent enrol TOKEN`, with a token from the registry"
+    if facts.error:
+        return [problem(name, f"{facts.error}: nothing is believed, what runs goes on running", enrol)]
+    if facts.enrolled is None:
+        return [unknown(name, "the trusted root may not be read", "run this as root or as the agent's user")]
+    if facts.enrolled:
+        spare = "; `insecure_unsigned` has no effect any more, remove it" if facts.insecure_unsigned else ""
+        return [ok(name, f"enrolled, root {facts.root}: only signed releases and orders are believed{spare}")]
+    if facts.insecure_unsigned:
         detail = "insecure_unsigned: whoever may write to the broker decides what runs here"
-        return [
-            warning("trust", detail, "remove `insecure_unsigned` from the configuration once keys are set up")
-        ]
-    return [ok("trust", "only signed releases and orders are believed")]
+        return [warning(name, detail, f"for anything but trying out: {enrol}")]
+    return [problem(name, "not enrolled: there is nobody whose orders would be believed", enrol)]

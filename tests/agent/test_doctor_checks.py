@@ -14,7 +14,7 @@ from agent.doctor.finding import Finding, Status, exit_code, ok, problem, warnin
 from agent.doctor.machine import ClockFacts, DiskFacts, KernelFacts, MemoryFacts
 from agent.doctor.places import PathFacts, Person, SlotFacts, StateFacts, may
 from agent.doctor.sensing import SensorFacts
-from agent.doctor.software import RuntimeFacts, RuntimeTry, SystemdFacts
+from agent.doctor.software import RuntimeFacts, RuntimeTry, SystemdFacts, TrustFacts
 from agent.doctor.table import table
 
 NOW = 1_795_000_000.0  # November 2026
@@ -189,9 +189,22 @@ def test_without_systemd_the_unit_is_skipped_by_name() -> None:
     assert said(software.systemd(SystemdFacts(booted=True), "a.service")) == {"systemd": UNKNOWN}
 
 
-def test_whom_it_believes() -> None:
-    assert said(software.trust(insecure_unsigned=True)) == {"trust": WARNING}
-    assert said(software.trust(insecure_unsigned=False)) == {"trust": OK}
+@pytest.mark.parametrize(
+    ("facts", "status", "words"),
+    [
+        (TrustFacts(insecure_unsigned=False, enrolled=True, root=3), OK, "root 3"),
+        (TrustFacts(insecure_unsigned=True, enrolled=True, root=3), OK, "has no effect"),
+        (TrustFacts(insecure_unsigned=True, enrolled=False), WARNING, "whoever may write"),
+        (TrustFacts(insecure_unsigned=False, enrolled=False), PROBLEM, "not enrolled"),
+        (TrustFacts(insecure_unsigned=False, enrolled=True, error="torn"), PROBLEM, "nothing is believed"),
+        (TrustFacts(insecure_unsigned=True, enrolled=None), UNKNOWN, "may not be read"),
+    ],
+)
+def test_whom_it_believes(facts: TrustFacts, status: Status, words: str) -> None:
+    (finding,) = software.trust(facts)
+    said([finding])
+    assert finding.status is status
+    assert words in finding.detail
 
 
 # --- broker -----------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from agent.journal import JournalFile
 from agent.worker.limits import WorkerLimits
 from tests import device_trees
 from tests.agent.rig import ONE, TWO, deploy, running
+from tests.agent.test_trust import enrol
 from tests.agent.twins import MemoryTrials
 from wire.messages import RuntimeInfo
 
@@ -293,6 +294,15 @@ def test_a_secret_that_cannot_be_read_is_a_problem_and_not_the_end(tmp_path: Pat
     assert found["broker"].status is Status.PROBLEM
     assert "password_file" in found["broker"].detail
     assert found["permissions:secret"].status is Status.PROBLEM
+
+
+def test_whom_a_real_state_directory_believes(tmp_path: Path) -> None:
+    look = visit(tmp_path, parse(f"state_dir: {tmp_path}"))
+    assert look._trust().enrolled is False
+    enrol(tmp_path)
+    assert (look._trust().enrolled, look._trust().root) == (True, 1)
+    (tmp_path / "trust.json").write_bytes(b"torn")
+    assert "trust.json" in look._trust().error
 
 
 def test_every_probe_has_a_limit(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Home Assistant's discovery: what it is told, what its templates make of our documents, and its removal.
 
 `home_assistant_discovery.json` went through Home Assistant's own schemas and template engine (2024.3, the
-last for Python 3.11, and the schema of the whole document as core has had it since 2024.12). Only `options` was new to 2024.3.
+last for Python 3.11, to which only `options` was new, and the schema of the whole document as core has had it
+since 2024.12).
 """
 
 from __future__ import annotations
