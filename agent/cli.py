@@ -109,8 +109,19 @@ class _PrintCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *arguments: object, **_options: object) -> None:
         import shtab  # noqa: PLC0415
 
+        _complete_paths(parser, shtab.FILE)
         sys.stdout.write(shtab.complete(parser, shell=str(arguments[1])) + "\n")
         parser.exit(0)
+
+
+def _complete_paths(parser: argparse.ArgumentParser, how: object) -> None:
+    """Lets every argument that is a path, of subcommands too, be completed as one."""
+    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
+        if action.type is Path:
+            action.complete = how  # type: ignore[attr-defined]
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for sub in action.choices.values():
+                _complete_paths(sub, how)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -124,7 +124,7 @@ def _model(model: ModelPicture) -> list[tuple[str, str]]:
     rows = [("runs", _slot(state.active) + (", not the first choice" if state.degraded else ""))]
     rows.append(("before it", _slot(state.previous)))
     rows.append(("phase", _phase(model)))
-    if state.outcome is not None:
+    if state.outcome is not None and state.order:
         rows.append(("last order", f"{state.order} {state.outcome}"))
     if state.reason is not None:
         rows.append(("why", f"{state.reason.code}: {state.reason.detail or 'no more is known'}"))
@@ -165,7 +165,7 @@ def _retry(model: ModelPicture) -> str:
 
 def _trial(trial: TrialSummary | None, at: str | None) -> str:
     if trial is None:
-        return "unknown"
+        return "none is known"
     r = trial.result
     latency = "latency unknown"
     if r.latency is not None:

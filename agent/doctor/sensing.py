@@ -57,9 +57,8 @@ def _power(facts: SensorFacts) -> Finding:
         )
     if refused:
         return warning(name, f"no power is read: {refused} cannot be read by this user", allow)
-    detail = (
-        f"no sensor for the whole board ({facts.board}): energy reads unknown, its limits are inconclusive"
-    )
+    board = "" if facts.board == "unknown" else f" ({facts.board})"
+    detail = f"no sensor for the whole board{board}: energy reads unknown, its limits are inconclusive"
     return unknown(name, detail, "an INA219 or INA226 on the supply would give one; nothing is ever guessed")
 
 

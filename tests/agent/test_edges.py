@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import queue
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -126,7 +128,11 @@ def test_completion_is_printed(shell: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as ended:
         cli.main(["--print-completion", shell])
     assert ended.value.code == 0
-    assert "rollback" in capsys.readouterr().out
+    script = capsys.readouterr().out
+    assert all(command in script for command in ("run", "status", "doctor", "adopt", "rollback"))
+    assert re.search("_shtab_compgen_files" if shell == "bash" else "_files", script), "paths are completed"
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n"], input=script, text=True, check=False, timeout=20).returncode == 0
 
 
 def test_status_shows_what_runs(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
