@@ -16,11 +16,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from agent import hardware, recovery, statusing, tls
-from agent.adapters.ambient import AmbientReader
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
 from agent.adapters.locks import MachineLock, StateLock, state_lock_held
@@ -32,26 +32,27 @@ from agent.adapters.trial_process import TrialProcess, installed_runtimes
 from agent.config import Config
 from agent.connection import Connection
 from agent.deployment import Deployment, RollbackAsked
-from agent.doctor.finding import Finding
 from agent.errors import ConfigError, StateError
 from agent.exchange import Exchange
 from agent.fetching import Fetcher, Sources
-from agent.home_assistant import Shown
-from agent.home_assistant_link import HomeAssistantLink
 from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
 from agent.outbox import Outbox, pending
+from agent.ports import Onlooker
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
-from agent.status_view import Picture, model_picture
 from agent.statusing import Board
 from agent.store import BlobStore
 from agent.trust import Trust
 from agent.uplink import Self, Uplink
 from wire.messages import Hardware, OrderOutcome
 from wire.topics import Topics
+
+if TYPE_CHECKING:
+    from agent.doctor.finding import Finding
+    from agent.status_view import Picture
 
 log = logging.getLogger(__name__)
 
@@ -142,12 +143,8 @@ def _serve(config: Config, device: str, state: State) -> None:
         device=device, agent_version=version(), hardware=machine.hardware, runtimes=machine.runtimes,
         os=hardware.operating_system(ROOT), labels=config.labels,
     )  # fmt: skip
-    link = HomeAssistantLink(
-        config.home_assistant, Shown(
-            device=device, agent_version=me.agent_version, board=machine.hardware.board, topics=topics
-        ), transport, state.root,
-    )  # fmt: skip
-    uplink = Uplink(transport, topics, me, install, clock, link if link.needed else None)
+    onlooker = _home_assistant(config, state.root, me, topics, transport)
+    uplink = Uplink(transport, topics, me, install, clock, onlooker)
     store = BlobStore(state.root / "blobs")
     sources = Sources(store, state.slots)
     fetcher = Fetcher(
@@ -173,17 +170,30 @@ def _serve(config: Config, device: str, state: State) -> None:
         "device %s, state in %s, broker %s:%d", device, state.root, config.broker.host, config.broker.port
     )
     transport.start(connection)
-    ambient = AmbientReader(link.tell, config.home_assistant.interval_s, state.root, ROOT)
-    if link.needed:
-        ambient.start()
     try:
         runner.run()
     finally:
         supervisor.stopping()
-        ambient.stop()
         transport.stop(connection.farewell())
         board.connection(up=False, detail="the agent was stopped")
     log.info("stopped")
+
+
+def _home_assistant(
+    config: Config, state_dir: Path, me: Self, topics: Topics, transport: MqttTransport
+) -> Onlooker | None:
+    """What shows this device to Home Assistant, or takes it back; loaded only where there is a need."""
+    if not config.home_assistant.enabled and not (state_dir / "home_assistant.json").exists():
+        return None
+    from agent.adapters.ambient import AmbientReader  # noqa: PLC0415
+    from agent.home_assistant import Shown  # noqa: PLC0415
+    from agent.home_assistant_link import HomeAssistantLink  # noqa: PLC0415
+
+    shown = Shown(device=me.device, agent_version=me.agent_version, board=me.hardware.board, topics=topics)
+    link = HomeAssistantLink(config.home_assistant, shown, transport, state_dir)
+    if link.needed:
+        AmbientReader(link.tell, config.home_assistant.interval_s, state_dir, ROOT).start()
+    return link
 
 
 def _transport(config: Config, device: str) -> MqttTransport:
@@ -235,6 +245,8 @@ def status(config: Config) -> Picture:
     Raises:
         StateError: there is none, or it cannot be read.
     """
+    from agent.status_view import Picture, model_picture  # noqa: PLC0415 - not needed by the daemon
+
     root = Path(config.state_dir)
     file = JournalFile(root)
     try:

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import shown
 from agent.config import Config, load
 from agent.deployment import Deployment
 from agent.errors import ConfigError, StateError
@@ -57,6 +56,18 @@ def _run(config: Config, _arguments: argparse.Namespace) -> None:
     from agent.app import run  # noqa: PLC0415 - other commands need none of it
 
     run(config)
+
+
+def _status(config: Config, arguments: argparse.Namespace) -> int:
+    from agent.shown import status  # noqa: PLC0415
+
+    return status(config, arguments)
+
+
+def _doctor(config: Config, arguments: argparse.Namespace) -> int:
+    from agent.shown import doctor  # noqa: PLC0415
+
+    return doctor(config, arguments)
 
 
 def _line(d: Deployment) -> str:
@@ -151,7 +162,7 @@ def parser() -> argparse.ArgumentParser:
 
     command("run", _run, "Run the daemon until SIGTERM.", "shallop-agent run --config agent.yaml")
     status = command(
-        "status", shown.status, "Show what runs, what waits and why, with or without the daemon.",
+        "status", _status, "Show what runs, what waits and why, with or without the daemon.",
         "shallop-agent status --watch 5",
     )  # fmt: skip
     status.add_argument("--json", action="store_true", help="as JSON")
@@ -160,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
         help="show it again whenever it changes, looking every SECONDS (2)",
     )  # fmt: skip
     doctor = command(
-        "doctor", shown.doctor,
+        "doctor", _doctor,
         "Examine clock, disk, sensors, runtimes, broker, permissions, state; say what to do about each.",
         "shallop-agent doctor --json",
     )  # fmt: skip

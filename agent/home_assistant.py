@@ -9,10 +9,10 @@ Not for: sending anything (`agent.home_assistant_link`), or commands: Home Assis
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 
 from wire.messages import Phase
@@ -107,21 +107,17 @@ def document(shown: Shown, components: Mapping[str, Entity], gone: Mapping[str, 
     }
     if shown.board != "unknown":
         device["mdl"] = shown.board
-    return json.dumps(
-        {
-            "dev": device,
-            "o": {"name": "shallop-agent", "sw": shown.agent_version},
-            "availability": [
-                {
-                    "topic": shown.topics.topic(STATUS, device=shown.device),
-                    "value_template": "{{ 'online' if value_json.online else 'offline' }}",
-                }
-            ],
-            "cmps": {**components, **stubs},
-        },
-        separators=(",", ":"),
-        sort_keys=True,
-    ).encode()
+    availability: Entity = {
+        "topic": shown.topics.topic(STATUS, device=shown.device),
+        "value_template": "{{ 'online' if value_json.online else 'offline' }}",
+    }
+    whole: Entity = {
+        "dev": device,
+        "o": {"name": "shallop-agent", "sw": shown.agent_version},
+        "availability": [availability],
+        "cmps": {**components, **stubs},
+    }
+    return msgspec.json.encode(whole, order="sorted")
 
 
 # --- entities ---------------------------------------------------------------------------------------
