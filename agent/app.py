@@ -267,7 +267,7 @@ def status(config: Config) -> Picture:
         running=running,
         pid=pid if running else None,
         started_at=alive.started_at or None if alive else None,
-        connected=alive.connected if alive else False if running is False else None,
+        connected=bool(alive.connected) if alive else False if running is False else None,
         connected_since=alive.since if alive and alive.connected else None,
         broker_seen_at=statusing.seen_at(noted) or None if noted else None,
         connection_detail=statusing.why_not(noted, alive=alive is not None),
@@ -288,8 +288,11 @@ def doctor(config: Config, config_path: Path) -> list[Finding]:
     """Everything that `shallop-agent doctor` finds, with or without the daemon."""
     from agent.adapters.doctor import Doctor  # noqa: PLC0415 - not needed by the daemon
 
-    with tempfile.TemporaryDirectory(prefix="shallop-doctor-", ignore_cleanup_errors=True) as name:
+    # A worker behind a socket has a /tmp of its own, and reads below the state directory.
+    where = config.state_dir if getattr(config.trial, "socket", None) else None
+    with tempfile.TemporaryDirectory(prefix="shallop-doctor-", dir=where, ignore_cleanup_errors=True) as name:
         folder = Path(name)
+        folder.chmod(0o755)
         runner = _trial_runner(config, folder / "trials")
         device = config.device or hardware.device_id(ROOT)
         return Doctor(config, config_path, device, runner, folder).examine()

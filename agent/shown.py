@@ -27,20 +27,19 @@ def status(config: Config, arguments: argparse.Namespace) -> int:
     from agent import app  # noqa: PLC0415 - other commands need none of it
 
     last = ""
-    while True:
-        picture = app.status(config)
-        shown = _json(picture) if arguments.json else status_view.text(picture)
-        if arguments.watch is None:
-            sys.stdout.write(shown)
-            return 0
-        if shown != last:
-            sys.stdout.write((_HOME_AND_CLEAR if sys.stdout.isatty() else "") + shown)
-            sys.stdout.flush()
-        last = shown
-        try:
+    try:
+        while True:
+            picture = app.status(config)
+            shown = _json(picture) if arguments.json else status_view.text(picture)
+            if shown != last:
+                sys.stdout.write((_HOME_AND_CLEAR if arguments.watch and sys.stdout.isatty() else "") + shown)
+                sys.stdout.flush()
+            if arguments.watch is None:
+                return 0
+            last = shown
             time.sleep(arguments.watch)
-        except KeyboardInterrupt:
-            return 0
+    except KeyboardInterrupt:
+        return 0
 
 
 def doctor(config: Config, arguments: argparse.Namespace) -> int:

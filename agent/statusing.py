@@ -148,8 +148,10 @@ def seen_at(noted: Noted) -> str:
 
 def why_not(noted: Noted | None, *, alive: bool) -> str:
     """Why there is no connection now, as far as the notes tell."""
-    if noted is None or (alive and noted.connected is not False):
+    if noted is None or (alive and noted.connected):
         return ""
+    if alive and noted.connected is None:
+        return "no connection since the agent started"
     return "the agent ended without a word" if noted.connected else noted.detail
 
 

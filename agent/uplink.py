@@ -7,7 +7,7 @@ Not for: deciding when to say something (`agent.runner`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -65,6 +65,14 @@ class Uplink:
         where = topic or self._topics.topic(channel, device=self._me.device)
         return self._transport.publish(where, payload, qos=channel.qos, retain=channel.retain)
 
+    @staticmethod
+    def _aside(act: Callable[[], None]) -> None:
+        """What an onlooker makes of it must not keep the fleet from hearing the rest."""
+        try:
+            act()
+        except Exception:
+            log.exception("an onlooker failed")
+
     def status(self, session: int, *, online: bool) -> tuple[str, bytes]:
         """Topic and payload of a status; the last will is one, too."""
         message = Status(
@@ -98,7 +106,7 @@ class Uplink:
         )
         sent = self._send(IDENTITY, message)
         if self._onlooker is not None:
-            self._onlooker.greeted()
+            self._aside(self._onlooker.greeted)
         return sent
 
     def send_reported(self, deployments: Mapping[str, Deployment]) -> bool:
@@ -115,8 +123,9 @@ class Uplink:
             short = {name: replace(state, trial=None) for name, state in states.items()}
             message = replace(message, models=short)
         sent = self._send(REPORTED, message)
-        if self._onlooker is not None:
-            self._onlooker.reported(states)
+        onlooker = self._onlooker
+        if onlooker is not None:
+            self._aside(lambda: onlooker.reported(states))
         return sent
 
     def report(self, number: int, model: str | None, notice: Notice) -> Report:

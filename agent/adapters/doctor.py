@@ -105,7 +105,11 @@ class Doctor:
         if noted is None or noted.pid != pid:
             return broker.AgentFacts(running=True, pid=pid)
         return broker.AgentFacts(
-            running=True, pid=pid, connected=noted.connected, since=noted.since, detail=noted.detail
+            running=True,
+            pid=pid,
+            connected=bool(noted.connected),
+            since=noted.since,
+            detail=statusing.why_not(noted, alive=True),
         )
 
     def _trust(self) -> software.TrustFacts:

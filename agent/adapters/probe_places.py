@@ -149,7 +149,7 @@ def _leftovers(state_dir: Path, models: dict[str, Deployment]) -> list[tuple[str
         half = entry.name.endswith((PART, GONE))
         if half or entry.name not in keep.get(model, {entry.name}):
             found.append(entry)
-    found += sorted((state_dir / "trials").glob("trial-*"))
+    found += [*sorted((state_dir / "trials").glob("trial-*")), *sorted(state_dir.glob("shallop-doctor-*"))]
     found += [*sorted((state_dir / "blobs").glob("*")), *sorted((state_dir / "shards").glob("*"))]
     return [
         (str(path.relative_to(state_dir)), size_bytes(path) if path.is_dir() else path.lstat().st_size)

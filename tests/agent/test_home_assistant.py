@@ -8,7 +8,7 @@ since 2024.12).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +264,21 @@ def test_it_is_said_on_each_connection_and_for_each_new_model_only(tmp_path: Pat
     assert json.loads(broker.retained[STATE])["temperature_c"] == 40.0
     # The model that is gone is a platform alone, by which Home Assistant removes it.
     assert json.loads(broker.retained[DISCOVERY])["cmps"]["faces:phase"] == {"p": "sensor"}
+
+
+def test_an_onlooker_that_fails_keeps_nothing_back(tmp_path: Path) -> None:
+    class Fails:
+        def greeted(self) -> None:
+            raise ValueError("a mistake")
+
+        def reported(self, models: Iterable[str]) -> None:
+            raise ValueError(models)
+
+    broker, me = MemoryBroker(), Self(device=DEVICE, agent_version="1", hardware=MACHINE.hardware)
+    uplink = Uplink(broker, TOPICS, me, Install(tmp_path), TestClock(), Fails())
+    assert uplink.send_identity(None)
+    assert uplink.send_reported({})
+    assert len(broker.said) == 2
 
 
 def test_what_could_not_be_sent_is_sent_later(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def test_what_was_last_known_of_the_broker() -> None:
     assert statusing.why_not(up, alive=True) == ""
     assert statusing.why_not(up, alive=False) == "the agent ended without a word"
     assert statusing.why_not(None, alive=False) == ""
+    assert "since the agent started" in statusing.why_not(Noted(pid=1), alive=True)
+    assert statusing.why_not(Noted(pid=1), alive=False) == ""
     assert statusing.why_not(replace(up, connected=False, detail="refused"), alive=True) == "refused"
 
 
