@@ -65,6 +65,8 @@ DISK = DiskFacts(
         (replace(DISK, largest_bytes=None), OK, OK),
         (replace(DISK, inodes_free=None), OK, OK),
         (replace(DISK, inodes_free=10), PROBLEM, OK),
+        (replace(DISK, inodes_free=999), PROBLEM, OK),
+        (replace(DISK, inodes_free=1000), OK, OK),
         (replace(DISK, free_bytes=DISK.margin_bytes), PROBLEM, OK),
         (replace(DISK, free_bytes=DISK.margin_bytes + 1, largest_bytes=None), OK, OK),
         (replace(DISK, free_bytes=DISK.margin_bytes + 40 * 1024**2 - 1), WARNING, OK),
@@ -110,6 +112,7 @@ def test_the_remedy_names_the_boards_own_file() -> None:
 def test_the_kernel() -> None:
     full = KernelFacts(release="6.6", landlock_abi=4, seccomp=True)
     assert said(machine.kernel(full)) == {"landlock": OK, "seccomp": OK}
+    assert said(machine.kernel(replace(full, landlock_abi=1)))["landlock"] is OK
     bare = KernelFacts(release="5.10", landlock_abi=0, seccomp=False, lsm=("capability", "apparmor"))
     assert said(machine.kernel(bare)) == {"landlock": WARNING, "seccomp": WARNING}
     assert "lsm=landlock,capability,apparmor" in machine.kernel(bare)[0].remedy
@@ -124,6 +127,9 @@ def test_sensors() -> None:
     )  # fmt: skip
     assert set(said(sensing.sensors(fine)).values()) == {OK}
     assert "3.46 W" in sensing.sensors(fine)[0].detail
+    assert sensing.sensors(fine)[2].detail == "not held back"
+    alarm = replace(fine, throttled_before=None, firmware_bits=None)
+    assert "before is not known" in sensing.sensors(alarm)[2].detail
     hot = replace(fine, temperature_c=80.0)
     assert said(sensing.sensors(hot))["temperature"] is WARNING
     weak = replace(fine, throttled=True, firmware_bits=0x50005)
@@ -296,6 +302,7 @@ def path(role: places.Role, mode: int, uid: int = 0, gid: int = 990, error: str 
         (path("config", FILE | 0o640), OK),
         (path("config", FILE | 0o640, gid=0), PROBLEM),
         (path("config", FILE | 0o646), PROBLEM),
+        (path("config", FILE | 0o641), OK),
         (path("config", FILE | 0o644, error="Permission denied"), UNKNOWN),
         (path("secret", FILE | 0o640), OK),
         (path("secret", FILE | 0o644), PROBLEM),

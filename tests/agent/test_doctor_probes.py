@@ -266,8 +266,30 @@ def test_a_bad_configuration_is_no_problem_of_the_machine(
     assert "nonsense" in capsys.readouterr().err
 
 
-def visit(tmp_path: Path, config: Config) -> doctor.Doctor:
-    return doctor.Doctor(config, tmp_path / "agent.yaml", "roof-17", MemoryTrials(), tmp_path)
+def visit(tmp_path: Path, config: Config, root: Path = Path("/")) -> doctor.Doctor:
+    return doctor.Doctor(config, tmp_path / "agent.yaml", "roof-17", MemoryTrials(), tmp_path, root)
+
+
+@pytest.mark.parametrize("name", sorted(device_trees.TREES))
+def test_a_visit_to_each_of_eight_devices(tmp_path: Path, name: str) -> None:
+    """Every probe answers, whatever the tree lacks, and every finding has its words."""
+    root = device_trees.build(tmp_path / "root", name)
+    device_trees.write(root, "proc/cmdline", "cgroup_disable=memory root=/dev/mmcblk0p2")
+    device_trees.write(root, "sys/fs/cgroup/cgroup.controllers", "cpuset cpu io pids")
+    device_trees.write(root, "proc/self/mountinfo", MOUNTS)
+    config = parse(f"state_dir: {tmp_path}/state\nbroker: {{port: 1}}\n")
+    found = {f.name: f for f in visit(tmp_path, config, root).examine()}
+    assert not [f for f in found.values() if "could not be looked at" in f.detail]
+    assert found["memory_cgroup"].status is Status.WARNING
+    assert found["file_system"].status is Status.WARNING, "mounted without barriers"
+    assert found["systemd"].status is Status.UNKNOWN
+    if name == "rpi5":
+        assert f"rpi5_pmic reads {device_trees.PMIC_WATTS:.2f} W" in found["power"].detail
+        assert "under-voltage, throttled" in found["throttling"].detail
+        assert found["throttling"].status is Status.WARNING
+    if name == "rpi4":
+        assert "Raspberry Pi 4" in found["power"].detail
+        assert found["power"].status is Status.UNKNOWN
 
 
 def test_a_probe_that_hangs_or_breaks_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
