@@ -179,7 +179,8 @@ UNIT = {"LoadState": "loaded", "UnitFileState": "enabled", "ActiveState": "activ
         ({"ActiveState": "failed", "SubState": "failed"}, [PROBLEM]),
         ({"UnitFileState": "", "ActiveState": "inactive"}, [PROBLEM, PROBLEM]),
         ({"WatchdogUSec": "0"}, [WARNING]),
-        ({"NRestarts": "7"}, [WARNING]),
+        ({"NRestarts": "1"}, [WARNING]),
+        ({"NRestarts": "[not set]"}, [OK]),
     ],
 )
 def test_the_unit(changed: dict[str, str], statuses: list[Status]) -> None:
@@ -257,6 +258,19 @@ def test_the_broker(facts: broker.BrokerFacts, reached: Status, encrypted: Statu
 def test_a_handshake_that_fails_says_why(code: int | None, error: str, words: str) -> None:
     facts = replace(TLS, failed="tls", verify_code=code, error=error)
     assert words in broker.broker(facts, IDLE)[1].detail
+
+
+def test_the_last_day_of_a_certificate() -> None:
+    def status(days: float) -> Status:
+        return broker.broker(replace(TLS, not_after_s=NOW + days * DAY), IDLE)[1].status
+
+    assert [status(days) for days in (-0.01, 0, 29.99, 30)] == [PROBLEM, WARNING, WARNING, OK]
+
+
+def test_a_silent_port_may_want_tls() -> None:
+    silent = replace(BROKER, failed="login", error="it closed the connection")
+    assert "perhaps this port wants TLS" in broker.broker(silent, IDLE)[0].remedy
+    assert "wants TLS" not in broker.broker(replace(silent, tls=True), IDLE)[0].remedy
 
 
 def test_a_running_agents_word_counts_where_the_broker_takes_no_second_client() -> None:
@@ -337,6 +351,22 @@ def test_what_one_may_do_is_what_the_kernel_says(mode: int, owner: bool, group: 
     assert may(SHALLOP, facts, bits) == (bits & ~triple & 7 == 0)
 
 
+def test_a_line_says_which_path_whose_and_how() -> None:
+    hook = replace(path("hook", FILE | 0o644), label="digits/health")
+    nobody = Person(uid=65534)
+    found = places.permissions((hook, path("config", FILE | 0o4640), path("state", DIR | 0o700)), nobody)
+    assert [f.name for f in found] == [
+        "permissions:hook:digits/health",
+        "permissions:config",
+        "permissions:state",
+    ]
+    assert "65534 may not read /some/where (4640)" in found[1].detail
+    assert "chgrp 65534" in found[1].remedy
+    assert "shallop may not" in places.permissions((path("config", FILE),), SHALLOP)[0].detail
+    (fine,) = places.permissions((path("config", FILE | 0o644),), nobody)
+    assert "as user 65534 needs" in fine.detail
+
+
 def test_root_may_all_but_run_what_nobody_may_run() -> None:
     root = Person(uid=0)
     assert may(root, path("config", FILE, uid=5), 6)
@@ -381,6 +411,20 @@ def test_a_slot(slot: SlotFacts, status: Status) -> None:
 )
 def test_the_state(facts: StateFacts, expected: dict[str, Status]) -> None:
     assert said(places.state(facts)) == expected
+
+
+def test_the_words_of_the_state() -> None:
+    none, one = StateFacts(path="/s", journal=False), StateFacts(path="/s", slots=(SLOT,))
+    assert "no order was ever taken" in places.state(none)[0].detail
+    assert places.state(one)[0].detail == "readable, 1 model"
+    assert places.state(StateFacts(path="/s", slots=(SLOT, SLOT)))[0].detail == "readable, 2 models"
+    astray = places.state(StateFacts(path="/s", slots=(replace(SLOT, pointed="b"),)))[1].detail
+    assert astray == f"`current` points to b, the journal says {SLOT.expected}"
+    names = tuple((f"{n}.part", 1) for n in range(5))
+    left = places.state(StateFacts(path="/s", leftovers=names))[-1].detail
+    assert left == "5 bytes that nothing refers to: 0.part, 1.part, 2.part and 2 more"
+    few = places.state(StateFacts(path="/s", leftovers=names[:3]))[-1].detail
+    assert few.endswith("0.part, 1.part, 2.part")
 
 
 # --- the table --------------------------------------------------------------------------------------

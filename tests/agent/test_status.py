@@ -173,6 +173,18 @@ def test_a_model_at_rest() -> None:
     assert "next try" not in said
 
 
+def test_words_where_there_are_none() -> None:
+    bare = replace(SOAKS, phase=Phase.IDLE, reason=Reason(code="cancelled"), trial=None, degraded=True)
+    said = shown(model_picture(bare, None, None), journal_notes=("journal.json: torn",), models={})
+    assert "journal   journal.json: torn\n\nno models yet" in said
+    said = shown(model_picture(bare, None, None))
+    assert "why           cancelled: no more is known" in said
+    assert "last trial    none is known" in said
+    assert "runs          spring (onnxruntime/one), aaaaaaaaaaaa, not the first choice" in said
+    assert "missing" not in said
+    assert "unknown whether it runs" in shown(model_picture(bare, None, None), running=None)
+
+
 def test_words_from_outside_cannot_drive_the_terminal() -> None:
     evil = replace(SOAKS, reason=Reason(code="x", detail="\x1b]0;owned\x07\n\r"))
     assert not set("\x1b\x07\r") & set(shown(model_picture(evil, None, None)))
