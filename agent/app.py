@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,10 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from agent import hardware, recovery
+from agent import hardware, recovery, statusing, tls
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
-from agent.adapters.locks import MachineLock, StateLock
+from agent.adapters.locks import MachineLock, StateLock, state_lock_held
 from agent.adapters.mqtt import Address, MqttTransport
 from agent.adapters.power import find_sensor
 from agent.adapters.system import SystemClock, SystemDisk, SystemRandom
@@ -38,10 +39,12 @@ from agent.fetching import Fetcher, Sources
 from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
-from agent.outbox import Outbox
+from agent.outbox import Outbox, pending
+from agent.ports import Onlooker
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
+from agent.statusing import Board
 from agent.store import BlobStore
 from agent.trust import Trust
 from agent.uplink import Self, Uplink
@@ -50,6 +53,8 @@ from wire.topics import Topics
 
 if TYPE_CHECKING:
     from agent.rebuilding import Rebuilder
+    from agent.doctor.finding import Finding
+    from agent.status_view import Picture
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +145,8 @@ def _serve(config: Config, device: str, state: State) -> None:
         device=device, agent_version=version(), hardware=machine.hardware, runtimes=machine.runtimes,
         os=hardware.operating_system(ROOT), labels=config.labels,
     )  # fmt: skip
-    uplink = Uplink(transport, topics, me, install, clock)
+    onlooker = _home_assistant(config, state.root, me, topics, transport)
+    uplink = Uplink(transport, topics, me, install, clock, onlooker)
     store = BlobStore(state.root / "blobs")
     sources = Sources(store, state.slots)
     fetcher = Fetcher(
@@ -149,17 +155,18 @@ def _serve(config: Config, device: str, state: State) -> None:
         disk_margin_bytes=config.limits.disk_free_bytes_min, limits=config.transfer.limits(),
         signed_at=lambda: trust.state.signed_at if trust.believes else "",
     )  # fmt: skip
-    supervisor = SystemdSupervisor()
+    supervisor, board = SystemdSupervisor(), Board(state.root, clock)
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
         outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
         jobs=_jobs(config, state, machine, fetcher, sources, store), clock=clock, supervisor=supervisor,
-        bounds=config.bounds(),
+        bounds=config.bounds(), board=board,
     )  # fmt: skip
     connection = Connection(
         device=device, topics=topics, trust=trust, insecure_unsigned=config.insecure_unsigned,
         transport=transport, exchange=exchange,
         uplink=uplink, install=install, runner=runner, clock=clock, disk=disk, state_dir=state.root,
+        board=board,
     )  # fmt: skip
     _signals(runner, connection, state)
     log.info(
@@ -171,7 +178,25 @@ def _serve(config: Config, device: str, state: State) -> None:
     finally:
         supervisor.stopping()
         transport.stop(connection.farewell())
+        board.connection(up=False, detail="the agent was stopped")
     log.info("stopped")
+
+
+def _home_assistant(
+    config: Config, state_dir: Path, me: Self, topics: Topics, transport: MqttTransport
+) -> Onlooker | None:
+    """What shows this device to Home Assistant, or takes it back; loaded only where there is a need."""
+    if not config.home_assistant.enabled and not (state_dir / "home_assistant.json").exists():
+        return None
+    from agent.adapters.ambient import AmbientReader  # noqa: PLC0415
+    from agent.home_assistant import Shown  # noqa: PLC0415
+    from agent.home_assistant_link import HomeAssistantLink  # noqa: PLC0415
+
+    shown = Shown(device=me.device, agent_version=me.agent_version, board=me.hardware.board, topics=topics)
+    link = HomeAssistantLink(config.home_assistant, shown, transport, state_dir)
+    if link.needed:
+        AmbientReader(link.tell, config.home_assistant.interval_s, state_dir, ROOT).start()
+    return link
 
 
 def _transport(config: Config, device: str) -> MqttTransport:
@@ -179,6 +204,7 @@ def _transport(config: Config, device: str) -> MqttTransport:
     address = Address(
         host=broker.host, port=broker.port, client_id=broker.client_id or device, username=broker.username,
         password=config.password(), keepalive_s=broker.keepalive_s, reconnect_s_max=broker.reconnect_s_max,
+        tls=tls.context(broker.tls) if broker.tls else None,
         reconnect_spread_s=config.transfer.reconnect_spread_s,
     )  # fmt: skip
     return MqttTransport(address, SystemRandom())
@@ -188,23 +214,26 @@ def _jobs(
     config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources, store: BlobStore
 ) -> Jobs:
     trial = config.trial
-    scratch, limits = state.root / "trials", trial.worker_limits()
-    runner = TrialProcess(scratch, limits, trial.python) if trial.python else TrialProcess(scratch, limits)
+    scratch = state.root / "trials"
 
     def rebuilder() -> Rebuilder:
         from agent.adapters.delta_process import DeltaProcess  # noqa: PLC0415 - few orders offer deltas
         from agent.rebuilding import Rebuilder  # noqa: PLC0415 - as above
 
-        deltas = DeltaProcess(scratch, limits, trial.python or sys.executable)
+        deltas = DeltaProcess(scratch, trial.worker_limits(), trial.python or sys.executable)
         return Rebuilder(fetcher=fetcher, sources=sources, store=store, slots=state.slots, runner=deltas)
-
     return Jobs(
         rebuilder=rebuilder, fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,
-        shards_dir=state.shards_dir, machine=machine, trial_runner=runner,
+        shards_dir=state.shards_dir, machine=machine, trial_runner=_trial_runner(config, scratch),
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
         hooks=CommandHooks(config.hooks), clock=SystemClock(), random=SystemRandom(),
         health_failures_max=config.soak.health_failures_max,
     )  # fmt: skip
+
+
+def _trial_runner(config: Config, scratch: Path) -> TrialProcess:
+    python, limits = config.trial.python, config.trial.worker_limits()
+    return TrialProcess(scratch, limits, python) if python else TrialProcess(scratch, limits)
 
 
 def _signals(runner: Runner, connection: Connection, state: State) -> None:
@@ -223,17 +252,63 @@ def _signals(runner: Runner, connection: Connection, state: State) -> None:
 # --- without the daemon -----------------------------------------------------------------------------
 
 
-def status(config: Config) -> Journal:
-    """The saved state, read without the lock.
+def status(config: Config) -> Picture:
+    """The saved state and what the running agent noted, read without the lock.
 
     Raises:
         StateError: there is none, or it cannot be read.
     """
+    from agent.status_view import Picture, model_picture  # noqa: PLC0415 - not needed by the daemon
+
     root = Path(config.state_dir)
-    journal = JournalFile(root).load() if root.is_dir() else None
-    if journal is None:
+    file = JournalFile(root)
+    try:
+        journal = file.load() if root.is_dir() else None
+    except OSError as error:
+        raise StateError("state_unreadable", f"cannot read {root}: {error}; run this as its owner") from None
+    noted = statusing.read(root)
+    if journal is None and noted is None:
         raise StateError("no_state", f"there is no agent's state in {root}; has the agent run here?")
-    return journal
+    running, pid = state_lock_held(root), StateLock(root).holder()
+    # A command, too, takes the lock for a moment; only an agent's own notes tell about its connection.
+    own = noted is not None and (noted.pid, noted.boot_id) == (pid, statusing.boot_id())
+    alive = noted if running and own else None
+    models = journal.models if journal else {}
+    return Picture(
+        device=config.device or hardware.device_id(ROOT),
+        broker=f"{config.broker.host}:{config.broker.port}",
+        running=running,
+        pid=pid if running else None,
+        started_at=alive.started_at or None if alive else None,
+        connected=bool(alive.connected) if alive else False if running is False else None,
+        connected_since=alive.since if alive and alive.connected else None,
+        broker_seen_at=statusing.seen_at(noted) or None if noted else None,
+        connection_detail=statusing.why_not(noted, alive=alive is not None),
+        pending_reports=pending(root / "reports"),
+        journal_notes=tuple(file.notes),
+        models={
+            name: model_picture(
+                d,
+                statusing.retry_in(alive, name, SystemClock().boot_s()),
+                noted.trialed_at.get(name) if noted else None,
+            )
+            for name, d in models.items()
+        },
+    )
+
+
+def doctor(config: Config, config_path: Path) -> list[Finding]:
+    """Everything that `shallop-agent doctor` finds, with or without the daemon."""
+    from agent.adapters.doctor import Doctor  # noqa: PLC0415 - not needed by the daemon
+
+    # A worker behind a socket has a /tmp of its own, and reads below the state directory.
+    where = config.state_dir if getattr(config.trial, "socket", None) else None
+    with tempfile.TemporaryDirectory(prefix="shallop-doctor-", dir=where, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        runner = _trial_runner(config, folder / "trials")
+        device = config.device or hardware.device_id(ROOT)
+        return Doctor(config, config_path, device, runner, folder).examine()
 
 
 def rollback(config: Config, model: str) -> str:

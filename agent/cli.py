@@ -3,8 +3,8 @@
 For: parsing arguments, setting up logs, turning errors into exit codes.
 Not for: what the commands do (`agent.app`).
 
-Exit codes: 0 done; 1 it failed; 2 wrong usage or configuration; 4 the state directory is in use or holds
-nothing of the kind.
+Exit codes: 0 done; 1 it failed; 2 wrong usage or configuration; 3 `doctor` found a problem; 4 the state
+directory is in use or holds nothing of the kind.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from agent.config import Config, load
-from agent.deployment import Deployment, model_state
+from agent.deployment import Deployment
 from agent.errors import ConfigError, StateError
 from wire.errors import ShallopError
 
@@ -29,6 +27,7 @@ EXIT_CODES = """exit codes:
   0  done
   1  it failed
   2  wrong usage or configuration
+  3  doctor: something does not work
   4  the state directory is in use, or does not hold what was asked for"""
 
 _PRIORITY = {
@@ -59,16 +58,16 @@ def _run(config: Config, _arguments: argparse.Namespace) -> None:
     run(config)
 
 
-def _status(config: Config, arguments: argparse.Namespace) -> None:
-    from agent.app import status  # noqa: PLC0415
+def _status(config: Config, arguments: argparse.Namespace) -> int:
+    from agent.shown import status  # noqa: PLC0415
 
-    journal = status(config)
-    if arguments.json:
-        states = {name: model_state(d) for name, d in journal.models.items()}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(states), indent=2).decode() + "\n")
-        return
-    lines = [_line(d) for _, d in sorted(journal.models.items())]
-    sys.stdout.write("\n".join(lines or ["no models yet"]) + "\n")
+    return status(config, arguments)
+
+
+def _doctor(config: Config, arguments: argparse.Namespace) -> int:
+    from agent.shown import doctor  # noqa: PLC0415
+
+    return doctor(config, arguments)
 
 
 def _line(d: Deployment) -> str:
@@ -99,6 +98,16 @@ def _model_name(text: str) -> str:
     return text
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError("it is a number of seconds from 0.1 to 86400")
+    return seconds
+
+
 def _release_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
         raise argparse.ArgumentTypeError("a release's name is letters, digits, '.', '_' and '-'")
@@ -111,8 +120,19 @@ class _PrintCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *arguments: object, **_options: object) -> None:
         import shtab  # noqa: PLC0415
 
+        _complete_paths(parser, shtab.FILE)
         sys.stdout.write(shtab.complete(parser, shell=str(arguments[1])) + "\n")
         parser.exit(0)
+
+
+def _complete_paths(parser: argparse.ArgumentParser, how: object) -> None:
+    """Lets every argument that is a path, of subcommands too, be completed as one."""
+    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to ask
+        if action.type is Path:
+            action.complete = how  # type: ignore[attr-defined]
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for sub in action.choices.values():
+                _complete_paths(sub, how)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     def command(
-        name: str, act: Callable[[Config, argparse.Namespace], None], text: str, example: str
+        name: str, act: Callable[[Config, argparse.Namespace], int | None], text: str, example: str
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text, description=text, epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
@@ -141,8 +161,23 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     command("run", _run, "Run the daemon until SIGTERM.", "shallop-agent run --config agent.yaml")
-    shown = command("status", _status, "Show what runs, from the saved state.", "shallop-agent status --json")
-    shown.add_argument("--json", action="store_true", help="as JSON")
+    status = command(
+        "status", _status, "Show what runs, what waits and why, with or without the daemon.",
+        "shallop-agent status --watch 5",
+    )  # fmt: skip
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.add_argument(
+        "--watch", type=_seconds, nargs="?", const=2.0, metavar="SECONDS",
+        help="show it again whenever it changes, looking every SECONDS (2)",
+    )  # fmt: skip
+    doctor = command(
+        "doctor", _doctor,
+        "Examine clock, disk, sensors, runtimes, broker, permissions, state; say what to do about each.",
+        "shallop-agent doctor --json",
+    )  # fmt: skip
+    doctor.add_argument(
+        "--json", action="store_true", help="as JSON: name, status, detail and remedy of each"
+    )
     adopted = command(
         "adopt", _adopt, "Import a model file that you already run as the first good release.",
         "shallop-agent adopt digits /opt/app/digits.onnx --release before-shallop",
@@ -163,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     _logging(arguments.log_level)
     try:
-        arguments.act(load(arguments.config), arguments)
+        return arguments.act(load(arguments.config), arguments) or 0
     except ConfigError as error:
         sys.stderr.write(f"shallop-agent: {error}\n")
         return 2
@@ -173,7 +208,6 @@ def main(argv: list[str] | None = None) -> int:
     except (ShallopError, OSError) as error:
         sys.stderr.write(f"shallop-agent: {error}\n")
         return 1
-    return 0
 
 
 if __name__ == "__main__":

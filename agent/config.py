@@ -18,6 +18,8 @@ from agent.deployment import Bounds
 from agent.errors import ConfigError
 from agent.fetch import TransferLimits
 from agent.metering import windows
+from agent.home_assistant import HomeAssistantConfig
+from agent.tls import TlsConfig
 from agent.worker.job import TrialSettings
 from agent.worker.limits import WorkerLimits
 from wire.topics import ROOT_DEFAULT, Topics
@@ -42,6 +44,7 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         keepalive_s: silence after which the broker publishes the last will.
         client_id: the device id where none is given.
         reconnect_s_max: ceiling of the wait between two attempts.
+        tls: encrypt, and check who the broker is; `{}` does so with the system's certificates.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +55,7 @@ class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
     client_id: str | None = None
     reconnect_s_max: Above0 = 60.0
+    tls: TlsConfig | None = None
 
 
 class LimitsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -200,6 +204,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     trial: TrialConfig = TrialConfig()
     hooks: dict[ModelName, HookConfig] = {}
     soak: SoakConfig = SoakConfig()
+    home_assistant: HomeAssistantConfig = HomeAssistantConfig()
 
     def bounds(self) -> Bounds:
         """The lifecycle's own limits."""

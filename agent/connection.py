@@ -19,6 +19,7 @@ from agent.exchange import Exchange
 from agent.install import Install
 from agent.ports import Clock, Disk, Transport
 from agent.runner import Runner, refusal_in
+from agent.statusing import Board
 from agent.trust import Trust
 from agent.uplink import Uplink
 from wire.errors import ShallopError, TrustError
@@ -77,6 +78,7 @@ class Connection:
         clock: Clock,
         disk: Disk,
         state_dir: Path,
+        board: Board | None = None,
     ) -> None:
         self._device = device
         self._topics = topics
@@ -90,6 +92,7 @@ class Connection:
         self._clock = clock
         self._disk = disk
         self._state_dir = state_dir
+        self._board = board
         self._lock = threading.Lock()
         self._inbound = 0
         self._overflowed = False
@@ -113,6 +116,11 @@ class Connection:
     def disconnected(self, why: str) -> None:
         """Work goes on; what needs the broker waits."""
         log.warning("the connection to the broker is gone: %s", why)
+        self._runner.post(lambda: self._note(up=False, why=why))
+
+    def _note(self, *, up: bool, why: str = "") -> None:
+        if self._board is not None:
+            self._board.connection(up=up, detail=why)
 
     def received(self, topic: str, payload: bytes) -> None:
         """Content goes to the job that waits for it, the rest to the runner's thread, bounded."""
@@ -137,6 +145,7 @@ class Connection:
 
     def _greet(self) -> None:
         """Subscribes first: what is retained is already on its way while this device introduces itself."""
+        self._note(up=True)
         self._groups = self._runner.groups
         self._subscribe()
         self._uplink.send_status(self._session, online=True)

@@ -102,3 +102,11 @@ class Install:
             number = self._next
             self._next += 1
             return number
+
+
+def saved_install_id(state_dir: Path) -> str | None:
+    """The id of a state directory without opening it; None where there is none that can be read."""
+    try:
+        return msgspec.json.decode((state_dir / "install.json").read_bytes(), type=_Saved).install_id
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None

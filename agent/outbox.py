@@ -149,3 +149,19 @@ class Outbox:
 
 def _numbers(root: Path, suffix: str) -> list[int]:
     return sorted(int(path.stem) for path in root.glob(f"*{suffix}") if path.stem.isdigit())
+
+
+def pending(root: Path) -> int | None:
+    """How many reports below `root` are not acknowledged, without touching them; None where none can be seen.
+
+    A report beyond the highest mark counts: a lower one is only not removed yet.
+    """
+    try:
+        names = [path.name for path in root.iterdir()]
+    except OSError:
+        return None
+    marks = [
+        int(name.removesuffix(MARK_SUFFIX)) for name in names if name.removesuffix(MARK_SUFFIX).isdigit()
+    ]
+    numbers = [int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdigit()]
+    return sum(number > max(marks, default=-1) for number in numbers)

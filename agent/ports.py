@@ -8,6 +8,7 @@ Not for: any implementation.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +49,16 @@ class Listener(Protocol):
 
     def received(self, topic: str, payload: bytes) -> None:
         """A message came."""
+
+
+class Onlooker(Protocol):
+    """Who wants to know when this device spoke to the fleet; called on the runner's thread."""
+
+    def greeted(self) -> None:
+        """This device introduced itself on a new connection, or was asked to."""
+
+    def reported(self, models: Iterable[str]) -> None:
+        """The state of these models was reported."""
 
 
 class Clock(Protocol):

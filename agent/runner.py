@@ -37,6 +37,7 @@ from agent.lifecycle import step
 from agent.outbox import Outbox
 from agent.ports import Clock, Supervisor
 from agent.slots import Slots
+from agent.statusing import Board
 from agent.store import BlobStore
 from agent.uplink import Uplink
 from wire.messages import MODELS_MAX, OrderRefused, Phase
@@ -85,6 +86,7 @@ class Runner:
         supervisor: Supervisor,
         bounds: Bounds,
         pace: Pace = Pace(),  # noqa: B008 - frozen
+        board: Board | None = None,
     ) -> None:
         self._journal = journal
         self._slots = slots
@@ -97,6 +99,7 @@ class Runner:
         self._supervisor = supervisor
         self._bounds = bounds
         self._pace = pace
+        self._board = board
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Item]] = []
         self._timer_ids = itertools.count()
@@ -243,6 +246,8 @@ class Runner:
         # What cannot be told now stays in the journal; it never holds the work up.
         self._guarded(functools.partial(self._flush, model))
         self._guarded(lambda: self._uplink.send_reported(self._models))
+        if self._board is not None and after.trial is not None and after.trial is not before.trial:
+            self._board.trialed(model)
         self._begin(model, before, after, work)
         return noticed
 
@@ -278,6 +283,10 @@ class Runner:
 
     def _begin(self, model: str, before: Deployment, after: Deployment, work: Work | None) -> None:
         lane = self._lanes.setdefault(model, Lane(model))
+        if self._board is not None and work is not None and work.after_s > 0:
+            self._board.waiting(model, work.after_s, after.reason)
+        elif self._board is not None and after.serial != before.serial:
+            self._board.working(model)
         if after.serial != before.serial and work is None:
             lane.cancel()
         if after.phase is not before.phase or after.order != before.order:

@@ -7,14 +7,14 @@ Not for: deciding when to say something (`agent.runner`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.deployment import Deployment, Notice, model_state
 from agent.install import Install
-from agent.ports import Clock, Transport
+from agent.ports import Clock, Onlooker, Transport
 from wire.codec import encode
 from wire.messages import Hardware, Identity, Message, Reply, Report, Reported, RuntimeInfo, Status
 from wire.topics import IDENTITY, REPLY, REPORT, REPORTED, STATUS, Channel, Topics
@@ -37,13 +37,20 @@ class Uplink:
     """The voice of one device. Any thread may call it."""
 
     def __init__(
-        self, transport: Transport, topics: Topics, me: Self, install: Install, clock: Clock
+        self,
+        transport: Transport,
+        topics: Topics,
+        me: Self,
+        install: Install,
+        clock: Clock,
+        onlooker: Onlooker | None = None,
     ) -> None:
         self._transport = transport
         self._topics = topics
         self._me = me
         self._install = install
         self._clock = clock
+        self._onlooker = onlooker
 
     @property
     def connected(self) -> bool:
@@ -57,6 +64,14 @@ class Uplink:
             return False
         where = topic or self._topics.topic(channel, device=self._me.device)
         return self._transport.publish(where, payload, qos=channel.qos, retain=channel.retain)
+
+    @staticmethod
+    def _aside(act: Callable[[], None]) -> None:
+        """What an onlooker makes of it must not keep the fleet from hearing the rest."""
+        try:
+            act()
+        except Exception:
+            log.exception("an onlooker failed")
 
     def status(self, session: int, *, online: bool) -> tuple[str, bytes]:
         """Topic and payload of a status; the last will is one, too."""
@@ -89,7 +104,10 @@ class Uplink:
             disk_free_bytes=disk_free_bytes,
             labels=me.labels,
         )
-        return self._send(IDENTITY, message)
+        sent = self._send(IDENTITY, message)
+        if self._onlooker is not None:
+            self._aside(self._onlooker.greeted)
+        return sent
 
     def send_reported(self, deployments: Mapping[str, Deployment]) -> bool:
         """Publishes the state of every model; without the trials where it would be too large with them."""
@@ -104,7 +122,11 @@ class Uplink:
             log.warning("the reported state is too large; its trials are left out")
             short = {name: replace(state, trial=None) for name, state in states.items()}
             message = replace(message, models=short)
-        return self._send(REPORTED, message)
+        sent = self._send(REPORTED, message)
+        onlooker = self._onlooker
+        if onlooker is not None:
+            self._aside(lambda: onlooker.reported(states))
+        return sent
 
     def report(self, number: int, model: str | None, notice: Notice) -> Report:
         """A report of one event, with the number that the outbox gave; it goes there first."""

@@ -61,6 +61,25 @@ class StateLock:
             self._file = None
 
 
+def state_lock_held(state_dir: Path, proc: Path = Path("/proc")) -> bool | None:
+    """Whether an agent, or a command, is at work in a state directory; None where that cannot be seen.
+
+    By the kernel's table and not by trying: an agent that starts at that very moment would be refused.
+    """
+    try:
+        inode = (state_dir / "lock").stat().st_ino
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        table = (proc / "locks").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    fields = [line.split() for line in table.splitlines()]
+    return any(len(f) > 5 and f[1] == "FLOCK" and f[5].rpartition(":")[2] == str(inode) for f in fields)
+
+
 class MachineLock:
     """`agent.ports.TrialLock` by a file that all agents of a machine name alike."""
 

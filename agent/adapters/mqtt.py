@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 from collections.abc import Callable
 
 import paho.mqtt.client as paho
@@ -45,6 +46,7 @@ class Address(Struct, frozen=True, kw_only=True):
         keepalive_s: silence after which the broker believes this client dead.
         reconnect_s_max: ceiling of the wait between two attempts.
         reconnect_spread_s: over which a fleet comes back that lost its connections at once.
+        tls: None where the connection is not encrypted.
     """
 
     host: str
@@ -55,6 +57,7 @@ class Address(Struct, frozen=True, kw_only=True):
     keepalive_s: int = 30
     reconnect_s_max: float = 60.0
     reconnect_spread_s: float = 0.0
+    tls: ssl.SSLContext | None = None
 
 
 class MqttTransport:
@@ -75,6 +78,8 @@ class MqttTransport:
         )
         if address.username is not None:
             client.username_pw_set(address.username, address.password)
+        if address.tls is not None:
+            client.tls_set_context(address.tls)
         client.connect_timeout = CONNECT_S_MAX
         client.max_inflight_messages_set(INFLIGHT_MAX)
         client.max_queued_messages_set(QUEUED_MAX)

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import queue
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -108,7 +110,7 @@ def installed(config_file: Path) -> Path:
     return state
 
 
-@pytest.mark.parametrize("command", ["run", "status", "adopt", "rollback"])
+@pytest.mark.parametrize("command", ["run", "status", "doctor", "adopt", "rollback"])
 def test_every_command_helps_with_an_example_and_exit_codes(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,7 +128,11 @@ def test_completion_is_printed(shell: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as ended:
         cli.main(["--print-completion", shell])
     assert ended.value.code == 0
-    assert "rollback" in capsys.readouterr().out
+    script = capsys.readouterr().out
+    assert all(command in script for command in ("run", "status", "doctor", "adopt", "rollback"))
+    assert re.search("_shtab_compgen_files" if shell == "bash" else "_files", script), "paths are completed"
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n"], input=script, text=True, check=False, timeout=20).returncode == 0
 
 
 def test_status_shows_what_runs(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,9 +140,9 @@ def test_status_shows_what_runs(config_file: Path, capsys: pytest.CaptureFixture
     assert "no_state" in capsys.readouterr().err
     installed(config_file)
     assert cli.main(["status", "--config", str(config_file)]) == 0
-    assert "digits: runs 2" in capsys.readouterr().out
+    assert "runs          2 (" in capsys.readouterr().out
     assert cli.main(["status", "--json", "--config", str(config_file)]) == 0
-    assert json.loads(capsys.readouterr().out)["digits"]["active"]["release"] == "2"
+    assert json.loads(capsys.readouterr().out)["models"]["digits"]["state"]["active"]["release"] == "2"
 
 
 def test_a_bad_configuration_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
