@@ -40,6 +40,7 @@ from agent.outbox import Outbox
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
+from agent.soaking import Soaking
 from agent.store import BlobStore
 from agent.trust import Trust
 from agent.uplink import Self, Uplink
@@ -181,12 +182,16 @@ def _jobs(config: Config, state: State, machine: Machine, fetcher: Fetcher, sour
     trial = config.trial
     scratch, limits = state.root / "trials", trial.worker_limits()
     runner = TrialProcess(scratch, limits, trial.python) if trial.python else TrialProcess(scratch, limits)
+    hooks, clock = CommandHooks(config.hooks), SystemClock()
+    soaking = Soaking(
+        hooks=hooks, clock=clock, models_dir=state.models_dir,
+        health_failures_max=config.soak.health_failures_max,
+    )  # fmt: skip
     return Jobs(
         fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,
         shards_dir=state.shards_dir, machine=machine, trial_runner=runner,
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
-        hooks=CommandHooks(config.hooks), clock=SystemClock(), random=SystemRandom(),
-        health_failures_max=config.soak.health_failures_max,
+        hooks=hooks, clock=clock, random=SystemRandom(), soaking=soaking,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from agent.journal import JournalFile
 from agent.outbox import Outbox
 from agent.runner import Pace, Runner
 from agent.slots import Slots
+from agent.soaking import Soaking
 from agent.store import BlobStore
 from agent.trust import Trust
 from agent.uplink import Self, Uplink
@@ -84,7 +85,7 @@ class Rig:
             fetcher=fetcher, sources=sources, slots=slots, models_dir=root / "models",
             shards_dir=root / "shards", machine=MACHINE, trial_runner=self.trials, trial_lock=OpenLock(),
             trial_settings=TrialSettings(), hooks=self.hooks, clock=clock, random=FixedRandom(),
-            health_failures_max=2,
+            soaking=self.soaking(),
         )  # fmt: skip
         self.runner = Runner(
             journal=JournalFile(root), slots=slots, store=store, shards_dir=root / "shards",
@@ -102,6 +103,12 @@ class Rig:
         if broker.up:
             self.connection.will()
             self.connection.connected()
+
+    def soaking(self) -> Soaking:
+        """The soak's work."""
+        return Soaking(
+            hooks=self.hooks, clock=self.clock, models_dir=self.root / "models", health_failures_max=2
+        )
 
     def stop(self) -> None:
         """Ends the loop as SIGTERM does."""
