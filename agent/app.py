@@ -7,6 +7,7 @@ Not for: parsing arguments (`agent.cli`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
@@ -26,7 +27,9 @@ from agent.adapters.mqtt import Address, MqttTransport
 from agent.adapters.power import find_sensor
 from agent.adapters.system import SystemClock, SystemDisk, SystemRandom
 from agent.adapters.systemd_notify import SystemdSupervisor
+from agent.adapters.thermal import raised_flags
 from agent.adapters.trial_process import TrialProcess, installed_runtimes
+from agent.adapters.units import SystemdUnits
 from agent.config import Config
 from agent.connection import Connection
 from agent.deployment import Deployment, RollbackAsked
@@ -184,8 +187,8 @@ def _jobs(config: Config, state: State, machine: Machine, fetcher: Fetcher, sour
     runner = TrialProcess(scratch, limits, trial.python) if trial.python else TrialProcess(scratch, limits)
     hooks, clock = CommandHooks(config.hooks), SystemClock()
     soaking = Soaking(
-        hooks=hooks, clock=clock, models_dir=state.models_dir,
-        health_failures_max=config.soak.health_failures_max,
+        hooks=hooks, units=SystemdUnits(config.hooks), flags=functools.partial(raised_flags, ROOT),
+        clock=clock, models_dir=state.models_dir, rules=config.soak.rules(),
     )  # fmt: skip
     return Jobs(
         fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,

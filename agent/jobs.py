@@ -113,6 +113,8 @@ class Jobs:
     # --- before the switch
 
     def _admit(self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit) -> Event:
+        if _desired(d).mode == "deploy":
+            self._soaking.admit(d.model)
         _, manifest = self._manifest(d, work, cancel, emit)
         wanted = _desired(d)
         if any(index >= len(manifest.validation) for index in wanted.shards):
@@ -215,9 +217,10 @@ class Jobs:
             raise FinalError("no_variant", "there is no candidate to switch to")
         if work.undo:
             self._slots.activate(d.model, restore.active, restore.previous)
+        baseline = self._soaking.baseline(d.model)
         self._slots.activate(d.model, candidate, restore.active)
         self._hooks.activate(d.model, self._current(d.model), cancel)
-        return Done(serial=work.serial)
+        return Done(serial=work.serial, baseline=baseline)
 
     def _current(self, model: str) -> Path:
         return self._models_dir / model / "current"

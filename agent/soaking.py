@@ -1,51 +1,94 @@
 """The soak: looks at the application after a switch until it may be believed.
 
-For: asking hooks, in the rhythm of the configuration, until the ordered time is over or something is wrong.
-Not for: deciding what follows from a failure (`agent.lifecycle`).
+For: gathering what `agent.soak` folds, in the rhythm of the configuration, before the switch and after it.
+Not for: judging it (`agent.soak`), or deciding what follows from a failure (`agent.lifecycle`).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
+from agent import soak
 from agent.deployment import Deployment, Done, Event, Work
-from agent.errors import Cancelled, FinalError
-from agent.ports import Clock, Hooks
+from agent.errors import Cancelled, FinalError, RetryError
+from agent.ports import Clock, Hooks, Units
+
+log = logging.getLogger(__name__)
 
 ILL_WAIT_S = 0.5
-"""Between two looks at an ill application whose time is over."""
+"""Between two looks at an application whose time is over and that is not well."""
+
+Flags = Callable[[], tuple[str, ...] | None]
+"""Names of the throttling flags that are raised; None where nothing here can tell."""
 
 
 class Soaking:
-    """The work of SOAKING."""
+    """The work of SOAKING, and what SWITCHING has to see for it."""
 
-    def __init__(self, *, hooks: Hooks, clock: Clock, models_dir: Path, health_failures_max: int) -> None:
+    def __init__(
+        self,
+        *,
+        hooks: Hooks,
+        units: Units,
+        flags: Flags,
+        clock: Clock,
+        models_dir: Path,
+        rules: soak.Rules,
+    ) -> None:
         self._hooks = hooks
+        self._units = units
+        self._flags = flags
         self._clock = clock
         self._models_dir = models_dir
-        self._health_failures_max = health_failures_max
+        self._rules = rules
+
+    def admit(self, model: str) -> None:
+        """Names what the soak will not see, while nothing has been fetched yet.
+
+        Raises:
+            RetryError: `unit_unknown`: the application is told of a switch by its unit alone, and systemd
+                does not know it. That is no release's fault, and may be mended before the deadline.
+        """
+        problem = self._units.problem(model)
+        if problem is None:
+            return
+        if self._units.activates(model):
+            detail = f"the application cannot be told of a switch: {problem}; see hooks.{model}.unit"
+            raise RetryError("unit_unknown", detail)
+        log.warning("%s: the soak will not see a crash loop of the application: %s", model, problem)
+
+    def baseline(self, model: str) -> soak.Baseline:
+        """How things stand before the switch."""
+        return soak.Baseline(flags=self._flags(), unit=self._units.state(model))
 
     def run(self, d: Deployment, work: Work, cancel: threading.Event) -> Event:
         """Watches the release that runs until its soak is over.
 
         Raises:
-            FinalError: `health_failed`.
+            FinalError: what `agent.soak` calls failed, by the name of its guard.
             Cancelled: `cancel` was set.
         """
         if d.desired is None:
             raise FinalError("no_order", "a soak without an order")
-        current = self._models_dir / d.model / "current"
         end_s = self._clock.boot_s() + max(0.0, d.desired.soak_s - d.soaked_s)
-        failures = 0
+        watch = soak.begin(d.baseline or self.baseline(d.model))
         while True:
-            ill = self._hooks.healthy(d.model, current, cancel)
-            failures = failures + 1 if ill else 0
-            if ill and failures >= self._health_failures_max:
-                raise FinalError("health_failed", f"the application is not well: {ill}")
-            left_s = end_s - self._clock.boot_s()
-            if left_s <= 0 and not ill:
+            seen = self._look(d, end_s, cancel)
+            watch, verdict = soak.look(watch, seen, self._rules)
+            if verdict.reason is not None:
+                raise FinalError(verdict.reason.code, verdict.reason.detail)
+            if verdict.word == "good":
                 return Done(serial=work.serial)
-            wait_s = max(left_s, ILL_WAIT_S if ill else 0.0)
+            left_s = end_s - self._clock.boot_s()
+            wait_s = left_s if left_s > 0 else ILL_WAIT_S
             if cancel.wait(min(wait_s, self._hooks.interval_s(d.model))):
                 raise Cancelled
+
+    def _look(self, d: Deployment, end_s: float, cancel: threading.Event) -> soak.Look:
+        """The time that is left is read last: a look that took long is one at its end."""
+        ill = self._hooks.healthy(d.model, self._models_dir / d.model / "current", cancel)
+        unit, flags = self._units.state(d.model), self._flags()
+        return soak.Look(left_s=end_s - self._clock.boot_s(), ill=ill, unit=unit, flags=flags)

@@ -20,6 +20,7 @@ from agent.journal import JournalFile
 from agent.outbox import Outbox
 from agent.runner import Pace, Runner
 from agent.slots import Slots
+from agent.soak import Rules
 from agent.soaking import Soaking
 from agent.store import BlobStore
 from agent.trust import Trust
@@ -32,6 +33,7 @@ from tests.agent.twins import (
     MemoryBroker,
     MemoryHooks,
     MemoryTrials,
+    MemoryUnits,
     OpenLock,
     QuietSupervisor,
     Release,
@@ -61,6 +63,8 @@ class Rig:
         self.broker = broker
         self.trials = MemoryTrials()
         self.hooks = MemoryHooks()
+        self.units = MemoryUnits()
+        self.flags: tuple[str, ...] | None = ()
         self.clock = TestClock()
         self.disk = FixedDisk()
         self.supervisor = QuietSupervisor()
@@ -107,8 +111,9 @@ class Rig:
     def soaking(self) -> Soaking:
         """The soak's work."""
         return Soaking(
-            hooks=self.hooks, clock=self.clock, models_dir=self.root / "models", health_failures_max=2
-        )
+            hooks=self.hooks, units=self.units, flags=lambda: self.flags, clock=self.clock,
+            models_dir=self.root / "models", rules=Rules(health_failures_max=2),
+        )  # fmt: skip
 
     def stop(self) -> None:
         """Ends the loop as SIGTERM does."""
