@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from agent import hardware, recovery
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
+from agent.adapters.live_files import LiveFiles
 from agent.adapters.locks import MachineLock, StateLock
 from agent.adapters.mqtt import Address, MqttTransport
 from agent.adapters.power import find_sensor
@@ -39,6 +40,7 @@ from agent.fetching import Fetcher, Sources
 from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
+from agent.live_watch import LiveWatch
 from agent.outbox import Outbox
 from agent.requests import Requests
 from agent.runner import Runner
@@ -53,6 +55,7 @@ from wire.topics import Topics
 log = logging.getLogger(__name__)
 
 ROOT = Path("/")
+LIVE_STOP_S = 0.5
 
 
 def version() -> str:
@@ -147,11 +150,15 @@ def _serve(config: Config, device: str, state: State) -> None:
         topics=topics, policy=policy, window_max=config.limits.window_chunks_max,
         disk_margin_bytes=config.limits.disk_free_bytes_min,
     )  # fmt: skip
+    live = LiveWatch(
+        source=LiveFiles(Path(config.live_dir)), path=state.root / "live.json", clock=clock,
+        rules=config.live.rules(), look_s=config.live.look_s,
+    )  # fmt: skip
     supervisor = SystemdSupervisor()
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
         outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
-        jobs=_jobs(config, state, machine, fetcher, sources), clock=clock, supervisor=supervisor,
+        jobs=_jobs(config, state, machine, fetcher, sources, live), clock=clock, supervisor=supervisor,
         bounds=config.bounds(),
     )  # fmt: skip
     connection = Connection(
@@ -164,10 +171,12 @@ def _serve(config: Config, device: str, state: State) -> None:
         "device %s, state in %s, broker %s:%d", device, state.root, config.broker.host, config.broker.port
     )
     transport.start(connection)
+    live.start(runner, lambda: transport.connected)
     try:
         runner.run()
     finally:
         supervisor.stopping()
+        live.close(LIVE_STOP_S)
         transport.stop(connection.farewell())
     log.info("stopped")
 
@@ -181,14 +190,17 @@ def _transport(config: Config, device: str) -> MqttTransport:
     return MqttTransport(address, SystemRandom())
 
 
-def _jobs(config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources) -> Jobs:
+def _jobs(
+    config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources, live: LiveWatch
+) -> Jobs:
     trial = config.trial
     scratch, limits = state.root / "trials", trial.worker_limits()
     runner = TrialProcess(scratch, limits, trial.python) if trial.python else TrialProcess(scratch, limits)
     hooks, clock = CommandHooks(config.hooks), SystemClock()
     soaking = Soaking(
         hooks=hooks, units=SystemdUnits(config.hooks), flags=functools.partial(raised_flags, ROOT),
-        clock=clock, models_dir=state.models_dir, rules=config.soak.rules(),
+        clock=clock, slots=state.slots, models_dir=state.models_dir, rules=config.soak.rules(),
+        live=live.latency, live_latency_factor_max=config.soak.live_latency_factor_max,
     )  # fmt: skip
     return Jobs(
         fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,

@@ -14,7 +14,7 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from agent.config_life import Above0, HookConfig, SoakConfig
+from agent.config_life import Above0, HookConfig, LiveConfig, SoakConfig
 from agent.deployment import Bounds
 from agent.errors import ConfigError
 from agent.worker.job import TrialSettings
@@ -131,6 +131,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         state_dir: where models, blobs and the journal lie.
         insecure_unsigned: believe unsigned releases and orders; for trying out only.
         labels: suggestions to the registry, whose own labels decide.
+        live_dir: where applications leave their live figures; nothing is read where it is missing.
     """
 
     device: DeviceId | None = None
@@ -142,6 +143,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     trial: TrialConfig = TrialConfig()
     hooks: dict[ModelName, HookConfig] = {}
     soak: SoakConfig = SoakConfig()
+    live_dir: str = "/run/shallop/live"
+    live: LiveConfig = LiveConfig()
 
     def bounds(self) -> Bounds:
         """The lifecycle's own limits."""

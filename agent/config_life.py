@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from agent.drift import DriftRules
 from agent.soak import Rules
 
 Above0 = Annotated[float, Meta(gt=0.0, le=366 * 86400.0)]
@@ -74,4 +75,34 @@ class SoakConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             health_failures_max=self.health_failures_max,
             restarts_max=self.restarts_max,
             throttling=self.throttling,
+        )
+
+
+class LiveConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Live figures after the switch, which `shallop_client.Live` writes into `live_dir`.
+
+    Attributes:
+        look_s: between two looks.
+        report_s: between two reports of one model.
+        flip_s: the same where the drift flag changes.
+        n_min: counts in window and reference, below which nothing is said about drift.
+        latency_ratio_max: how much slower than in the soak is borne.
+        confidence_psi_max: population stability index of the confidence that is borne.
+    """
+
+    look_s: Annotated[float, Meta(ge=1.0, le=86400.0)] = 30.0
+    report_s: Annotated[float, Meta(ge=10.0, le=366 * 86400.0)] = 900.0
+    flip_s: Annotated[float, Meta(ge=10.0, le=366 * 86400.0)] = 300.0
+    n_min: Annotated[int, Meta(ge=50, le=10**9)] = 200
+    latency_ratio_max: Annotated[float, Meta(gt=1.0, le=1000.0)] = 1.5
+    confidence_psi_max: Annotated[float, Meta(gt=0.0, le=1000.0)] = 0.25
+
+    def rules(self) -> DriftRules:
+        """The same for `agent.drift`."""
+        return DriftRules(
+            n_min=self.n_min,
+            latency_ratio_max=self.latency_ratio_max,
+            index_max=self.confidence_psi_max,
+            report_s=self.report_s,
+            flip_s=self.flip_s,
         )

@@ -8,10 +8,12 @@ Not for: any implementation.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from agent.live import LiveFile
 from agent.soak import UnitState
 from agent.worker.job import TrialJob
 from wire.measures import TrialResult
@@ -107,6 +109,17 @@ class Units(Protocol):
 
     def activates(self, model: str) -> bool:
         """Whether the application is told of a switch through its unit alone."""
+
+
+class LiveSource(Protocol):
+    """Where applications leave their live figures."""
+
+    @property
+    def there(self) -> bool:
+        """Whether any could be there."""
+
+    def read(self, models: Iterable[str]) -> dict[str, dict[str, LiveFile]]:
+        """The usable files of each model, by name."""
 
 
 class TrialRunner(Protocol):

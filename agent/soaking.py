@@ -11,10 +11,17 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from agent import soak
 from agent.deployment import Deployment, Done, Event, Work
 from agent.errors import Cancelled, FinalError, RetryError
 from agent.ports import Clock, Hooks, Units
+from agent.slots import Slots
+from agent.slots import directory_name as _name
+from wire.bundle import MANIFEST_BYTES_MAX, Manifest
+from wire.codec import decode
+from wire.sla import Maximum
 
 log = logging.getLogger(__name__)
 
@@ -25,25 +32,35 @@ Flags = Callable[[], tuple[str, ...] | None]
 """Names of the throttling flags that are raised; None where nothing here can tell."""
 
 
+Live = Callable[[str, str], tuple[float | None, int]]
+"""From model and slot directory: the application's own latency p95 in ms, and of how many inferences."""
+
+
 class Soaking:
     """The work of SOAKING, and what SWITCHING has to see for it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - it is built once, in agent.app, and each is a port
         self,
         *,
         hooks: Hooks,
         units: Units,
         flags: Flags,
         clock: Clock,
+        slots: Slots,
         models_dir: Path,
         rules: soak.Rules,
+        live: Live | None = None,
+        live_latency_factor_max: float | None = None,
     ) -> None:
         self._hooks = hooks
         self._units = units
         self._flags = flags
         self._clock = clock
         self._models_dir = models_dir
+        self._slots = slots
         self._rules = rules
+        self._live = live
+        self._factor = live_latency_factor_max
 
     def admit(self, model: str) -> None:
         """Names what the soak will not see, while nothing has been fetched yet.
@@ -74,10 +91,11 @@ class Soaking:
         if d.desired is None:
             raise FinalError("no_order", "a soak without an order")
         end_s = self._clock.boot_s() + max(0.0, d.desired.soak_s - d.soaked_s)
+        rules = replace(self._rules, latency_ms_p95_max=self._latency_limit_ms(d))
         watch = soak.begin(d.baseline or self.baseline(d.model))
         while True:
             seen = self._look(d, end_s, cancel)
-            watch, verdict = soak.look(watch, seen, self._rules)
+            watch, verdict = soak.look(watch, seen, rules)
             if verdict.reason is not None:
                 raise FinalError(verdict.reason.code, verdict.reason.detail)
             if verdict.word == "good":
@@ -91,4 +109,15 @@ class Soaking:
         """The time that is left is read last: a look that took long is one at its end."""
         ill = self._hooks.healthy(d.model, self._models_dir / d.model / "current", cancel)
         unit, flags = self._units.state(d.model), self._flags()
-        return soak.Look(left_s=end_s - self._clock.boot_s(), ill=ill, unit=unit, flags=flags)
+        p95, n = (None, 0) if self._live is None or d.active is None else self._live(d.model, _name(d.active))
+        left_s = end_s - self._clock.boot_s()
+        return soak.Look(left_s=left_s, ill=ill, unit=unit, flags=flags, latency_ms_p95=p95, latency_n=n)
+
+    def _latency_limit_ms(self, d: Deployment) -> float | None:
+        """What the application's own latency p95 may be; None where that is not asked for or not limited."""
+        data = self._slots.manifest_bytes(d.model, d.active) if self._factor and d.active else None
+        if data is None or self._factor is None:
+            return None
+        limit = decode(data, Manifest, MANIFEST_BYTES_MAX).sla.latency_ms_p95_max
+        value = limit.max if isinstance(limit, Maximum) else limit
+        return None if value is None else value * self._factor

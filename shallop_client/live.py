@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 LIVE_DIR = "/run/shallop/live"
 KIND, VERSION = "shallop-live", 1
-STALE_S = 86400.0
 FILES_TIDIED_MAX = 1000
+"""Looked at when an object is made, so that a crowded directory holds nobody up."""
 
 _objects: weakref.WeakSet[Live] = weakref.WeakSet()
 
@@ -139,18 +139,16 @@ def _tidy(folder: Path, name: str) -> None:
                 if number >= FILES_TIDIED_MAX:
                     return
                 model, _, rest = entry.name.lstrip(".").partition("@")
-                if model == name and _left(entry, rest.partition("-")[0]):
+                if model == name and _left(rest.partition("-")[0]):
                     with contextlib.suppress(OSError):
                         Path(entry.path).unlink()
     except OSError:
         return
 
 
-def _left(entry: os.DirEntry[str], pid: str) -> bool:
+def _left(pid: str) -> bool:
     """Whether its program is gone; one in another container only looks so, and writes anew."""
     try:
-        if time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_S:
-            return True
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True

@@ -246,7 +246,44 @@ class MessageRefused(Struct, frozen=True, kw_only=True, tag_field="type", tag="m
     reason: Reason
 
 
-ReportEvent = PhaseChanged | TrialEnded | VariantRefused | OrderEnded | OrderRefused | MessageRefused
+class LiveMeasured(Struct, frozen=True, kw_only=True, tag_field="type", tag="live_measured"):
+    """What the application counted itself with the active release; its claim, not the agent's measurement.
+
+    Attributes:
+        variant: that it was counted with.
+        window_s: over which: since the last such event that could tell of drift.
+        latency_n: inferences with a latency.
+        latency_ms_p50: median, as precise as the buckets: an eighth of an octave.
+        latency_ms_p95: 95th percentile.
+        confidence_n: inferences with a confidence.
+        confidence_mean: from 0 to 1.
+        drift: whether the window differs from the reference by more than the limits; None while there are
+            too few counts to say so.
+        drifted: in what.
+        latency_ratio: p50 or p95, whichever grew more, to the reference's; None is unknown.
+        latency_ratio_to_trial: p95 to that of the release's trial here, which ran the model alone.
+        confidence_psi: population stability index of the confidence against the reference.
+        reference_n: inferences that the reference holds: the soak's, or the first after it.
+    """
+
+    variant: VariantId
+    window_s: Seconds
+    latency_n: Count = 0
+    latency_ms_p50: float | None = None
+    latency_ms_p95: float | None = None
+    confidence_n: Count = 0
+    confidence_mean: float | None = None
+    drift: bool | None = None
+    drifted: tuple[Literal["latency", "confidence"], ...] = ()
+    latency_ratio: float | None = None
+    latency_ratio_to_trial: float | None = None
+    confidence_psi: float | None = None
+    reference_n: Count = 0
+
+
+ReportEvent = (
+    PhaseChanged | TrialEnded | VariantRefused | OrderEnded | OrderRefused | MessageRefused | LiveMeasured
+)
 
 
 class Report(Up, frozen=True, kw_only=True, tag_field="kind", tag="report"):

@@ -65,6 +65,8 @@ class Rig:
         self.hooks = MemoryHooks()
         self.units = MemoryUnits()
         self.flags: tuple[str, ...] | None = ()
+        self.live_latency: tuple[float | None, int] = (None, 0)
+        self.live_latency_factor_max: float | None = None
         self.clock = TestClock()
         self.disk = FixedDisk()
         self.supervisor = QuietSupervisor()
@@ -112,7 +114,9 @@ class Rig:
         """The soak's work."""
         return Soaking(
             hooks=self.hooks, units=self.units, flags=lambda: self.flags, clock=self.clock,
-            models_dir=self.root / "models", rules=Rules(health_failures_max=2),
+            slots=Slots(self.root / "models"), models_dir=self.root / "models",
+            rules=Rules(health_failures_max=2), live=lambda _model, _slot: self.live_latency,
+            live_latency_factor_max=self.live_latency_factor_max,
         )  # fmt: skip
 
     def stop(self) -> None:

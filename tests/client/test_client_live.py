@@ -288,9 +288,6 @@ def test_a_program_that_starts_tidies_up_after_the_dead(tmp_path: Path) -> None:
         pass
     (tmp_path / f"digits@{dead.pid}-00000000.json").write_text("{}")
     (tmp_path / f".digits@{dead.pid}-00000000.json.tmp").write_text("{}")
-    old = tmp_path / f"digits@{os.getpid()}-11111111.json"
-    old.write_text("{}")
-    os.utime(old, (1, 1))
     kept = [f"digits@{os.getpid()}-22222222.json", f"faces@{dead.pid}-0.json", "digits@x-0.json", "other"]
     for name in kept:
         (tmp_path / name).write_text("{}")
