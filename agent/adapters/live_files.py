@@ -103,15 +103,19 @@ def _content(path: Path) -> bytes:
         FinalError: `live_not_a_file` or `live_oversized`.
         OSError: it cannot be opened or read.
     """
-    # A pipe would be waited for without O_NONBLOCK; a symlink could name any file of this machine.
-    if stat.S_ISLNK(path.lstat().st_mode):
-        raise FinalError("live_not_a_file", "it is a symlink")
+    # Asked before it is opened, because opening a device may do something, and again of what was opened.
+    _plain(path.lstat().st_mode)
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
-    with os.fdopen(fd, "rb") as file:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise FinalError("live_not_a_file", "it is a directory, a pipe, a socket or a device")
-        data = file.read(FILE_BYTES_MAX + 1)
+    try:
+        _plain(os.fstat(fd).st_mode)
+        data = os.read(fd, FILE_BYTES_MAX + 1)
+    finally:
+        os.close(fd)
     if len(data) > FILE_BYTES_MAX:
         raise FinalError("live_oversized", f"more than {FILE_BYTES_MAX} bytes")
     return data
+
+
+def _plain(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise FinalError("live_not_a_file", "it is a symlink, a directory, a pipe, a socket or a device")
