@@ -91,8 +91,8 @@ class LiveConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     look_s: Annotated[float, Meta(ge=1.0, le=86400.0)] = 30.0
-    report_s: Annotated[float, Meta(ge=10.0, le=366 * 86400.0)] = 900.0
-    flip_s: Annotated[float, Meta(ge=10.0, le=366 * 86400.0)] = 300.0
+    report_s: Annotated[float, Meta(ge=1.0, le=366 * 86400.0)] = 900.0
+    flip_s: Annotated[float, Meta(ge=1.0, le=366 * 86400.0)] = 300.0
     n_min: Annotated[int, Meta(ge=50, le=10**9)] = 200
     latency_ratio_max: Annotated[float, Meta(gt=1.0, le=1000.0)] = 1.5
     confidence_psi_max: Annotated[float, Meta(gt=0.0, le=1000.0)] = 0.25
