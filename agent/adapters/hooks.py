@@ -8,6 +8,7 @@ Not for: deciding what follows from a failure (`agent.lifecycle`).
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -20,6 +21,9 @@ from pathlib import Path
 from agent.config_life import HookConfig
 from agent.errors import Cancelled, FinalError
 
+log = logging.getLogger(__name__)
+
+SYSTEMCTL = ("systemctl", "--no-pager", "--no-ask-password")
 OUTPUT_BYTES_MAX = 2000
 PIPE_BYTES = 64 * 1024
 POLL_S = 0.02
@@ -49,6 +53,12 @@ class CommandHooks:
         command = () if hook is None else _command(hook)
         if hook is None or not command:
             return
+        if hook.activate_unit is not None and hook.unit is not None:
+            # A unit that crashed too often is not started again, not even with the model that is well.
+            forgive = (*SYSTEMCTL, "reset-failed", "--", hook.unit)
+            failed = _run(forgive, hook.timeout_s, model, current, cancel)
+            if failed is not None:
+                log.info("systemctl reset-failed %s: %s", hook.unit, failed)
         failed = _run(command, hook.timeout_s, model, current, cancel)
         if failed is not None:
             code = "activate_timeout" if failed.startswith("no answer") else "activate_failed"
@@ -74,7 +84,7 @@ class CommandHooks:
 def _command(hook: HookConfig) -> tuple[str, ...]:
     """What tells the application of a switch; empty where nothing does."""
     if hook.activate_unit is not None and hook.unit is not None:
-        return ("systemctl", "--no-pager", "--no-ask-password", hook.activate_unit, "--", hook.unit)
+        return (*SYSTEMCTL, hook.activate_unit, "--", hook.unit)
     return hook.activate
 
 

@@ -137,7 +137,20 @@ def test_systemd_is_asked_to_reload_the_unit(tmp_path: Path, monkeypatch: pytest
     config = parse("hooks: {digits: {unit: my-app.service, activate_unit: reload-or-restart}}")
     CommandHooks(config.hooks).activate("digits", CURRENT, SURE)
     said = (tmp_path / "asked").read_text()
-    assert said == "--no-pager --no-ask-password reload-or-restart -- my-app.service\n"
+    assert said.splitlines() == [
+        "--no-pager --no-ask-password reset-failed -- my-app.service",
+        "--no-pager --no-ask-password reload-or-restart -- my-app.service",
+    ]
+
+
+def test_a_unit_that_need_not_be_forgiven_is_reloaded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_systemctl(tmp_path / "bin", f'case "$*" in *reset-failed*) exit 1;; esac; touch {tmp_path}/reloaded')
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    hooks = CommandHooks({"digits": HookConfig(unit="my-app.service", activate_unit="reload")})
+    hooks.activate("digits", CURRENT, SURE)
+    assert (tmp_path / "reloaded").exists()
 
 
 def test_a_unit_that_cannot_be_restarted_fails_the_switch(
