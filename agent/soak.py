@@ -97,6 +97,8 @@ class Watch(Struct, frozen=True, kw_only=True):
         gone: looks in a row at a unit that ran before the switch and does not run now.
         restarts: automatic restarts since the switch.
         counted: `NRestarts` of the last look that had one.
+        result: how the unit last ended, as far as a look fell between an end and the next start, which
+            sets it to success again.
     """
 
     baseline: Baseline = Baseline()
@@ -104,6 +106,7 @@ class Watch(Struct, frozen=True, kw_only=True):
     gone: int = 0
     restarts: int = 0
     counted: int | None = None
+    result: str = ""
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -149,6 +152,7 @@ def _counted(watch: Watch, seen: Look) -> Watch:
         gone=watch.gone + 1 if _gone(watch, unit) else 0,
         restarts=restarts,
         counted=counted,
+        result=watch.result if unit is None or unit.result in {"", "success"} else unit.result,
     )
 
 
@@ -175,11 +179,11 @@ def _crash_loop(watch: Watch, seen: Look, rules: Rules) -> str | None:
     if watch.restarts > rules.restarts_max:
         return (
             f"the application's unit was restarted {watch.restarts} times since the switch,"
-            f" {rules.restarts_max} are borne; its last result is {unit.result or 'unknown'}"
+            f" {rules.restarts_max} are borne; how it ended: {watch.result or 'unknown'}"
         )
     failed_before = before is not None and before.active == "failed" and before.invocation == unit.invocation
     if unit.active == "failed" and not failed_before:
-        return f"the application's unit failed: {unit.result or 'unknown'}"
+        return f"the application's unit failed: {watch.result or 'unknown'}"
     return None
 
 

@@ -132,6 +132,11 @@ def test_the_reasons_carry_figures_and_names() -> None:
     assert "3 times" in detail(Look(left_s=1, unit=unit(restarts=3, result="oom-kill")), WAS_UP)
     assert "oom-kill" in detail(Look(left_s=1, unit=unit(restarts=3, result="oom-kill")), WAS_UP)
     assert "start-limit-hit" in detail(Look(left_s=1, unit=unit("failed", result="start-limit-hit")), WAS_UP)
+    ends = unit("activating", restarts=2, result="signal"), unit(restarts=3, result="success")
+    watch, _ = soak.look(begin(WAS_UP), Look(left_s=1, unit=ends[0]), RULES)
+    watch, verdict = soak.look(watch, Look(left_s=1, unit=ends[1]), RULES)
+    assert verdict.reason is not None
+    assert "how it ended: signal" in verdict.reason.detail
     assert "under_voltage" in detail(Look(left_s=1, flags=("under_voltage",)), WAS_UP)
     assert "no camera" in detail(ILL, Baseline(), Rules(health_failures_max=1))
     long = detail(Look(left_s=1, ill="x" * 5000), Baseline(), Rules(health_failures_max=1))
