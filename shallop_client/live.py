@@ -17,7 +17,6 @@ import json
 import logging
 import math
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -68,7 +67,7 @@ class Live:
         self._counts = Counts()
         self._epoch += 1
         self._changed = self._writing = False
-        self._file = self._dir / f"{self.name}@{os.getpid()}-{secrets.token_hex(4)}.json"
+        self._file = self._dir / f"{self.name}@{os.getpid()}-{os.urandom(4).hex()}.json"
         self._flush_at_s = time.monotonic() + self._flush_s
 
     def use(self, release: Release | None) -> None:
