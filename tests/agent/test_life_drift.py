@@ -17,12 +17,13 @@ from agent.drift import DriftRules, Moment, Track
 from agent.errors import ConfigError
 from agent.live import Counts, LiveFile
 from agent.live_watch import LiveWatch
+from agent.outbox import Outbox
 from shallop_client import Live, Release
 from tests.agent import twins
 from tests.agent.rig import DEVICE, TWO, Rig, deploy, running
 from tests.agent.test_life_live import counted
 from tests.agent.twins import until
-from wire.messages import LiveMeasured, OrderOutcome
+from wire.messages import LiveMeasured, OrderEnded, OrderOutcome, Report
 
 # --- through time -----------------------------------------------------------------------------------
 
@@ -503,3 +504,16 @@ def test_the_defaults_are_what_the_docs_say() -> None:
     assert config.live_dir == "/run/shallop/live"
     assert config.live.rules() == DriftRules()
     assert config.soak.live_latency_factor_max is None
+
+
+def test_live_figures_are_the_first_to_go_from_a_full_outbox(tmp_path: Path) -> None:
+    def report(number: int, event: LiveMeasured | OrderEnded) -> Report:
+        return Report(device="d", install_id="1" * 32, number=number, model="m", event=event)
+
+    figures = LiveMeasured(variant="a/b", window_s=1.0)
+    ended = OrderEnded(outcome=OrderOutcome.ACTIVE)
+    outbox = Outbox(tmp_path, 3)
+    for event in (ended, figures, ended, figures, ended, figures):
+        outbox.add(report(outbox.next_number(), event))
+    kept = [type(kept.event).__name__ for kept in Outbox(tmp_path, 3).pending(10)]
+    assert kept == ["OrderEnded"] * 3
