@@ -26,7 +26,7 @@ from agent.adapters.live_files import LiveFiles
 from agent.adapters.locks import MachineLock, StateLock
 from agent.adapters.mqtt import Address, MqttTransport
 from agent.adapters.power import find_sensor
-from agent.adapters.system import SystemClock, SystemDisk, SystemRandom
+from agent.adapters.system import SystemClock, SystemDisk, SystemRandom, boot_id
 from agent.adapters.systemd_notify import SystemdSupervisor
 from agent.adapters.thermal import raised_flags
 from agent.adapters.trial_process import TrialProcess, installed_runtimes
@@ -200,7 +200,7 @@ def _jobs(
     soaking = Soaking(
         hooks=hooks, units=SystemdUnits(config.hooks), flags=functools.partial(raised_flags, ROOT),
         clock=clock, slots=state.slots, models_dir=state.models_dir, rules=config.soak.rules(),
-        live=live.latency, live_latency_factor_max=config.soak.live_latency_factor_max,
+        boot=boot_id(ROOT), live=live.latency, live_latency_factor_max=config.soak.live_latency_factor_max,
     )  # fmt: skip
     return Jobs(
         fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,

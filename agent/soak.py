@@ -42,10 +42,12 @@ class Baseline(Struct, frozen=True, kw_only=True):
     """What was so before the switch; it is journaled, so that a restart of the daemon forgives nothing.
 
     Attributes:
+        boot: the kernel's id of this start of the machine, as `/proc/sys/kernel/random/boot_id` has it.
         flags: throttling flags that were raised; None where nothing could tell.
         unit: the application's unit; None where none is named or nobody could tell.
     """
 
+    boot: str = ""
     flags: tuple[str, ...] | None = None
     unit: UnitState | None = None
 
@@ -114,6 +116,18 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     word: Literal["go_on", "good", "failed"]
     reason: Reason | None = None
+
+
+def resumed(baseline: Baseline, now: Baseline) -> Baseline:
+    """The baseline of a soak that goes on after the daemon started again.
+
+    Where the machine started meanwhile, its flags and systemd's counts began anew: a weak supply raises
+    under-voltage at every start, which is no release's fault, and restarts are counted from nothing.
+    """
+    if baseline.boot == now.boot:
+        return baseline
+    unit = None if baseline.unit is None else replace(baseline.unit, restarts=0)
+    return replace(baseline, boot=now.boot, flags=now.flags, unit=unit)
 
 
 def begin(baseline: Baseline) -> Watch:

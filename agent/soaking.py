@@ -49,6 +49,7 @@ class Soaking:
         slots: Slots,
         models_dir: Path,
         rules: soak.Rules,
+        boot: str = "",
         live: Live | None = None,
         live_latency_factor_max: float | None = None,
     ) -> None:
@@ -58,6 +59,7 @@ class Soaking:
         self._clock = clock
         self._models_dir = models_dir
         self._slots = slots
+        self._boot = boot
         self._rules = rules
         self._live = live
         self._factor = live_latency_factor_max
@@ -79,7 +81,7 @@ class Soaking:
 
     def baseline(self, model: str) -> soak.Baseline:
         """How things stand before the switch."""
-        return soak.Baseline(flags=self._flags(), unit=self._units.state(model))
+        return soak.Baseline(boot=self._boot, flags=self._flags(), unit=self._units.state(model))
 
     def run(self, d: Deployment, work: Work, cancel: threading.Event) -> Event:
         """Watches the release that runs until its soak is over.
@@ -92,7 +94,8 @@ class Soaking:
             raise FinalError("no_order", "a soak without an order")
         end_s = self._clock.boot_s() + max(0.0, d.desired.soak_s - d.soaked_s)
         rules = replace(self._rules, latency_ms_p95_max=self._latency_limit_ms(d))
-        watch = soak.begin(d.baseline or self.baseline(d.model))
+        now = self.baseline(d.model)
+        watch = soak.begin(now if d.baseline is None else soak.resumed(d.baseline, now))
         while True:
             seen = self._look(d, end_s, cancel)
             watch, verdict = soak.look(watch, seen, rules)

@@ -25,6 +25,14 @@ class SystemClock:
         return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def boot_id(root: Path) -> str:
+    """The kernel's id of this start of the machine; empty where it cannot be read."""
+    try:
+        return (root / "proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:64]
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 class SystemRandom:
     """From the operating system, so that devices with equal images do not draw equal numbers."""
 

@@ -65,6 +65,7 @@ class Rig:
         self.hooks = MemoryHooks()
         self.units = MemoryUnits()
         self.flags: tuple[str, ...] | None = ()
+        self.boot = "a start of the machine"
         self.live_latency: tuple[float | None, int] = (None, 0)
         self.live_latency_factor_max: float | None = None
         self.clock = TestClock()
@@ -115,7 +116,7 @@ class Rig:
         return Soaking(
             hooks=self.hooks, units=self.units, flags=lambda: self.flags, clock=self.clock,
             slots=Slots(self.root / "models"), models_dir=self.root / "models",
-            rules=Rules(health_failures_max=2), live=lambda _model, _slot: self.live_latency,
+            boot=self.boot, rules=Rules(health_failures_max=2), live=lambda _model, _slot: self.live_latency,
             live_latency_factor_max=self.live_latency_factor_max,
         )  # fmt: skip
 

@@ -221,6 +221,10 @@ MUTANTS = [
      'return unit.active == "activating"'),
     ('return unit.active == "activating" or', "return"),
     ('GONE = frozenset({"inactive", "deactivating"})', 'GONE = frozenset({"inactive"})'),
+    ("baseline.boot == now.boot", "False"),
+    ("baseline.boot == now.boot", "True"),
+    ("replace(baseline.unit, restarts=0)", "baseline.unit"),
+    ("boot=now.boot, flags=now.flags, unit", "boot=now.boot, unit"),
     ('    ("unit_crash_loop", _crash_loop),\n', ""),
     ('    ("unit_stopped", _stopped),\n', ""),
     ('    ("health_failed", _unhealthy),\n', ""),
@@ -237,8 +241,28 @@ def mutant(old: str, new: str) -> ModuleType:
     return made
 
 
+def begins_anew(module: ModuleType) -> bool:
+    """Only a start of the machine changes the baseline, and of it only what the machine forgot."""
+    then = Baseline(boot="a", flags=("throttled",), unit=unit("failed", restarts=40, invocation="x"))
+    now = Baseline(boot="a", flags=("under_voltage",), unit=unit(restarts=41))
+    same = module.resumed(then, now)
+    other = module.resumed(then, Baseline(boot="b", flags=("under_voltage",), unit=unit(restarts=2)))
+    bare = module.resumed(Baseline(boot="a"), Baseline(boot="b"))
+    return bool(
+        same == then
+        and other == Baseline(boot="b", flags=("under_voltage",), unit=unit("failed", 0, "x"))
+        and bare == Baseline(boot="b")
+    )
+
+
+def test_a_soak_that_goes_on_begins_where_the_machine_did() -> None:
+    assert begins_anew(soak)
+
+
 def holds(module: ModuleType) -> bool:
-    return all(run(looks, baseline, rules, module) == words for _, looks, baseline, rules, words in CASES)
+    return begins_anew(module) and all(
+        run(looks, baseline, rules, module) == words for _, looks, baseline, rules, words in CASES
+    )
 
 
 def survives(old: str, new: str) -> bool:

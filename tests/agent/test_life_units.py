@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.adapters import units as adapter
+from agent.adapters.system import boot_id
 from agent.adapters.thermal import raised_flags
 from agent.adapters.units import SystemdUnits, parse_show
 from agent.config_life import HookConfig
@@ -72,6 +73,22 @@ def test_a_restart_in_the_soak_remembers_what_was_before_the_switch(tmp_path: Pa
         rig.start()
         fell_back(rig, "throttled")
         assert rig.deployment.baseline is None, "the baseline is the soak's alone"
+
+
+def test_a_start_of_the_machine_in_the_soak_is_where_its_flags_begin_anew(tmp_path: Path) -> None:
+    """A weak supply raises under-voltage whenever the machine starts: that is no release's fault."""
+    with running(tmp_path) as rig:
+        rig.units.units["digits"] = UnitState(active="active", restarts=40)
+        soaking(rig)
+        rig.stop()
+        rig.boot, rig.flags = "another start", ("under_voltage",)
+        rig.units.units["digits"] = UnitState(active="active", restarts=1)
+        rig.start()
+        looks = rig.hooks.looks
+        until(lambda: rig.hooks.looks > looks + 3, "looks after the start")
+        assert rig.deployment.phase is Phase.SOAKING
+        rig.units.units["digits"] = UnitState(active="active", restarts=3)
+        fell_back(rig, "unit_crash_loop")
 
 
 def test_a_unit_that_only_guards_and_is_unknown_is_named_and_harms_nothing(
@@ -161,6 +178,11 @@ def test_a_machine_without_systemctl(
     with caplog.at_level(logging.WARNING):
         assert [units.state("digits") for _ in range(3)] == [None, None, None]
     assert caplog.text.count("systemctl cannot be started") == 1, "a line for every look"
+
+
+def test_a_start_of_the_machine_has_an_id(tmp_path: Path) -> None:
+    assert len(boot_id(Path("/"))) == 36
+    assert boot_id(tmp_path) == ""
 
 
 # --- flags ------------------------------------------------------------------------------------------
