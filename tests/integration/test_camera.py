@@ -16,11 +16,12 @@ import pytest
 from examples.camera.app import Network
 from examples.demo.house import ROOT, House, Process, wait_for
 from shallop_client import Release
+from tests.brokers import Mosquitto
 from tests.integration.bundles import file_of
 from tests.integration.hand import Hand
 from wire import bundle, chunks, codec
 from wire.measures import Measure
-from wire.messages import LiveMeasured, OrderOutcome, Phase
+from wire.messages import OrderOutcome, Phase
 from wire.preprocess import preprocess
 from wire.sla import AccuracyLimit, Limits
 
@@ -109,6 +110,13 @@ class Camera:
 
 
 @pytest.fixture
+def hand(broker: Mosquitto) -> Iterator[Hand]:
+    """Orders by hand; reports are the registry's to acknowledge."""
+    with Hand(broker.port, acknowledges=False) as made:
+        yield made
+
+
+@pytest.fixture
 def camera(bare_house: House, tmp_path: Path) -> Iterator[Camera]:
     made = Camera(bare_house, tmp_path)
     yield made
@@ -125,6 +133,7 @@ def test_every_frame_is_answered_by_a_whole_model_while_releases_come_and_go(
         digests[release] = hand.publish_bundle(tmp_path / release)
     make(tmp_path / "3", "3", models["1"], labels=LABELS[:4])
     digests["3"] = hand.publish_bundle(tmp_path / "3")
+    bare_house.start()
     healthy = [sys.executable, str(ROOT / "examples/camera/healthy.py"), str(camera.status)]
     bare_house.agent(
         DEVICE, live_dir=str(camera.live), hooks={MODEL: {"health": healthy, "health_interval_s": 0.5}},
@@ -150,8 +159,15 @@ def test_every_frame_is_answered_by_a_whole_model_while_releases_come_and_go(
     hand.rollback(DEVICE, MODEL, digests["2"], order=4)
     hand.wait_state(DEVICE, MODEL, lambda s: s.phase is Phase.IDLE and s.outcome is OrderOutcome.ROLLED_BACK)
     camera.sees("1")
-    told = wait_for("live figures", lambda: [r for r in hand.reports if isinstance(r.event, LiveMeasured)])
-    assert all(isinstance(r.event, LiveMeasured) and r.event.latency_n > 0 for r in told)
+
+    def told() -> dict[str, Any] | None:
+        seen = bare_house.fleet("devices", "show", DEVICE)["live"].get(MODEL)
+        return seen if seen and seen["digest"] == digests["1"] else None
+
+    shown = wait_for("the registry to show figures of the release that came back", told)
+    assert shown["figures"]["latency_n"] > 0
+    assert 0.1 < shown["figures"]["confidence_mean"] <= 1.0
+    assert shown["figures"]["latency_ms_p95"] >= shown["figures"]["latency_ms_p50"] > 0
     camera.process.stop()
     check(camera.answers(), models)
 
