@@ -23,6 +23,7 @@ from wire.types import (
     Count,
     DeviceId,
     Digest,
+    Fraction,
     GroupName,
     InstallId,
     ModelName,
@@ -272,9 +273,9 @@ class LiveMeasured(Struct, frozen=True, kw_only=True, tag_field="type", tag="liv
     latency_ms_p50: float | None = None
     latency_ms_p95: float | None = None
     confidence_n: Count = 0
-    confidence_mean: float | None = None
+    confidence_mean: Fraction | None = None
     drift: bool | None = None
-    drifted: tuple[Literal["latency", "confidence"], ...] = ()
+    drifted: Annotated[tuple[Literal["latency", "confidence"], ...], Meta(max_length=2)] = ()
     latency_ratio: float | None = None
     latency_ratio_to_trial: float | None = None
     confidence_psi: float | None = None

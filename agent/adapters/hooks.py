@@ -8,6 +8,7 @@ Not for: deciding what follows from a failure (`agent.lifecycle`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -29,6 +30,8 @@ PIPE_BYTES = 64 * 1024
 POLL_S = 0.02
 TERM_GRACE_S = 0.5
 """Between the signal that asks and the one that does not; the daemon's own stop waits little longer."""
+KILL_S_MAX = 5.0
+"""For the kernel to end what was killed."""
 OWN_VARIABLES = frozenset({
     "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES",
     "JOURNAL_STREAM", "INVOCATION_ID", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY", "RUNTIME_DIRECTORY",
@@ -175,10 +178,24 @@ def _ended(process: subprocess.Popen[bytes]) -> bool:
 def _end_group(process: subprocess.Popen[bytes], said: _Tail) -> None:
     """Ends the command and all that it left in its group: asked first, where it still runs, then killed."""
     if not _ended(process):
-        os.killpg(process.pid, signal.SIGTERM)
-        deadline_s = time.monotonic() + TERM_GRACE_S
-        while not _ended(process) and time.monotonic() < deadline_s:
-            said.take(POLL_S, threading.Event())
-    os.killpg(process.pid, signal.SIGKILL)
+        _signal(process, signal.SIGTERM)
+        _linger(process, said, TERM_GRACE_S)
+    _signal(process, signal.SIGKILL)
+    _linger(process, said, KILL_S_MAX)
+    if not _ended(process):
+        log.error("hook %s cannot be ended, it runs as another user; it is left alone", process.args)
+        return
     process.wait()
     said.read()
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """A group that took another user's rights, as `sudo` does, takes no signal from this one."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _linger(process: subprocess.Popen[bytes], said: _Tail, wait_s: float) -> None:
+    deadline_s = time.monotonic() + wait_s
+    while not _ended(process) and time.monotonic() < deadline_s:
+        said.take(POLL_S, threading.Event())

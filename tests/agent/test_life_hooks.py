@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from agent.config_life import HookConfig
 from agent.errors import Cancelled, ConfigError, FinalError
 from tests.agent.twins import until
 
+ROOT = Path(__file__).parents[2]
 SURE = threading.Event()
 CURRENT = Path("/x/current")
 
@@ -118,6 +122,43 @@ def test_a_hook_inherits_no_open_file(tmp_path: Path) -> None:
         said = health("ls -l /proc/self/fd; exit 1")
     assert said is not None
     assert "secret" not in said
+
+
+PRIVILEGED = """
+import logging, sys, threading
+from pathlib import Path
+from agent.adapters import hooks
+from agent.adapters.hooks import CommandHooks
+from agent.config_life import HookConfig
+hooks.KILL_S_MAX = 0.2
+logging.basicConfig()
+script = "import os, time; os.setuid(0); time.sleep(float(%r)); raise SystemExit(3)"
+for sleep_s, timeout_s in (("0", 20.0), ("4", 0.3)):
+    health = (sys.argv[1], "-I", "-S", "-c", script % sleep_s)
+    made = CommandHooks({"digits": HookConfig(timeout_s=timeout_s, health=health)})
+    print(made.healthy("digits", Path("/x"), threading.Event()))
+"""
+
+
+def test_a_hook_that_took_other_rights_ends_or_is_left_alone(tmp_path: Path) -> None:
+    """As `sudo` does: the agent may not signal it, not even to see that it is a zombie."""
+    if os.geteuid() != 0:
+        pytest.skip("a program that takes root's rights is made by root only: sudo make test")
+    base = Path(tempfile.mkdtemp(prefix="shallop-", dir="/tmp"))
+    base.chmod(0o755)
+    try:
+        setuid = Path(shutil.copy(os.path.realpath("/usr/bin/python3"), base / "python-as-root"))
+        setuid.chmod(0o4755)
+        run = subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", PRIVILEGED,
+             str(setuid)],
+            cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(base)
+    assert run.stdout.splitlines() == ["exit code 3: ", "no answer within 0.3 s"]
+    assert "left alone" in run.stderr
 
 
 # --- activation by unit -----------------------------------------------------------------------------
