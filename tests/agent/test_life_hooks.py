@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.adapters import hooks as module
 from agent.adapters.hooks import OUTPUT_BYTES_MAX, CommandHooks
 from agent.config import parse
 from agent.config_life import HookConfig
@@ -64,7 +65,8 @@ def test_a_hook_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     assert not alive(int(pid_file.read_text()))
 
 
-def test_a_hook_that_is_called_off_may_tidy_up(tmp_path: Path) -> None:
+def test_a_hook_that_is_called_off_may_tidy_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TERM_GRACE_S", 20.0)
     tidied, ready, cancel = tmp_path / "tidied", tmp_path / "ready", threading.Event()
     script = f"trap 'echo yes > {tidied}; exit 0' TERM; echo > {ready}; while true; do sleep 0.02; done"
     hooks = CommandHooks({"digits": HookConfig(timeout_s=60, activate=("sh", "-c", script))})
@@ -128,6 +130,7 @@ PRIVILEGED = """
 import logging, sys, threading
 from pathlib import Path
 from agent.adapters import hooks
+from agent.adapters import hooks as module
 from agent.adapters.hooks import CommandHooks
 from agent.config_life import HookConfig
 hooks.KILL_S_MAX = 0.2

@@ -137,7 +137,7 @@ def test_every_frame_is_answered_by_a_whole_model_while_releases_come_and_go(
     healthy = [sys.executable, str(ROOT / "examples/camera/healthy.py"), str(camera.status)]
     bare_house.agent(
         DEVICE, live_dir=str(camera.live), hooks={MODEL: {"health": healthy, "health_interval_s": 0.5}},
-        soak={"health_failures_max": 4}, live={"look_s": 1, "n_min": 50, "report_s": 2, "flip_s": 2},
+        soak={"health_failures_max": 6}, live={"look_s": 1, "n_min": 50, "report_s": 2, "flip_s": 2},
     )  # fmt: skip
     camera.process.start()  # before there is a model: it waits for the first
     hand.desire(DEVICE, MODEL, digests["1"], order=1, release="1", soak_s=1.0)

@@ -84,7 +84,7 @@ def both(bare_house: House, hand: Hand, tmp_path: Path) -> Both:
 
 def test_a_trial_that_hangs_is_waited_for_and_then_the_other_model_has_its_turn(both: Both) -> None:
     # The limit is of wall time: the loop of the hanging model cannot be left otherwise.
-    both.start(trial={"wall_s_max": 8.0, "lock_file": str(both.tmp_path / "trial.lock")})
+    both.start(trial={"wall_s_max": 12.0, "lock_file": str(both.tmp_path / "trial.lock")})
     before = both.runs(ILL)
     both.order(ILL, 3, both.publish(ILL, 2, harm="hang"))
     both.phase(ILL, Phase.TRIALING)
@@ -123,7 +123,7 @@ def test_ill_health_and_a_broken_disk_of_one_model_are_nothing_to_the_other(both
     # Both soak at once; one application falls ill.
     both.order(ILL, 3, both.publish(ILL, 2), soak_s=60.0)
     both.phase(ILL, Phase.SOAKING)
-    two_well = both.order(WELL, 4, both.publish(WELL, 2), soak_s=2.0)
+    two_well = both.order(WELL, 4, both.publish(WELL, 2), soak_s=4.0)
     both.phase(WELL, Phase.SOAKING)
     (both.tmp_path / f"broken-{ILL}").write_text("no camera\n")
     assert both.ended(ILL, 3) is OrderOutcome.FELL_BACK
