@@ -222,31 +222,6 @@ class VariantRefused(Struct, frozen=True, kw_only=True, tag_field="type", tag="v
     reason: Reason
 
 
-class OrderEnded(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_ended"):
-    """The order ended; `active` is what runs now."""
-
-    outcome: OrderOutcome
-    reason: Reason | None = None
-    active: Slot | None = None
-
-
-class OrderRefused(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_refused"):
-    """An order or command was not taken up: `stale_order`, `not_applicable`, a signature ...
-
-    `order_highest` lets a restored registry raise its counter above what the device has seen.
-    """
-
-    reason: Reason
-    order_highest: Count = 0
-
-
-class MessageRefused(Struct, frozen=True, kw_only=True, tag_field="type", tag="message_refused"):
-    """Bytes on `channel` were not usable; the daemon lives on."""
-
-    channel: Name
-    reason: Reason
-
-
 class LiveMeasured(Struct, frozen=True, kw_only=True, tag_field="type", tag="live_measured"):
     """What the application counted itself with the active release; its claim, not the agent's measurement.
 
@@ -280,6 +255,31 @@ class LiveMeasured(Struct, frozen=True, kw_only=True, tag_field="type", tag="liv
     latency_ratio_to_trial: float | None = None
     confidence_psi: float | None = None
     reference_n: Count = 0
+
+
+class OrderEnded(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_ended"):
+    """The order ended; `active` is what runs now."""
+
+    outcome: OrderOutcome
+    reason: Reason | None = None
+    active: Slot | None = None
+
+
+class OrderRefused(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_refused"):
+    """An order or command was not taken up: `stale_order`, `not_applicable`, a signature ...
+
+    `order_highest` lets a restored registry raise its counter above what the device has seen.
+    """
+
+    reason: Reason
+    order_highest: Count = 0
+
+
+class MessageRefused(Struct, frozen=True, kw_only=True, tag_field="type", tag="message_refused"):
+    """Bytes on `channel` were not usable; the daemon lives on."""
+
+    channel: Name
+    reason: Reason
 
 
 ReportEvent = (
