@@ -7,6 +7,7 @@ Not for: parsing arguments (`agent.cli`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import logging
 import os
@@ -24,12 +25,15 @@ from msgspec.structs import replace
 from agent import hardware, recovery, statusing, tls
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
+from agent.adapters.live_files import LiveFiles
 from agent.adapters.locks import MachineLock, StateLock, state_lock_held
 from agent.adapters.mqtt import Address, MqttTransport
 from agent.adapters.power import find_sensor
-from agent.adapters.system import SystemClock, SystemDisk, SystemRandom
+from agent.adapters.system import SystemClock, SystemDisk, SystemRandom, boot_id
 from agent.adapters.systemd_notify import SystemdSupervisor
+from agent.adapters.thermal import raised_flags
 from agent.adapters.trial_process import TrialProcess, installed_runtimes
+from agent.adapters.units import SystemdUnits
 from agent.config import Config
 from agent.connection import Connection
 from agent.deployment import Deployment, RollbackAsked
@@ -39,11 +43,13 @@ from agent.fetching import Fetcher, Sources
 from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
+from agent.live_watch import LiveWatch
 from agent.outbox import Outbox, pending
 from agent.ports import Onlooker
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
+from agent.soaking import Soaking
 from agent.statusing import Board
 from agent.store import BlobStore
 from agent.trust import Trust
@@ -52,13 +58,14 @@ from wire.messages import Hardware, OrderOutcome
 from wire.topics import Topics
 
 if TYPE_CHECKING:
-    from agent.rebuilding import Rebuilder
     from agent.doctor.finding import Finding
+    from agent.rebuilding import Rebuilder
     from agent.status_view import Picture
 
 log = logging.getLogger(__name__)
 
 ROOT = Path("/")
+LIVE_STOP_S = 0.5
 
 
 def version() -> str:
@@ -155,12 +162,16 @@ def _serve(config: Config, device: str, state: State) -> None:
         disk_margin_bytes=config.limits.disk_free_bytes_min, limits=config.transfer.limits(),
         signed_at=lambda: trust.state.signed_at if trust.believes else "",
     )  # fmt: skip
+    live = LiveWatch(
+        source=LiveFiles(Path(config.live_dir)), path=state.root / "live.json", clock=clock,
+        rules=config.live.rules(), look_s=config.live.look_s,
+    )  # fmt: skip
     supervisor, board = SystemdSupervisor(), Board(state.root, clock)
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
         outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
-        jobs=_jobs(config, state, machine, fetcher, sources, store), clock=clock, supervisor=supervisor,
-        bounds=config.bounds(), board=board,
+        jobs=_jobs(config, state, machine, fetcher, sources, store, live), clock=clock,
+        supervisor=supervisor, bounds=config.bounds(), board=board,
     )  # fmt: skip
     connection = Connection(
         device=device, topics=topics, trust=trust, insecure_unsigned=config.insecure_unsigned,
@@ -173,10 +184,12 @@ def _serve(config: Config, device: str, state: State) -> None:
         "device %s, state in %s, broker %s:%d", device, state.root, config.broker.host, config.broker.port
     )
     transport.start(connection)
+    live.start(runner, lambda: transport.connected)
     try:
         runner.run()
     finally:
         supervisor.stopping()
+        live.close(LIVE_STOP_S)
         transport.stop(connection.farewell())
         board.connection(up=False, detail="the agent was stopped")
     log.info("stopped")
@@ -211,8 +224,9 @@ def _transport(config: Config, device: str) -> MqttTransport:
 
 
 def _jobs(
-    config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources, store: BlobStore
-) -> Jobs:
+    config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources, store: BlobStore,
+    live: LiveWatch,
+) -> Jobs:  # fmt: skip
     trial = config.trial
     scratch = state.root / "trials"
 
@@ -222,12 +236,18 @@ def _jobs(
 
         deltas = DeltaProcess(scratch, trial.worker_limits(), trial.python or sys.executable)
         return Rebuilder(fetcher=fetcher, sources=sources, store=store, slots=state.slots, runner=deltas)
+
+    hooks, clock = CommandHooks(config.hooks), SystemClock()
+    soaking = Soaking(
+        hooks=hooks, units=SystemdUnits(config.hooks), flags=functools.partial(raised_flags, ROOT),
+        clock=clock, slots=state.slots, models_dir=state.models_dir, rules=config.soak.rules(),
+        boot=boot_id(ROOT), live=live.latency, live_latency_factor_max=config.soak.live_latency_factor_max,
+    )  # fmt: skip
     return Jobs(
         rebuilder=rebuilder, fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,
         shards_dir=state.shards_dir, machine=machine, trial_runner=_trial_runner(config, scratch),
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
-        hooks=CommandHooks(config.hooks), clock=SystemClock(), random=SystemRandom(),
-        health_failures_max=config.soak.health_failures_max,
+        hooks=hooks, clock=clock, random=SystemRandom(), soaking=soaking,
     )  # fmt: skip
 
 

@@ -14,11 +14,12 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
+from agent.config_life import Above0, HookConfig, LiveConfig, SoakConfig
 from agent.deployment import Bounds
 from agent.errors import ConfigError
 from agent.fetch import TransferLimits
-from agent.metering import windows
 from agent.home_assistant import HomeAssistantConfig
+from agent.metering import windows
 from agent.tls import TlsConfig
 from agent.worker.job import TrialSettings
 from agent.worker.limits import WorkerLimits
@@ -27,9 +28,6 @@ from wire.types import DeviceId, ModelName
 
 CONFIG_BYTES_MAX = 256 * 1024
 SECRET_BYTES_MAX = 4096
-
-Above0 = Annotated[float, Meta(gt=0.0, le=366 * 86400.0)]
-Command = Annotated[tuple[str, ...], Meta(max_length=64)]
 
 
 class BrokerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,34 +154,6 @@ class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return (shared if shared.is_dir() else Path(tempfile.gettempdir())) / "shallop-trial.lock"
 
 
-class HookConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model's application.
-
-    Attributes:
-        activate: command that makes it take up what `current` points to now.
-        health: command that exits 0 while it is well.
-        timeout_s: for either.
-        health_interval_s: between two looks during the soak.
-    """
-
-    activate: Command = ()
-    health: Command = ()
-    timeout_s: Above0 = 30.0
-    health_interval_s: Above0 = 5.0
-
-
-class SoakConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The soak.
-
-    Attributes:
-        health_failures_max: failed looks in a row that end it.
-        grace_s: on top of the ordered length, after which it counts as hanging.
-    """
-
-    health_failures_max: Annotated[int, Meta(ge=1, le=100)] = 3
-    grace_s: Above0 = 300.0
-
-
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything the agent can be told.
 
@@ -192,6 +162,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         state_dir: where models, blobs and the journal lie.
         insecure_unsigned: believe unsigned releases and orders; for trying out only.
         labels: suggestions to the registry, whose own labels decide.
+        live_dir: where applications leave their live figures; nothing is read where it is missing.
     """
 
     device: DeviceId | None = None
@@ -205,6 +176,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hooks: dict[ModelName, HookConfig] = {}
     soak: SoakConfig = SoakConfig()
     home_assistant: HomeAssistantConfig = HomeAssistantConfig()
+    live_dir: str = "/run/shallop/live"
+    live: LiveConfig = LiveConfig()
 
     def bounds(self) -> Bounds:
         """The lifecycle's own limits."""

@@ -12,6 +12,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from agent.soak import Baseline
 from wire.messages import (
     ContentFetched,
     DesiredModel,
@@ -99,6 +100,7 @@ class Deployment(Struct, frozen=True, kw_only=True, omit_defaults=True):
         waiting: a newer order that begins when this one is through.
         left_s: seconds until the phase's deadline, on a clock that runs while the device runs.
         soaked_s: seconds of the soak that are done.
+        baseline: what the soak compares with, from before the switch.
         boots: starts of the daemon without progress.
         attempts: failures in a row of this piece of work.
         serial: number of the piece of work; outcomes of an older one are ignored.
@@ -126,6 +128,7 @@ class Deployment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     waiting: Waiting | None = None
     left_s: float = 0.0
     soaked_s: float = 0.0
+    baseline: Baseline | None = None
     boots: int = 0
     attempts: int = 0
     serial: int = 0
@@ -229,10 +232,16 @@ class Progressed(Struct, frozen=True, kw_only=True):
 
 
 class Done(Struct, frozen=True, kw_only=True):
-    """The piece of work went well; `fetched` is what FETCHING has to tell."""
+    """The piece of work went well.
+
+    Attributes:
+        fetched: what FETCHING has to tell.
+        baseline: what was so before SWITCHING.
+    """
 
     serial: int
     fetched: ContentFetched | None = None
+    baseline: Baseline | None = None
 
 
 class Trialed(Struct, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from agent.hardware import EXTRA_OF, compatible
 from agent.judging import judged
 from agent.ports import Clock, Hooks, Randomness, TrialLock, TrialRunner
 from agent.slots import Slots, file_sha256, write_content
+from agent.soaking import Soaking
 from agent.trials import Paths, job_for
 from agent.worker.job import TrialSettings
 from wire.bundle import File, Manifest, Variant
@@ -63,7 +64,7 @@ class Jobs:
         hooks: Hooks,
         clock: Clock,
         random: Randomness,
-        health_failures_max: int,
+        soaking: Soaking,
         rebuilder: Callable[[], Rebuilder] | None = None,
     ) -> None:
         self._fetcher = fetcher
@@ -81,7 +82,7 @@ class Jobs:
         self._hooks = hooks
         self._clock = clock
         self._random = random
-        self._health_failures_max = health_failures_max
+        self._soaking = soaking
         self._pieces: dict[Phase, Callable[[Deployment, Work, threading.Event, Emit], Event]] = {
             Phase.ADMITTING: self._admit,
             Phase.FETCHING: self._fetch,
@@ -124,6 +125,8 @@ class Jobs:
     # --- before the switch
 
     def _admit(self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit) -> Event:
+        if _desired(d).mode == "deploy":
+            self._soaking.admit(d.model)
         _, manifest = self._manifest(d, work, cancel, emit)
         wanted = _desired(d)
         if any(index >= len(manifest.validation) for index in wanted.shards):
@@ -221,9 +224,10 @@ class Jobs:
             raise FinalError("no_variant", "there is no candidate to switch to")
         if work.undo:
             self._activate(d, restore.active, restore.previous)
+        baseline = self._soaking.baseline(d.model)
         self._activate(d, candidate, restore.active)
         self._hooks.activate(d.model, self._current(d.model), cancel)
-        return Done(serial=work.serial)
+        return Done(serial=work.serial, baseline=baseline)
 
     def _activate(self, d: Deployment, active: Slot | None, previous: Slot | None) -> None:
         """A symlink needs a block now and then; on a full disk the candidate's blobs make way for it."""
@@ -241,20 +245,7 @@ class Jobs:
         return self._models_dir / model / "current"
 
     def _soak(self, d: Deployment, work: Work, cancel: threading.Event, _emit: Emit) -> Event:
-        if d.desired is None:
-            raise FinalError("no_order", "a soak without an order")
-        end_s = self._clock.boot_s() + max(0.0, d.desired.soak_s - d.soaked_s)
-        failures = 0
-        while True:
-            ill = self._hooks.healthy(d.model, self._current(d.model), cancel)
-            failures = failures + 1 if ill else 0
-            if ill and failures >= self._health_failures_max:
-                raise FinalError("health_failed", f"the application is not well: {ill}")
-            left_s = end_s - self._clock.boot_s()
-            if left_s <= 0 and not ill:
-                return Done(serial=work.serial)
-            if cancel.wait(min(max(left_s, 0.5 if ill else 0.0), self._hooks.interval_s(d.model))):
-                raise Cancelled
+        return self._soaking.run(d, work, cancel)
 
     def _revert(self, d: Deployment, work: Work, cancel: threading.Event, _emit: Emit) -> Event:
         restore = d.restore or Standing()

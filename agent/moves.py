@@ -62,7 +62,7 @@ def end(d: Deployment, outcome: OrderOutcome, reason: Reason | None) -> Step:
     d = replace(
         d, phase=Phase.IDLE, desired=None, serial=d.serial + 1, outcome=outcome, reason=reason,
         restore=None, ending=None, waiting=None, missing=(), variants=(), refused=(),
-        left_s=0.0, soaked_s=0.0, boots=0, attempts=0,
+        left_s=0.0, soaked_s=0.0, baseline=None, boots=0, attempts=0,
     )  # fmt: skip
     return (d, None) if waiting is None else start(d, waiting)
 

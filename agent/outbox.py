@@ -17,7 +17,7 @@ import msgspec
 
 from agent.durable import fsync_dir, write_file
 from wire.codec import encode
-from wire.messages import PhaseChanged, Report
+from wire.messages import LiveMeasured, PhaseChanged, Report
 from wire.topics import REPORT
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Outbox:
         self._acknowledged = self._mark(used if not found else 0)
         # Unreadable ones count, too: they may have been sent.
         self._highest = max([self._acknowledged, *found])
-        # number -> whether it only tells a change of phase, which is the first to be dropped
+        # number -> whether it only tells a change of phase or live figures, which are the first to be dropped
         self._kept: dict[int, bool] = {}
         for number in found:
             if number <= self._acknowledged:
@@ -56,7 +56,7 @@ class Outbox:
                 continue
             report = self._read(number)
             if report is not None:
-                self._kept[number] = isinstance(report.event, PhaseChanged)
+                self._kept[number] = isinstance(report.event, PhaseChanged | LiveMeasured)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -91,7 +91,7 @@ class Outbox:
     def add(self, report: Report) -> None:
         """Keeps a report for good, through a power cut too, so that it may be sent after this.
 
-        Beyond the cap the oldest change of phase goes, else the oldest of all.
+        Beyond the cap the oldest change of phase or live figures go, else the oldest of all.
 
         Raises:
             OSError: the disk's; the report's number is free still.
@@ -102,7 +102,7 @@ class Outbox:
             return
         write_file(self._path(report.number), data)
         self._highest = max(self._highest, report.number)
-        self._kept[report.number] = isinstance(report.event, PhaseChanged)
+        self._kept[report.number] = isinstance(report.event, PhaseChanged | LiveMeasured)
         while len(self._kept) > self._max:
             self._drop(next((n for n, phase in self._kept.items() if phase), next(iter(self._kept))))
 

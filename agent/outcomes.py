@@ -80,13 +80,14 @@ def trialed(d: Deployment, event: Trialed, bounds: Bounds) -> Step:
     return enter(replace(d, restore=standing, left_s=bounds.switching_s_max), Phase.SWITCHING)
 
 
-def switched(d: Deployment, _event: Done, bounds: Bounds) -> Step:
+def switched(d: Deployment, event: Done, bounds: Bounds) -> Step:
     """`current` points to the candidate; from here a failure goes back."""
     candidate, desired, restore = d.candidate, d.desired, d.restore or Standing()
     if candidate is None or desired is None:
         raise LifecycleError("switched_nothing", "SWITCHING ended without a candidate")
     degraded = candidate.variant != d.variants[0]
     d = replace(d, active=candidate, previous=restore.active, degraded=degraded, soaked_s=0.0)
+    d = replace(d, baseline=event.baseline)
     if d.ending is not None:
         return revert(d, d.ending, bounds)
     return enter(replace(d, left_s=desired.soak_s + bounds.soaking_s_grace), Phase.SOAKING)

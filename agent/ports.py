@@ -13,7 +13,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from agent.live import LiveFile
 from agent.metering import LocalTime
+from agent.soak import UnitState
 from agent.worker.job import TrialJob
 from wire.measures import TrialResult
 
@@ -108,6 +110,30 @@ class Hooks(Protocol):
 
     def interval_s(self, model: str) -> float:
         """Seconds between two looks at its health."""
+
+
+class Units(Protocol):
+    """The services of the applications, as systemd sees them."""
+
+    def state(self, model: str) -> UnitState | None:
+        """Of the model's unit; None where none is named or nobody can tell."""
+
+    def problem(self, model: str) -> str | None:
+        """Why the state of a unit that is named cannot be told; None if it can, or none is named."""
+
+    def activates(self, model: str) -> bool:
+        """Whether the application is told of a switch through its unit alone."""
+
+
+class LiveSource(Protocol):
+    """Where applications leave their live figures."""
+
+    @property
+    def there(self) -> bool:
+        """Whether any could be there."""
+
+    def read(self, models: Iterable[str]) -> dict[str, dict[str, LiveFile]]:
+        """The usable files of each model, by name."""
 
 
 class TrialRunner(Protocol):

@@ -20,8 +20,10 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from wire.messages import (
+    MODELS_MAX,
     Hardware,
     Identity,
+    LiveMeasured,
     ModelState,
     OrderRefused,
     Reply,
@@ -39,6 +41,22 @@ MISSING_MAX = 4096
 UpMessage = Status | Identity | Reported | Report | Reply
 
 
+class LiveSeen(Struct, frozen=True, kw_only=True):
+    """The newest live figures of one model.
+
+    Attributes:
+        number: of the report.
+        digest: of the release that they are about.
+        seen_at: when the report came, seconds on the registry's clock.
+        figures: what the application claims.
+    """
+
+    number: int
+    digest: str | None
+    seen_at: float
+    figures: LiveMeasured
+
+
 class Install(Struct, frozen=True, kw_only=True):
     """What one state directory said, newest number of each kind.
 
@@ -48,6 +66,7 @@ class Install(Struct, frozen=True, kw_only=True):
         reported: newest; the whole truth of the device's models.
         report_number: highest report seen; -1 before the first.
         reply_number: highest reply seen; -1 before the first.
+        live: newest live figures by model.
         seen_at: when its last new message came, seconds on the registry's clock.
     """
 
@@ -56,6 +75,7 @@ class Install(Struct, frozen=True, kw_only=True):
     reported: Reported | None = None
     report_number: int = -1
     reply_number: int = -1
+    live: Annotated[dict[str, LiveSeen], Meta(max_length=MODELS_MAX)] = {}
     seen_at: float
 
 
@@ -121,6 +141,12 @@ class Device(Struct, frozen=True, kw_only=True):
         return {} if install is None or install.reported is None else install.reported.models
 
     @property
+    def live(self) -> dict[str, LiveSeen]:
+        """Live figures of each model as the current install last reported them."""
+        install = self.install
+        return {} if install is None else install.live
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """Digests that the device needs and the broker does not hold: publish them again."""
         wanted = {digest for state in self.models.values() for digest in state.missing}
@@ -163,9 +189,7 @@ def fold(device: Device, message: UpMessage, received_at: float) -> Device:
     install = _heard(known or Install(seen_at=received_at), message, received_at)
     order_highest = max(device.order_highest, _highest_order(message))
     if install is None:
-        return (
-            device if order_highest == device.order_highest else replace(device, order_highest=order_highest)
-        )
+        return _late(device, message, received_at, order_highest)
     if _is_will(message):
         speaks = device.install_id or message.install_id
         return replace(device, installs=_kept(device, message.install_id, install), install_id=speaks)
@@ -198,9 +222,33 @@ def _heard(install: Install, message: UpMessage, received_at: float) -> Install 
         case Reported():
             return replace(seen, reported=message)
         case Report():
-            return replace(seen, report_number=message.number)
+            return replace(_lived(seen, message, received_at), report_number=message.number)
         case Reply():
             return replace(seen, reply_number=message.number)
+
+
+def _lived(install: Install, message: UpMessage, received_at: float) -> Install:
+    """The install with a report's live figures, where it holds newer ones than are known."""
+    if not isinstance(message, Report) or not isinstance(message.event, LiveMeasured) or not message.model:
+        return install
+    known = install.live.get(message.model)
+    if known is not None and known.number >= message.number:
+        return install
+    seen = LiveSeen(number=message.number, digest=message.digest, seen_at=received_at, figures=message.event)
+    live = {**install.live, message.model: seen}
+    while len(live) > MODELS_MAX:
+        del live[min(live, key=lambda model: live[model].number)]
+    return replace(install, live=live)
+
+
+def _late(device: Device, message: UpMessage, received_at: float, order_highest: int) -> Device:
+    """A message that is not new is no sign of life; its live figures may still be their model's newest."""
+    known = device.installs.get(message.install_id)
+    if known is not None:
+        install = _lived(known, message, received_at)
+        if install is not known:
+            device = replace(device, installs={**device.installs, message.install_id: install})
+    return device if order_highest == device.order_highest else replace(device, order_highest=order_highest)
 
 
 def _newest(install: Install, message: UpMessage) -> tuple[int, bool] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from fleet.inventory import Device
+from fleet.inventory import Device, LiveSeen
 from fleet.ports import ReleaseRow, RollbackRow
 from fleet.publish.content import blob_sizes
 from fleet.rollout import Assignment, Rollout
@@ -63,7 +63,10 @@ def release_view(row: ReleaseRow, manifest: Manifest) -> ReleaseView:
 
 
 class DeviceView(Struct, frozen=True, kw_only=True):
-    """A device; `models` is what it last reported of each; None is unknown."""
+    """A device; `models` is what it last reported of each; None is unknown.
+
+    `live` is what its applications count, which nobody measured.
+    """
 
     device: str
     online: bool
@@ -79,6 +82,7 @@ class DeviceView(Struct, frozen=True, kw_only=True):
     groups: tuple[str, ...]
     disk_free_bytes: int | None
     models: dict[str, ModelState]
+    live: dict[str, LiveSeen] = {}
 
 
 def device_view(device: Device) -> DeviceView:
@@ -100,6 +104,7 @@ def device_view(device: Device) -> DeviceView:
         groups=device.groups,
         disk_free_bytes=None if identity is None else identity.disk_free_bytes,
         models=device.models,
+        live=device.live,
     )
 
 

@@ -68,7 +68,7 @@ def is_pure(path: Path) -> bool:
     return docstring.startswith("PURE")
 
 
-ALL = sources(*ROOMS)
+ALL = sources(*ROOMS, "shallop_client")
 
 
 @pytest.mark.parametrize("path", sources("wire"), ids=name)
@@ -76,9 +76,15 @@ def test_wire_imports_the_standard_library_and_msgspec(path: Path) -> None:
     assert roots(path) <= {*sys.stdlib_module_names, "msgspec", "wire"}
 
 
+@pytest.mark.parametrize("path", sources("shallop_client"), ids=name)
+def test_the_client_stands_by_itself_on_python_3_9(path: Path) -> None:
+    assert roots(path) <= {*sys.stdlib_module_names, "shallop_client"}
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
+
+
 @pytest.mark.parametrize("room", ["agent", "converter", "fleet"])
 def test_the_three_programs_do_not_import_one_another(room: str) -> None:
-    others = {"agent", "converter", "fleet"} - {room}
+    others = {"agent", "converter", "fleet", "shallop_client"} - {room}
     guilty = {name(path): roots(path) & others for path in sources(room)}
     assert {k: v for k, v in guilty.items() if v} == {}
 

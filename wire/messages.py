@@ -23,6 +23,7 @@ from wire.types import (
     Count,
     DeviceId,
     Digest,
+    Fraction,
     GroupName,
     InstallId,
     ModelName,
@@ -243,6 +244,41 @@ class ContentFetched(Struct, frozen=True, kw_only=True, tag_field="type", tag="c
     deltas: Annotated[tuple[DeltaUse, ...], Meta(max_length=64)] = ()
 
 
+class LiveMeasured(Struct, frozen=True, kw_only=True, tag_field="type", tag="live_measured"):
+    """What the application counted itself with the active release; its claim, not the agent's measurement.
+
+    Attributes:
+        variant: that it was counted with.
+        window_s: over which: since the last such event that could tell of drift.
+        latency_n: inferences with a latency.
+        latency_ms_p50: median, as precise as the buckets: an eighth of an octave.
+        latency_ms_p95: 95th percentile.
+        confidence_n: inferences with a confidence.
+        confidence_mean: from 0 to 1.
+        drift: whether the window differs from the reference by more than the limits; None while there are
+            too few counts to say so.
+        drifted: in what.
+        latency_ratio: p50 or p95, whichever grew more, to the reference's; None is unknown.
+        latency_ratio_to_trial: p95 to that of the release's trial here, which ran the model alone.
+        confidence_psi: population stability index of the confidence against the reference.
+        reference_n: inferences that the reference holds: the soak's, or the first after it.
+    """
+
+    variant: VariantId
+    window_s: Seconds
+    latency_n: Count = 0
+    latency_ms_p50: float | None = None
+    latency_ms_p95: float | None = None
+    confidence_n: Count = 0
+    confidence_mean: Fraction | None = None
+    drift: bool | None = None
+    drifted: Annotated[tuple[Literal["latency", "confidence"], ...], Meta(max_length=2)] = ()
+    latency_ratio: float | None = None
+    latency_ratio_to_trial: float | None = None
+    confidence_psi: float | None = None
+    reference_n: Count = 0
+
+
 class OrderEnded(Struct, frozen=True, kw_only=True, tag_field="type", tag="order_ended"):
     """The order ended; `active` is what runs now."""
 
@@ -269,7 +305,14 @@ class MessageRefused(Struct, frozen=True, kw_only=True, tag_field="type", tag="m
 
 
 ReportEvent = (
-    PhaseChanged | TrialEnded | VariantRefused | ContentFetched | OrderEnded | OrderRefused | MessageRefused
+    PhaseChanged
+    | TrialEnded
+    | VariantRefused
+    | ContentFetched
+    | OrderEnded
+    | OrderRefused
+    | MessageRefused
+    | LiveMeasured
 )
 
 

@@ -45,6 +45,14 @@ def clock_synchronised() -> bool:
     return 0 <= state < _TIME_ERROR or _TIMESYNCD_MARK.exists()
 
 
+def boot_id(root: Path) -> str:
+    """The kernel's id of this start of the machine; empty where it cannot be read."""
+    try:
+        return (root / "proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()[:64]
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 class SystemRandom:
     """From the operating system, so that devices with equal images do not draw equal numbers."""
 

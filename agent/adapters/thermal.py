@@ -41,6 +41,28 @@ def throttling(root: Path) -> Throttling | None:
     return _firmware(root) or _supply_alarm(root) or _core_events(root)
 
 
+_FLAGS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
+"""`vcgencmd get_throttled`, names of bits 0 to 3, and of 16 to 19."""
+
+
+def raised_flags(root: Path) -> tuple[str, ...] | None:
+    """Names of what holds the machine back or has since it started; None where nothing here can tell.
+
+    A flag never falls while the machine runs, but for the kernel's alarm, which tells of now only.
+    """
+    bits = _firmware_bits(root)
+    if bits is not None:
+        held = (bits | bits >> 16) & _NOW
+        return tuple(name for number, name in enumerate(_FLAGS) if held & 1 << number)
+    alarm = _supply_alarm(root)
+    if alarm is not None:
+        return ("under_voltage",) if alarm.now else ()
+    events = _core_events(root)
+    if events is not None:
+        return ("core_throttled",) if any(events.past) else ()
+    return None
+
+
 def throttled_between(before: Throttling | None, after: Throttling | None) -> bool | None:
     """PURE. Whether it was held back at either look or in between; None where neither look could tell."""
     looks = [look for look in (before, after) if look is not None]
@@ -52,11 +74,13 @@ def throttled_between(before: Throttling | None, after: Throttling | None) -> bo
 
 def _firmware(root: Path) -> Throttling | None:
     """Raspberry Pi: the firmware's own bits."""
+    bits = _firmware_bits(root)
+    return None if bits is None else Throttling(now=bool(bits & _NOW), past=(bits & _SINCE_BOOT,))
+
+
+def _firmware_bits(root: Path) -> int | None:
     found = re.match(r"\s*throttled=0x([0-9a-fA-F]{1,8})\s*$", vcgencmd(root, "get_throttled") or "")
-    if found is None:
-        return None
-    bits = int(found[1], 16)
-    return Throttling(now=bool(bits & _NOW), past=(bits & _SINCE_BOOT,))
+    return None if found is None else int(found[1], 16)
 
 
 def _supply_alarm(root: Path) -> Throttling | None:

@@ -128,7 +128,30 @@ def device_tables(device: DeviceView) -> list[Table]:
             )
         )
     columns = ("model", "active", "variant", "previous", "phase", "last outcome", "latency p95", "reason")
-    return [_table(("", device.device), facts), _table(columns, rows)]
+    tables = [_table(("", device.device), facts), _table(columns, rows)]
+    return [*tables, _live_table(device)] if device.live else tables
+
+
+def _live_table(device: DeviceView) -> Table:
+    """What the applications count themselves since the switch."""
+    columns = ("live", "told", "inferences", "p50", "p95", "slower", "confidence", "shift (PSI)", "drift")
+    rows = []
+    for model, seen in sorted(device.live.items()):
+        told = seen.figures
+        rows.append(
+            (
+                model,
+                ago(seen.seen_at),
+                str(max(told.latency_n, told.confidence_n)),
+                figure(told.latency_ms_p50, "{:.2f}", " ms"),
+                figure(told.latency_ms_p95, "{:.2f}", " ms"),
+                figure(told.latency_ratio, "{:.2f}", " x"),
+                figure(told.confidence_mean, "{:.3f}", ""),
+                figure(told.confidence_psi, "{:.3f}", ""),
+                UNKNOWN if told.drift is None else ", ".join(told.drifted) or "no",
+            )
+        )
+    return _table(columns, rows)
 
 
 def rollouts_table(rollouts: Sequence[RolloutView]) -> Table:

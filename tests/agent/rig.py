@@ -23,6 +23,8 @@ from agent.outbox import Outbox
 from agent.rebuilding import Rebuilder
 from agent.runner import Pace, Runner
 from agent.slots import Slots
+from agent.soak import Rules
+from agent.soaking import Soaking
 from agent.store import BlobStore
 from agent.trust import Trust
 from agent.uplink import Self, Uplink
@@ -35,6 +37,7 @@ from tests.agent.twins import (
     MemoryDeltas,
     MemoryHooks,
     MemoryTrials,
+    MemoryUnits,
     OpenLock,
     QuietSupervisor,
     Release,
@@ -75,6 +78,11 @@ class Rig:
         self.broker = broker
         self.trials = MemoryTrials()
         self.hooks = MemoryHooks()
+        self.units = MemoryUnits()
+        self.flags: tuple[str, ...] | None = ()
+        self.boot = "a start of the machine"
+        self.live_latency: tuple[float | None, int] = (None, 0)
+        self.live_latency_factor_max: float | None = None
         self.clock = TestClock()
         self.disk = FixedDisk()
         self.supervisor = QuietSupervisor()
@@ -120,7 +128,7 @@ class Rig:
             fetcher=fetcher, sources=sources, slots=slots, models_dir=root / "models",
             shards_dir=root / "shards", machine=MACHINE, trial_runner=self.trials, trial_lock=OpenLock(),
             trial_settings=TrialSettings(), hooks=self.hooks, clock=clock, random=FixedRandom(),
-            health_failures_max=2, rebuilder=rebuilder,
+            soaking=self.soaking(), rebuilder=rebuilder,
         )  # fmt: skip
         self.runner = Runner(
             journal=JournalFile(root), slots=slots, store=store, shards_dir=root / "shards",
@@ -131,6 +139,15 @@ class Rig:
             device=DEVICE, topics=TOPICS, trust=self.trust, insecure_unsigned=self.unsigned,
             transport=broker, exchange=exchange, uplink=uplink, install=install,
             runner=self.runner, clock=clock, disk=self.disk, state_dir=root,
+        )  # fmt: skip
+
+    def soaking(self) -> Soaking:
+        """The soak's work."""
+        return Soaking(
+            hooks=self.hooks, units=self.units, flags=lambda: self.flags, clock=self.clock,
+            slots=Slots(self.root / "models"), models_dir=self.root / "models",
+            boot=self.boot, rules=Rules(health_failures_max=2), live=lambda _model, _slot: self.live_latency,
+            live_latency_factor_max=self.live_latency_factor_max,
         )  # fmt: skip
 
     def stop(self) -> None:

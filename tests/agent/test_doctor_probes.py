@@ -22,7 +22,8 @@ from agent import cli
 from agent.adapters import doctor, probe_machine, probe_places, probe_runtimes, probe_sensors
 from agent.adapters.locks import StateLock, state_lock_held
 from agent.adapters.trial_process import TrialProcess
-from agent.config import Config, HookConfig, parse
+from agent.config import Config, parse
+from agent.config_life import HookConfig
 from agent.doctor.finding import Finding, Status, ok
 from agent.journal import JournalFile
 from agent.worker.limits import WorkerLimits

@@ -22,7 +22,8 @@ from agent.adapters.hooks import CommandHooks
 from agent.adapters.locks import MachineLock, StateLock
 from agent.adapters.system import SystemClock, SystemDisk, SystemRandom
 from agent.adapters.systemd_notify import SystemdSupervisor
-from agent.config import Config, HookConfig, load, parse
+from agent.config import Config, load, parse
+from agent.config_life import HookConfig
 from agent.deployment import Deployment
 from agent.errors import Cancelled, ConfigError, FinalError, StateError
 from agent.exchange import Box, Exchange

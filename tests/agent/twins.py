@@ -13,6 +13,7 @@ from typing import Any
 from agent.errors import Cancelled, FinalError
 from agent.metering import LocalTime
 from agent.ports import Listener
+from agent.soak import UnitState
 from agent.worker.job import TrialJob
 from tests.agent import plain_delta
 from wire import codec, trust
@@ -252,6 +253,25 @@ class MemoryHooks:
     def interval_s(self, model: str) -> float:
         del model
         return 0.01
+
+
+class MemoryUnits:
+    """Services that a test moves; a model without an entry has none, a text says why nobody can tell."""
+
+    def __init__(self) -> None:
+        self.units: dict[str, UnitState | str] = {}
+        self.by_unit: set[str] = set()
+
+    def state(self, model: str) -> UnitState | None:
+        found = self.units.get(model)
+        return found if isinstance(found, UnitState) else None
+
+    def problem(self, model: str) -> str | None:
+        found = self.units.get(model)
+        return found if isinstance(found, str) else None
+
+    def activates(self, model: str) -> bool:
+        return model in self.by_unit
 
 
 class OpenLock:

@@ -1,0 +1,1 @@
+"""An application that classifies frames with whatever model Shallop brings; see README.md."""
