@@ -17,8 +17,7 @@ from agent import soak
 from agent.deployment import Deployment, Done, Event, Work
 from agent.errors import Cancelled, FinalError, RetryError
 from agent.ports import Clock, Hooks, Units
-from agent.slots import Slots
-from agent.slots import directory_name as _name
+from agent.slots import Slots, directory_name
 from wire.bundle import MANIFEST_BYTES_MAX, Manifest
 from wire.codec import decode
 from wire.sla import Maximum
@@ -30,7 +29,6 @@ ILL_WAIT_S = 0.5
 
 Flags = Callable[[], tuple[str, ...] | None]
 """Names of the throttling flags that are raised; None where nothing here can tell."""
-
 
 Live = Callable[[str, str], tuple[float | None, int]]
 """From model and slot directory: the application's own latency p95 in ms, and of how many inferences."""
@@ -112,7 +110,9 @@ class Soaking:
         """The time that is left is read last: a look that took long is one at its end."""
         ill = self._hooks.healthy(d.model, self._models_dir / d.model / "current", cancel)
         unit, flags = self._units.state(d.model), self._flags()
-        p95, n = (None, 0) if self._live is None or d.active is None else self._live(d.model, _name(d.active))
+        p95, n = None, 0
+        if self._live is not None and d.active is not None:
+            p95, n = self._live(d.model, directory_name(d.active))
         left_s = end_s - self._clock.boot_s()
         return soak.Look(left_s=left_s, ill=ill, unit=unit, flags=flags, latency_ms_p95=p95, latency_n=n)
 

@@ -103,7 +103,7 @@ def test_a_trial_that_hangs_is_waited_for_and_then_the_other_model_has_its_turn(
 
 
 def _workers(both: Both) -> int:
-    """Trial processes below this agent."""
+    """Trials below this agent, whatever they are wrapped in; other agents of this machine are not meant."""
     agent = both.house.agents[DEVICE].pid
     found = 0
     for status in Path("/proc").glob("[0-9]*/stat"):
@@ -112,7 +112,7 @@ def _workers(both: Both) -> int:
             command = (status.parent / "cmdline").read_bytes()
         except OSError:
             continue
-        found += parent == agent and b"agent.worker.trial" in command
+        found += parent == agent and b"agent.worker" in command
     return found
 
 
