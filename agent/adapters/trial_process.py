@@ -105,7 +105,7 @@ class TrialProcess:
             self._wait(worker, cancel)
         finally:
             _kill_group(worker)
-        if not result.exists():
+        if worker.returncode != 0 or not result.exists() or not result.stat().st_size:
             raise _died(worker.returncode, _tail(folder / "log"))
         outcome = read_outcome(result)
         if isinstance(outcome, TrialFailure):
@@ -121,6 +121,7 @@ class TrialProcess:
             "ORT_DISABLE_TELEMETRY": "1",
             "OMP_NUM_THREADS": str(threads),
             "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
             **_package_path(self._python),
         }
         command = [self._python, "-m", "agent.worker.trial", str(folder / "job.json")]

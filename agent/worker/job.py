@@ -123,6 +123,11 @@ class WorkerOrder(Struct, frozen=True, kw_only=True):
     parent_pid: Count | None = None
 
 
+def encoded(outcome: TrialSuccess | TrialFailure) -> bytes:
+    """An outcome as it travels."""
+    return msgspec.json.encode(outcome)
+
+
 def write_file(path: Path, value: WorkerOrder | TrialSuccess | TrialFailure) -> None:
     """Writes an order or an outcome as JSON, by rename, so that it is whole or not there."""
     part = path.with_name(path.name + ".part")
