@@ -64,9 +64,16 @@ def runtime_paths() -> tuple[Path, ...]:
     for entry in filter(None, sys.path):
         folder = Path(entry)
         # A checkout is more than its packages: its tests, its keys, whatever lies beside them.
-        inside = [folder / name for name in _PACKAGES if (folder / name).is_dir()]
+        inside = [folder / name for name in _PACKAGES if _is_folder(folder / name)]
         found |= set(inside) if inside and "-packages" not in folder.name else {folder}
     return tuple(sorted(found - {Path("/")}))
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # below a directory that this user may not look into
+        return False
 
 
 def _mapped() -> set[Path]:
