@@ -65,8 +65,15 @@ def runtime_paths() -> tuple[Path, ...]:
         folder = Path(entry)
         # A checkout is more than its packages: its tests, its keys, whatever lies beside them.
         inside = [folder / name for name in _PACKAGES if _is_folder(folder / name)]
-        found |= set(inside) if inside and "-packages" not in folder.name else {folder}
+        found |= set(inside) if inside and "-packages" not in folder.name else {folder, *_linked(folder)}
     return tuple(sorted(found - {Path("/")}))
+
+
+def _linked(folder: Path) -> list[Path]:
+    """Where packages really lie that an installer only linked here."""
+    with contextlib.suppress(OSError):
+        return [entry.resolve() for entry in folder.iterdir() if entry.is_symlink()]
+    return []
 
 
 def _is_folder(path: Path) -> bool:
