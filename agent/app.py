@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from agent.adapters.power import find_sensor
 from agent.adapters.system import SystemClock, SystemDisk, SystemRandom
 from agent.adapters.systemd_notify import SystemdSupervisor
 from agent.adapters.trial_process import TrialProcess, installed_runtimes
+from agent.adapters.trial_socket import TrialSocket
 from agent.config import Config
 from agent.connection import Connection
 from agent.deployment import Deployment, RollbackAsked
@@ -37,6 +39,7 @@ from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
 from agent.outbox import Outbox
+from agent.ports import TrialRunner
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
@@ -179,15 +182,20 @@ def _transport(config: Config, device: str) -> MqttTransport:
 
 def _jobs(config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources) -> Jobs:
     trial = config.trial
-    scratch, limits = state.root / "trials", trial.worker_limits()
-    runner = TrialProcess(scratch, limits, trial.python) if trial.python else TrialProcess(scratch, limits)
     return Jobs(
         fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,
-        shards_dir=state.shards_dir, machine=machine, trial_runner=runner,
+        shards_dir=state.shards_dir, machine=machine, trial_runner=_trial_runner(config, state),
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
         hooks=CommandHooks(config.hooks), clock=SystemClock(), random=SystemRandom(),
         health_failures_max=config.soak.health_failures_max,
     )  # fmt: skip
+
+
+def _trial_runner(config: Config, state: State) -> TrialRunner:
+    trial, limits = config.trial, config.trial.worker_limits()
+    if trial.socket:
+        return TrialSocket(Path(trial.socket), limits)
+    return TrialProcess(state.root / "trials", limits, trial.python or sys.executable)
 
 
 def _signals(runner: Runner, connection: Connection, state: State) -> None:

@@ -88,6 +88,7 @@ class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         python: interpreter that has the runtimes, such as that of an environment in which `tflite-runtime`
             has the numpy 1 that it needs; this one where none is given. It runs every trial, so it needs
             each runtime that releases are to be tried with, and what `shallop` needs.
+        socket: of a worker that systemd starts, `/run/shallop/worker.sock`; none: the agent starts it itself.
     """
 
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
@@ -100,6 +101,7 @@ class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     memory_bytes_max: Annotated[int, Meta(ge=64 * 1024**2)] = 4 * 1024**3
     lock_file: str | None = None
     python: str | None = None
+    socket: str | None = None
 
     def settings(self) -> TrialSettings:
         """How much is measured."""

@@ -18,12 +18,18 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from msgspec.structs import replace
 
 from agent.worker import tools
-from agent.worker.job import DOES_NOT_FIT, TrialFailure, TrialJob, TrialSuccess, encoded, read_order
+from agent.worker.job import (
+    DETAIL_CHARS_MAX,
+    DOES_NOT_FIT,
+    TrialFailure,
+    TrialJob,
+    TrialSuccess,
+    encoded,
+    read_order,
+)
 from agent.worker.limits import restrict
 from agent.worker.sandbox import confine
 from wire.errors import ShallopError
-
-DETAIL_CHARS_MAX = 1500
 
 
 def main(arguments: list[str]) -> int:
