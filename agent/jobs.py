@@ -18,7 +18,7 @@ from agent.deployment import Admitted, Deployment, Done, Event, Failed, Progress
 from agent.errors import AgentError, Cancelled, FinalError, RetryError, reason_of
 from agent.fetching import Fetcher, Sources
 from agent.hardware import EXTRA_OF, compatible
-from agent.judging import judged
+from agent.judging import judged, require_fair
 from agent.ports import Clock, Hooks, Randomness, TrialLock, TrialRunner
 from agent.slots import Slots, file_sha256, write_content
 from agent.trials import Paths, job_for
@@ -204,7 +204,10 @@ class Jobs:
         job = job_for(manifest, variant, wanted.digest, wanted.shards, paths, incumbent, self._trial_settings)
         with self._trial_lock.hold(cancel):
             result = self._trial_runner.run(job, cancel)
-        return Trialed(serial=work.serial, trial=judged(result, manifest, variant))
+        summary = judged(result, manifest, variant)
+        if wanted.mode == "deploy":
+            require_fair(summary)
+        return Trialed(serial=work.serial, trial=summary)
 
     # --- from the switch on
 

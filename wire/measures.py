@@ -106,10 +106,14 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     Attributes:
         energy_mj: per inference, the idle power subtracted; None too where the machine was held back.
         energy_mj_gross: per inference, nothing subtracted.
-        throttled: held back by heat or a weak supply before, during or after the trial.
+        throttled: held back by heat or a weak supply while latency and energy were measured, in the run that
+            is told here; those figures then prove nothing.
+        runs_void: runs before that one, measured again for the same reason.
         cpu: class of the processor, machines of which give the same answers (`x86-64-vnni`).
         temperature_c_before: hottest processor zone when the trial began, degrees Celsius.
         temperature_c_after: the same when it ended.
+        cpu_mhz_before: of the fastest core, once warm and before the first timed inference.
+        cpu_mhz_after: the same after the last one.
     """
 
     variant: VariantId
@@ -133,8 +137,11 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     power_watts_load: float | None = None
     power_sensor: Name | None = None
     throttled: bool | None = None
+    runs_void: Count = 0
     temperature_c_before: float | None = None
     temperature_c_after: float | None = None
+    cpu_mhz_before: float | None = None
+    cpu_mhz_after: float | None = None
     cpu: Name | None = None
     incumbent: Digest | None = None
     notes: tuple[Text, ...] = ()

@@ -36,8 +36,13 @@ class Power(Struct, frozen=True, kw_only=True):
     power_sensor: str | None = None
 
 
-def measure(root: Path, settings: TrialSettings, infer: Callable[[int], object]) -> Power:
-    """Runs `infer(i)` through the load windows and reads the sensor meanwhile."""
+def measure(
+    root: Path,
+    settings: TrialSettings,
+    infer: Callable[[int], object],
+    between: Callable[[], None] = lambda: None,
+) -> Power:
+    """Runs `infer(i)` through the load windows and reads the sensor meanwhile; `between` runs after each."""
     sensor = find_sensor(root)
     if sensor is None:
         return Power()
@@ -45,7 +50,10 @@ def measure(root: Path, settings: TrialSettings, infer: Callable[[int], object])
     idle = _window(sensor, settings.energy_window_s, None)
     if not idle.watts:
         return Power(power_sensor=sensor.name)
-    loads = [_window(sensor, settings.energy_window_s, infer) for _ in range(settings.energy_windows)]
+    loads = []
+    for _ in range(settings.energy_windows):
+        loads.append(_window(sensor, settings.energy_window_s, infer))
+        between()
     held_back = throttled_between(before, throttling(root))
     figures = energy_per_inference_mj(idle, loads, throttled=held_back)
     if figures is None:

@@ -58,6 +58,9 @@ class TrialSettings(Struct, frozen=True, kw_only=True):
         latency_runs: timed inferences of each model, interleaved.
         energy_windows: load windows for the energy per inference, the median of which counts.
         energy_window_s: length of the idle and of each load window.
+        throttled_repeats_max: further runs where the machine was held back in one.
+        cooling_s_max: waited before each of them.
+        wall_s_max: for the whole trial, kept by the daemon; no run is begun that could not end in time.
     """
 
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
@@ -65,6 +68,9 @@ class TrialSettings(Struct, frozen=True, kw_only=True):
     latency_runs: Annotated[int, Meta(ge=1, le=100_000)] = 200
     energy_windows: Annotated[int, Meta(ge=5, le=100)] = 5
     energy_window_s: Annotated[float, Meta(ge=0.05, le=600.0)] = 30.0
+    throttled_repeats_max: Annotated[int, Meta(ge=0, le=10)] = 2
+    cooling_s_max: Annotated[float, Meta(ge=0.0, le=3600.0)] = 60.0
+    wall_s_max: Annotated[float, Meta(gt=0.0)] = 900.0
 
 
 class TrialJob(Struct, frozen=True, kw_only=True):
