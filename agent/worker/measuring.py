@@ -78,9 +78,13 @@ def run_trial(job: TrialJob) -> TrialResult:
         cpu_mhz_before=run.cpu_mhz_before,
         cpu_mhz_after=run.cpu_mhz_after,
         incumbent=job.incumbent.digest if job.incumbent and incumbent else None,
-        notes=notes,
+        notes=(*notes, *run.power.remarks),
+        energy_mj=run.power.energy_mj,
+        energy_mj_gross=run.power.energy_mj_gross,
+        power_watts_idle=run.power.power_watts_idle,
+        power_watts_load=run.power.power_watts_load,
+        power_sensor=run.power.power_sensor,
         **asdict(answers),
-        **asdict(run.power),
     )
 
 

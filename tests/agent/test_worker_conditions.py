@@ -27,6 +27,7 @@ from wire.measures import Latency, Measure, TrialResult
 from wire.messages import TrialSummary
 from wire.sla import AccuracyLimit, Limits, Maximum, Outcome, Status
 
+BRIEF = replace(FAST, energy_window_s=0.05)
 SETTINGS = TrialSettings(throttled_repeats_max=2, cooling_s_max=0.0, wall_s_max=60.0)
 
 
@@ -209,7 +210,8 @@ def test_a_run_fits_with_a_little_to_spare(needed: float, left: float, does: boo
 def test_a_real_trial_tells_heat_and_frequency(tmp_path: Path) -> None:
     root = build(tmp_path / "root", "rpi4")
     write(root, "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 1_800_000)
-    result = measuring.run_trial(replace(good_job(tmp_path), system_root=str(root)))
+    job = replace(good_job(tmp_path, settings=BRIEF), system_root=str(root))
+    result = measuring.run_trial(job)
     assert (result.throttled, result.runs_void) == (False, 0)
     assert (result.temperature_c_before, result.temperature_c_after) == (52.095, 52.095)
     assert (result.cpu_mhz_before, result.cpu_mhz_after) == (1800.0, 1800.0)
@@ -218,7 +220,7 @@ def test_a_real_trial_tells_heat_and_frequency(tmp_path: Path) -> None:
 def test_a_real_trial_on_a_weak_supply_says_so_after_its_repeats(tmp_path: Path) -> None:
     root = build(tmp_path / "root", "rpi4")
     write(root, "sys/class/hwmon/hwmon1/in0_lcrit_alarm", 1)
-    settings = replace(FAST, throttled_repeats_max=1, cooling_s_max=0.0)
+    settings = replace(BRIEF, throttled_repeats_max=1, cooling_s_max=0.0)
     result = measuring.run_trial(replace(good_job(tmp_path, settings=settings), system_root=str(root)))
     assert (result.throttled, result.runs_void) == (True, 1)
     assert result.accuracy is not None
