@@ -21,7 +21,7 @@ from agent.hardware import EXTRA_OF, compatible
 from agent.judging import judged, require_fair
 from agent.ports import Clock, Hooks, Randomness, TrialLock, TrialRunner
 from agent.slots import Slots, file_sha256, write_content
-from agent.trials import Paths, job_for
+from agent.trials import Paths, job_for, preferred
 from agent.worker.job import TrialSettings
 from wire.bundle import File, Manifest, Variant
 from wire.errors import ShallopError
@@ -116,7 +116,7 @@ class Jobs:
         wanted = _desired(d)
         if any(index >= len(manifest.validation) for index in wanted.shards):
             raise FinalError("no_shard", "the order names a validation shard that the release does not have")
-        allowed = wanted.variants or tuple(variant.id for variant in manifest.variants)
+        allowed = wanted.variants or preferred(manifest)
         refused = []
         for name in allowed:
             why = self._unfit(manifest.variant(name))
