@@ -7,6 +7,8 @@ Not for: judging; the figures go back and `wire.sla.judge` decides in the daemon
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,11 +121,28 @@ def _run(runners: Sequence[Runner], settings: TrialSettings, root: Path) -> tupl
 
 
 def _load(run: ModelRun, job: TrialJob) -> tuple[Session, float]:
-    """The model and the milliseconds that loading it took, the runtime's own import left out."""
+    """The model and the milliseconds that loading it from the disk took; importing the runtime is left out."""
     runtime = runtimes.find(run.runtime)
+    forget(Path(run.model_path).parent)
     started = time.perf_counter()
     session = runtime.load(run.model_path, job.settings.threads, run.session_config)
     return session, (time.perf_counter() - started) * 1000
+
+
+def forget(folder: Path) -> None:
+    """Asks the kernel to drop its copy of the files in a folder, so that loading is as cold as after a start.
+
+    They were written a moment ago; what another process has mapped, or a file system in memory holds, stays
+    (posix_fadvise(2)).
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_file():
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(file)
 
 
 def _check(session: Session, job: TrialJob) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -253,6 +256,34 @@ def test_the_two_take_turns_at_going_first_and_looks_fall_between() -> None:
     took = interleaved(pair, settings, lambda: ran.append("look"))  # type: ignore[arg-type]
     assert ran == ["a0", "b0", "look", "b1", "a1", "look", "a2", "b2", "look"]
     assert [len(one) for one in took] == [3, 3]
+
+
+def resident(path: Path) -> int:
+    """Pages of a file that the kernel holds in memory (mincore(2))."""
+    size = path.stat().st_size
+    pages = (size + mmap.PAGESIZE - 1) // mmap.PAGESIZE
+    held = (ctypes.c_ubyte * pages)()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as view:
+        start = ctypes.c_char.from_buffer(view)
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(size), held) == 0
+        del start
+    return sum(flag & 1 for flag in held)
+
+
+def test_a_model_is_loaded_from_the_disk_and_not_from_memory(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    with path.open("wb") as file:
+        file.write(b"x" * 64 * mmap.PAGESIZE)
+        file.flush()
+        os.fsync(file.fileno())
+    if resident(path) != 64:
+        pytest.skip("this file system does not show what it holds in memory")
+    measuring.forget(tmp_path)
+    if resident(path) == 64:
+        pytest.skip(f"{tmp_path} lies in memory; set TMPDIR to a folder on a disk")
+    assert resident(path) == 0
+    measuring.forget(tmp_path / "absent")
 
 
 # --- before the SLA
