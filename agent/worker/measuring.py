@@ -121,7 +121,7 @@ def _run(runners: Sequence[Runner], settings: TrialSettings, root: Path) -> tupl
 
 
 def _load(run: ModelRun, job: TrialJob) -> tuple[Session, float]:
-    """The model and the milliseconds that loading it from the disk took; importing the runtime is left out."""
+    """The model and the milliseconds of loading it from the disk; importing the runtime is left out."""
     runtime = runtimes.find(run.runtime)
     forget(Path(run.model_path).parent)
     started = time.perf_counter()
