@@ -280,10 +280,10 @@ def probe(body: str, *, user: int | None = None) -> str:
     """What a process of its own prints; as another user where this one is root."""
     become = f"os.setgroups([]); os.setgid({user}); os.setuid({user})" if user and os.getuid() == 0 else ""
     code = f"""
-import ctypes, os, socket, sys, threading
+import ctypes, os, resource, socket, sys, threading
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from agent.worker import landlock, sandbox, seccomp
+from agent.worker import landlock, limits, sandbox, seccomp
 def refused(deed):
     try:
         deed()
@@ -312,6 +312,31 @@ print(os.getuid(), missing, refused(socket.socket), refused(os.fork), refused(la
     else:
         assert told.endswith("1 1 0")
         assert "Landlock" in told
+
+
+def test_the_limit_on_tasks_bounds_and_is_taken_back_where_it_would_bound_too_much() -> None:
+    told = probe(
+        """
+soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+honest, limits._tasks_of_user = limits._tasks_of_user, lambda: 0
+limits._limit_tasks(1)  # this very process is one already, and not seen
+print(resource.getrlimit(resource.RLIMIT_NPROC) == (soft, hard), end=" ")
+limits._tasks_of_user = honest
+seen = honest()
+limits._limit_tasks(20)
+soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+print(soft == hard, 1 <= hard - seen <= 20, end=" ")
+stay = threading.Event()
+try:
+    for _ in range(50):
+        threading.Thread(target=stay.wait, daemon=True).start()
+except RuntimeError:
+    print("bounded", end="", flush=True)
+os._exit(0)
+""",
+        user=65533,
+    )
+    assert told == "True True True bounded"
 
 
 @LANDLOCK
