@@ -100,6 +100,7 @@ def drop_capabilities() -> bool:
     if libc.capget(header, held) != 0:
         return False
     # Low and high words, each: effective, permitted, inheritable.
-    permitted = struct.unpack("=6I", held.raw)[1] & _DAC_READ_SEARCH
-    kept = struct.pack("=6I", permitted, permitted, 0, 0, 0, 0)
-    return bool(libc.capset(header, kept) == 0)
+    kept = struct.unpack("=6I", held.raw)[1] & _DAC_READ_SEARCH
+    wanted = struct.pack("=6I", kept, kept, 0, 0, 0, 0)
+    # A unit that has left a process no capability allows it no capset either.
+    return held.raw == wanted or bool(libc.capset(header, wanted) == 0)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from agent.adapters.trial_process import TrialProcess
 from agent.errors import FinalError
-from agent.worker import landlock, seccomp, syscalls
+from agent.worker import landlock, sandbox, seccomp, syscalls
 from agent.worker.job import TrialJob
 from agent.worker.limits import WorkerLimits
 from tests.agent.hostile import taken_over, what_it_told
@@ -354,6 +354,37 @@ print(said, refused((here / "seen/file").read_text), refused((here / "hidden").r
     assert told == "None 0 1 1 1"
 
 
+def test_without_landlock_the_filter_alone_keeps_everything_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    told = probe(f"""
+landlock.restrict = lambda *places: "switched off"
+here = Path({str(tmp_path)!r})
+missing = sandbox.confine()
+print(missing, refused((here / "file").read_text), refused(lambda: (here / "file").write_text("y")),
+      refused(lambda: (here / "new").write_text("")), refused(lambda: os.unlink(here / "file")),
+      refused(lambda: os.rename(here / "file", here / "gone")), refused(lambda: os.mkdir(here / "folder")))
+""")
+    assert told == "('Landlock (switched off)',) 0 1 1 1 1 1"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_who_has_no_capability_asks_for_no_change() -> None:
+    """A unit of systemd that has taken all of them refuses capset itself."""
+    told = probe(
+        """
+sandbox.drop_capabilities()
+libc = ctypes.CDLL(None)
+filters = seccomp.program
+seccomp.program = lambda *a, **k: (*filters(*a, **k)[:4], *seccomp._deny({"x86_64": 126}.get(a[0], 91)),
+                                   (0x06, 0, 0, 0x7FFF0000))
+seccomp.no_new_privileges()
+print(seccomp.load(writes=True), sandbox.drop_capabilities())
+""",
+        user=65534,
+    )
+    assert told == "None True"
+
+
 @LANDLOCK
 def test_a_worker_that_must_write_does_so_in_its_folder_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
@@ -469,6 +500,12 @@ def test_the_numbers_are_the_headers(header: str, which: int) -> None:
         else:  # not on this machine, or newer than the header
             assert (numbers[which] or 450) >= 450, name
     assert checked > 90
+
+
+def test_the_libraries_of_an_unusual_prefix_are_found_where_the_loaded_ones_lie() -> None:
+    import _ctypes  # noqa: PLC0415 - a library, wherever this interpreter keeps its own
+
+    assert Path(_ctypes.__file__).resolve().parent in sandbox._mapped()
 
 
 def test_a_machine_without_a_table_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
