@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent.adapters.trial_process import TrialProcess
 from agent.errors import FinalError
@@ -248,8 +249,6 @@ def test_the_pi_tool_is_asked_through_a_process_beside(tmp_path: Path) -> None:
 
 
 def good_job_below(folder: Path, root: Path) -> TrialJob:
-    from msgspec.structs import replace  # noqa: PLC0415 - only here
-
     return replace(good_job(folder), system_root=str(root))
 
 
@@ -269,7 +268,11 @@ def test_a_guard_that_is_missing_is_noted_in_the_result(tmp_path: Path) -> None:
 
 @LANDLOCK
 def test_with_all_guards_there_is_nothing_to_note(tmp_path: Path) -> None:
-    result = TrialProcess(tmp_path / "scratch", LIMITS).run(good_job(tmp_path), threading.Event())
+    job = good_job(tmp_path / "model")
+    shard = tmp_path / "shard.npz"
+    Path(job.shards[0]).rename(shard)
+    job = replace(job, shards=(str(shard),))
+    result = TrialProcess(tmp_path / "scratch", LIMITS).run(job, threading.Event())
     assert result.notes == ()
 
 

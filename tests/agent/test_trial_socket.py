@@ -7,10 +7,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from agent import app, config
 from agent.adapters.trial_process import TrialProcess
@@ -20,6 +21,8 @@ from agent.worker.job import ORDER_BYTES_MAX, TrialFailure, TrialJob, TrialOrder
 from agent.worker.limits import WorkerLimits
 from tests.agent.inetd import SERVE, listening
 from tests.agent.models import gluttonous, good_job, hanging, model_of
+from tests.agent.test_mqtt import Fleet, daemon
+from tests.brokers import Mosquitto
 from wire.measures import TrialResult
 
 LIMITS = WorkerLimits(wall_s_max=60.0)
@@ -144,12 +147,51 @@ def test_a_path_too_long_for_a_socket_is_told(tmp_path: Path) -> None:
 
 
 def test_an_order_too_large_is_not_sent(tmp_path: Path) -> None:
-    from msgspec.structs import replace  # noqa: PLC0415 - only here
-
     job = replace(good_job(tmp_path), shards=("x" * ORDER_BYTES_MAX,))
     with pytest.raises(FinalError) as raised:
         TrialSocket(tmp_path / "s", LIMITS).run(job, threading.Event())
     assert raised.value.code == "trial_file_oversized"
+
+
+@pytest.fixture(scope="module")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    with Mosquitto(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker
+
+
+@pytest.mark.broker
+def test_a_real_daemon_has_its_trials_behind_the_socket(mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """A good release, one that hangs, and one while nobody answers at the socket."""
+    fleet, path = Fleet(mosquitto), tmp_path / "s"
+    current = tmp_path / "state/models/tiny/current/model.onnx"
+    try:
+        good = fleet.publish(tmp_path / "1", seed=1)
+        bad = fleet.publish(tmp_path / "2", seed=2, release="2", harm="hang")
+        later = fleet.publish(tmp_path / "3", seed=3, release="3")
+        with daemon(tmp_path, mosquitto, f", socket: {path}, wall_s_max: 5"):
+            with listening(path, tmp_path / "tmp") as inetd:
+                fleet.order(1, good)
+                state = fleet.wait(1, "active")
+                assert state.trial is not None
+                assert state.trial.result.accuracy is not None
+                before = current.read_bytes()
+                fleet.order(2, bad)
+                state = fleet.wait(2, "failed")
+                assert state.reason is not None
+                assert state.reason.code == "trial_timeout"
+                assert (state.active and state.active.digest) == good
+                assert current.read_bytes() == before
+                assert len(inetd.started) == 2
+            fleet.order(3, later)
+            until(
+                lambda: (why := fleet.reported[-1].reason) is not None and why.code == "trial_not_started",
+                "why it waits",
+            )
+            path.unlink()
+            with listening(path, tmp_path / "tmp"):
+                assert fleet.wait(3, "active").active is not None
+    finally:
+        fleet.close()
 
 
 def workers_of(pid: int) -> list[int]:
