@@ -81,6 +81,18 @@ def test_a_sign_that_goes_missing_is_no_news(tmp_path: Path) -> None:
     assert watch.ended() is False
 
 
+def test_what_rose_while_nobody_could_tell_is_seen_afterwards(tmp_path: Path) -> None:
+    root, now = build(tmp_path, "rpi5"), [0.0]
+    watch = Watch(root, lambda: now[0])
+    bits(root, 0xFFFFFFFFF)  # more digits than the tool ever gives: an answer that is none
+    (root / "sys/class/hwmon/hwmon3/in0_lcrit_alarm").unlink()
+    assert throttling(root) is None
+    now[0] += LOOK_EVERY_S
+    watch.glance()
+    bits(root, 0x70000)
+    assert watch.ended() is True
+
+
 # --- again, within a bound
 
 
