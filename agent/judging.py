@@ -68,7 +68,7 @@ def require_fair(summary: TrialSummary) -> None:
     if not summary.result.throttled:
         return
     standing = [f for f in summary.verdict.findings if f.outcome in {Outcome.FAIL, Outcome.UNMEASURED}]
-    if standing and all(f.outcome is Outcome.UNMEASURED and f.limit in _HELD_BACK for f in standing):
+    if standing and all(f.limit in _HELD_BACK for f in standing):
         raise RetryError(
             "throttled",
             f"{standing[0].reason}, {summary.result.runs_void + 1} times in a row; see to its cooling and "

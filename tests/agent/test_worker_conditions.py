@@ -336,6 +336,15 @@ def test_a_throttled_figure_neither_passes_nor_fails(tmp_path: Path, limits: Lim
     assert raised.value.code == "throttled"
 
 
+def test_what_is_unknown_for_another_reason_is_not_blamed_on_heat(tmp_path: Path) -> None:
+    limits = Limits(latency_ms_p95_max=10.0, memory_bytes_max=1e9)
+    summary = verdict_on(tmp_path, replace(SLOW, memory_bytes_peak=None), limits)
+    latency, memory = summary.verdict.findings
+    assert "throttled" in latency.reason
+    assert "throttled" not in memory.reason
+    require_fair(summary)  # a cooler machine would not know its memory either
+
+
 def test_the_same_figures_decide_on_a_machine_that_was_not_held_back(tmp_path: Path) -> None:
     limits = Limits(latency_ms_p95_max=1.0, energy_mj_max=5.0)
     for throttled in (False, None):
