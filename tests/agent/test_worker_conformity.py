@@ -60,6 +60,11 @@ def test_integers_have_a_step_of_one(dtype: type) -> None:
     assert step_of(np.zeros((2, 2), dtype)) == 1.0
 
 
+def test_an_output_of_more_levels_than_eight_bits_give_is_not_told_to_be_quantized() -> None:
+    assert step_of(np.arange(513, dtype=np.float32)) == 1.0
+    assert step_of(np.arange(514, dtype=np.float32)) is None
+
+
 def test_few_values_and_none_have_no_step() -> None:
     assert step_of(np.arange(7, dtype=np.float32)) is None
     assert step_of(np.arange(8, dtype=np.float32)) == 1.0
