@@ -33,6 +33,7 @@ from agent.adapters.system import SystemClock, SystemDisk, SystemRandom, boot_id
 from agent.adapters.systemd_notify import SystemdSupervisor
 from agent.adapters.thermal import raised_flags
 from agent.adapters.trial_process import TrialProcess, installed_runtimes
+from agent.adapters.trial_socket import TrialSocket
 from agent.adapters.units import SystemdUnits
 from agent.config import Config
 from agent.connection import Connection
@@ -45,7 +46,7 @@ from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
 from agent.live_watch import LiveWatch
 from agent.outbox import Outbox, pending
-from agent.ports import Onlooker
+from agent.ports import Onlooker, TrialRunner
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
@@ -251,9 +252,11 @@ def _jobs(
     )  # fmt: skip
 
 
-def _trial_runner(config: Config, scratch: Path) -> TrialProcess:
-    python, limits = config.trial.python, config.trial.worker_limits()
-    return TrialProcess(scratch, limits, python) if python else TrialProcess(scratch, limits)
+def _trial_runner(config: Config, scratch: Path) -> TrialRunner:
+    trial, limits = config.trial, config.trial.worker_limits()
+    if trial.socket:
+        return TrialSocket(Path(trial.socket), limits)
+    return TrialProcess(scratch, limits, trial.python or sys.executable)
 
 
 def _signals(runner: Runner, connection: Connection, state: State) -> None:

@@ -110,6 +110,8 @@ class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         latency_runs: inferences timed.
         energy_windows: load windows.
         energy_window_s: length of each.
+        throttled_repeats_max: further runs where heat or a weak supply held the machine back in one.
+        cooling_s_max: waited before each of them.
         wall_s_max: after which a trial is killed.
         cpu_s_max: processor seconds.
         memory_bytes_max: address space.
@@ -117,6 +119,7 @@ class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         python: interpreter that has the runtimes, such as that of an environment in which `tflite-runtime`
             has the numpy 1 that it needs; this one where none is given. It runs every trial, so it needs
             each runtime that releases are to be tried with, and what `shallop` needs.
+        socket: of a worker that systemd starts, `/run/shallop/worker.sock`; none: the agent starts it itself.
     """
 
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
@@ -124,11 +127,14 @@ class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     latency_runs: Annotated[int, Meta(ge=1, le=100_000)] = 200
     energy_windows: Annotated[int, Meta(ge=5, le=100)] = 5
     energy_window_s: Annotated[float, Meta(ge=0.05, le=600.0)] = 30.0
+    throttled_repeats_max: Annotated[int, Meta(ge=0, le=10)] = 2
+    cooling_s_max: Annotated[float, Meta(ge=0.0, le=3600.0)] = 60.0
     wall_s_max: Above0 = 900.0
     cpu_s_max: Annotated[int, Meta(ge=1, le=86400)] = 900
     memory_bytes_max: Annotated[int, Meta(ge=64 * 1024**2)] = 4 * 1024**3
     lock_file: str | None = None
     python: str | None = None
+    socket: str | None = None
 
     def settings(self) -> TrialSettings:
         """How much is measured."""
@@ -138,6 +144,9 @@ class TrialConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             latency_runs=self.latency_runs,
             energy_windows=self.energy_windows,
             energy_window_s=self.energy_window_s,
+            throttled_repeats_max=self.throttled_repeats_max,
+            cooling_s_max=self.cooling_s_max,
+            wall_s_max=self.wall_s_max,
         )
 
     def worker_limits(self) -> WorkerLimits:

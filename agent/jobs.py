@@ -21,11 +21,11 @@ from agent.deployment import Admitted, Deployment, Done, Event, Failed, Progress
 from agent.errors import AgentError, Cancelled, FinalError, RetryError, disk_error, reason_of
 from agent.fetching import Errand, Fetcher, Sources
 from agent.hardware import EXTRA_OF, compatible
-from agent.judging import judged
+from agent.judging import judged, require_fair
 from agent.ports import Clock, Hooks, Randomness, TrialLock, TrialRunner
 from agent.slots import Slots, file_sha256, write_content
 from agent.soaking import Soaking
-from agent.trials import Paths, job_for
+from agent.trials import Paths, job_for, preferred
 from agent.worker.job import TrialSettings
 from wire.bundle import File, Manifest, Variant
 from wire.errors import ShallopError
@@ -131,7 +131,7 @@ class Jobs:
         wanted = _desired(d)
         if any(index >= len(manifest.validation) for index in wanted.shards):
             raise FinalError("no_shard", "the order names a validation shard that the release does not have")
-        allowed = wanted.variants or tuple(variant.id for variant in manifest.variants)
+        allowed = wanted.variants or preferred(manifest)
         refused = []
         for name in allowed:
             why = self._unfit(manifest.variant(name))
@@ -214,7 +214,10 @@ class Jobs:
         job = job_for(manifest, variant, wanted.digest, wanted.shards, paths, incumbent, self._trial_settings)
         with self._trial_lock.hold(cancel):
             result = self._trial_runner.run(job, cancel)
-        return Trialed(serial=work.serial, trial=judged(result, manifest, variant))
+        summary = judged(result, manifest, variant)
+        if wanted.mode == "deploy":
+            require_fair(summary)
+        return Trialed(serial=work.serial, trial=summary)
 
     # --- from the switch on
 

@@ -1,8 +1,8 @@
 """PURE. What only a device computes: energy per inference, and the class of its processor.
 
-For: gross and idle-subtracted energy, the median over load windows (FACTS.md section 5: an idle window, at
-least five load windows, both figures, void where the machine was held back); and the name under which the
-registry pools answers of processors that compute alike.
+For: when a machine is fit for another run; gross and idle-subtracted energy, the median over load windows
+(FACTS.md section 5: an idle window, at least five load windows, both figures, void where the machine was held
+back); and the name under which the registry pools answers of processors that compute alike.
 Not for: reading sensors (`agent.adapters.power`), statistics that the host shares (`wire.figures`), or
 which figures count before the SLA (`agent.judging`).
 """
@@ -68,6 +68,30 @@ def energy_per_inference_mj(
         watts_idle=watts_idle,
         watts_load=percentile([fmean(w.watts) for w in loads], 0.5),
     )
+
+
+COOL_WITHIN_C = 5.0
+"""As cool as before, for all that a trial can tell: sensors step by a degree or more."""
+_SPARE = 1.1
+"""A run takes a little longer than the last one, once the machine is warm."""
+
+
+def has_cooled(now_c: float | None, cool_c: float | None, *, held_back: bool) -> bool:
+    """Whether a machine is fit for another run.
+
+    Args:
+        now_c: its temperature; None where it has no sensor, and being held back is all there is to go by.
+        cool_c: what it was when the trial began.
+        held_back: at this moment.
+    """
+    if held_back:
+        return False
+    return now_c is None or cool_c is None or now_c <= cool_c + COOL_WITHIN_C
+
+
+def fits(needed_s: float, left_s: float) -> bool:
+    """Whether there is time for another run that takes as long as the last one took."""
+    return needed_s * _SPARE < left_s
 
 
 def _median(values: Sequence[float]) -> Measure:

@@ -1,6 +1,7 @@
-"""The job of a trial, from a manifest and what lies on the disk.
+"""Which variant is tried when, and the job of its trial, from a manifest and what lies on the disk.
 
-For: saying which model runs beside which, on which shards, with which settings.
+For: the order of variants that a registry leaves open; saying which model runs beside which, on which shards,
+with which settings.
 Not for: running it (`agent.adapters.trial_process`), or judging it (`agent.judging`).
 """
 
@@ -13,6 +14,7 @@ from msgspec import Struct
 from agent.slots import ReleaseInfo, placed
 from agent.worker.job import ModelRun, TrialJob, TrialSettings
 from wire.bundle import Manifest, Variant
+from wire.types import VariantId
 
 
 class Paths(Struct, frozen=True, kw_only=True):
@@ -27,6 +29,21 @@ class Paths(Struct, frozen=True, kw_only=True):
     candidate: Path
     incumbent: Path | None
     shards: Path
+
+
+FP32 = frozenset({"fp32", "float32"})
+"""What variants of full precision say of theirs."""
+
+
+def preferred(manifest: Manifest) -> tuple[VariantId, ...]:
+    """PURE. All variants in the order to try them where an order leaves it open.
+
+    The first is the converter's choice, be it of full precision where nothing else was worth it; after it
+    come the others as listed in the manifest, full precision last: it runs where nothing else does.
+    """
+    first, *others = manifest.variants
+    others.sort(key=lambda variant: variant.precision in FP32)
+    return tuple(variant.id for variant in (first, *others))
 
 
 def job_for(

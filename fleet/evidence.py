@@ -253,7 +253,7 @@ def _pooled(stratum: Stratum, members: Sequence[DeviceEvidence], sizes: dict[str
         latency_ratios=tuple(
             trial.latency_ratio_to_incumbent.value
             for trial in running
-            if trial.latency_ratio_to_incumbent is not None
+            if trial.latency_ratio_to_incumbent is not None and not trial.throttled
         ),
     )
 
@@ -337,11 +337,13 @@ def _accuracy_ratio(trials: Sequence[TrialResult]) -> Measure | None:
 
 
 def _maximum(name: str, trial: TrialResult) -> Measure | None:
+    """A figure that can prove something: measured, and on a machine that was not held back."""
     if name == "latency_ms_p95":
-        latency = trial.latency
+        latency = None if trial.throttled else trial.latency
         return None if latency is None else Measure(value=latency.ms_p95, n=latency.n)
     if name == "energy_mj":
-        return trial.energy_mj
+        energy = None if trial.throttled else trial.energy_mj
+        return None if energy is None or energy.source is Source.ESTIMATED else energy
     peak = trial.memory_bytes_peak
     return None if peak is None else Measure(value=float(peak))
 

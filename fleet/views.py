@@ -117,6 +117,8 @@ class DeviceLine(Struct, frozen=True, kw_only=True):
         outcome: how this rollout's order ended; None while it has not.
         accuracy: on the device's shard, or inherited from the host where the device conforms.
         power_watts: under load.
+        power_source: of watts and energy; an estimate is a model's of the board, and decides nothing.
+        throttled: held back while latency and energy were measured, which then prove nothing.
         reason: why it is so, in words.
     """
 
@@ -134,6 +136,8 @@ class DeviceLine(Struct, frozen=True, kw_only=True):
     agreement: float | None = None
     power_watts: float | None = None
     energy_mj: float | None = None
+    power_source: str | None = None
+    throttled: bool | None = None
     memory_bytes_peak: int | None = None
     verdict: str | None = None
     active: Slot | None = None
@@ -283,6 +287,8 @@ def _figures(result: TrialResult | None) -> dict[str, Any]:
         "agreement": _value(result.agreement),
         "power_watts": result.power_watts_load,
         "energy_mj": _value(result.energy_mj),
+        "power_source": None if result.energy_mj is None else result.energy_mj.source.value,
+        "throttled": result.throttled,
         "memory_bytes_peak": result.memory_bytes_peak,
     }
 

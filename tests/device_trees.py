@@ -64,6 +64,7 @@ def ina3221(root: Path, address: str, number: int, rails: Sequence[tuple[str, in
         write(root, f"{base}/in{channel}_label", label)
         write(root, f"{base}/in{channel}_input", millivolts)
         write(root, f"{base}/curr{channel}_input", milliamperes)
+        write(root, f"{base}/in{channel}_enable", 1)
     write(root, f"{base}/in7_label", "sum of shunt voltages")
     write(root, f"{base}/in7_input", 0)
 
@@ -74,9 +75,13 @@ def jetson_nano(root: Path) -> None:
     arm_cpus(root, ["0xd07"] * 4, "fp asimd evtstrm aes crc32")
     memory(root, 4059264)
     base = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
-    for rail, (name, milliwatts) in enumerate((("POM_5V_IN", 2637), ("POM_5V_GPU", 81), ("POM_5V_CPU", 608))):
+    for rail, (name, milliamperes) in enumerate(
+        (("POM_5V_IN", 520), ("POM_5V_GPU", 16), ("POM_5V_CPU", 120))
+    ):
         write(root, f"{base}/rail_name_{rail}", name)
-        write(root, f"{base}/in_power{rail}_input", milliwatts)
+        write(root, f"{base}/in_voltage{rail}_input", 5072)
+        write(root, f"{base}/in_current{rail}_input", milliamperes)
+        write(root, f"{base}/in_power{rail}_input", 5072 * milliamperes // 1000)
     zones(
         root,
         (("AO-therm", 43500), ("CPU-therm", 35500), ("GPU-therm", 34500), ("PMIC-Die", 100000),
@@ -103,7 +108,7 @@ def jetson_agx_orin(root: Path) -> None:
 
 
 def rpi4(root: Path) -> None:
-    """No power sensor at all."""
+    """No power sensor at all; the control group of memory is switched off, as Raspberry Pi OS has it."""
     device_tree(root, "Raspberry Pi 4 Model B Rev 1.5")
     tail = "Revision\t: c03115\nSerial\t\t: 10000000abcdef12\nModel\t\t: Raspberry Pi 4 Model B Rev 1.5"
     arm_cpus(root, ["0xd08"] * 4, A72_FLAGS, tail)
@@ -111,6 +116,15 @@ def rpi4(root: Path) -> None:
     zones(root, (("cpu-thermal", 52095),))
     hwmon(root, 0, "cpu_thermal", temp1_input=52095)
     hwmon(root, 1, "rpi_volt", in0_lcrit_alarm=0)
+    processor_ticks(root, busy=2500, idle=100_000)
+    write(root, "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", 1_800_000)
+    write(root, "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq", 1_800_000)
+    write(root, "sys/fs/cgroup/cgroup.controllers", "cpuset cpu io pids")
+
+
+def processor_ticks(root: Path, *, busy: int, idle: int) -> None:
+    """How long all cores have worked and waited, in hundredths of a second (proc(5))."""
+    write(root, "proc/stat", f"cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 {busy} 0 0 {idle} 0 0 0 0 0 0")
 
 
 PMIC = """\
@@ -118,21 +132,35 @@ PMIC = """\
    3V3_SYS_A current(1)=0.06245952A
    1V8_SYS_A current(2)=0.16102850A
   DDR_VDD2_A current(3)=0.00780744A
+  DDR_VDDQ_A current(4)=0.00000000A
+   1V1_SYS_A current(5)=0.17566740A
+    0V8_SW_A current(6)=0.32791250A
   VDD_CORE_A current(7)=0.75012000A
+   3V3_DAC_A current(17)=0.00036630A
+   3V3_ADC_A current(18)=0.00042735A
+   0V8_AON_A current(16)=0.00579975A
       HDMI_A current(22)=0.01367520A
  3V7_WL_SW_V volt(8)=3.79999600V
    3V3_SYS_V volt(9)=3.30632200V
    1V8_SYS_V volt(10)=1.79828900V
   DDR_VDD2_V volt(11)=1.10292900V
+  DDR_VDDQ_V volt(12)=0.60476130V
+   1V1_SYS_V volt(13)=1.10439400V
+    0V8_SW_V volt(14)=0.80256330V
   VDD_CORE_V volt(15)=0.72000000V
+   3V3_DAC_V volt(20)=3.30494200V
+   3V3_ADC_V volt(21)=3.30219400V
+   0V8_AON_V volt(19)=0.79736190V
       HDMI_V volt(23)=5.07056000V
      EXT5V_V volt(24)=5.06788000V
       BATT_V volt(25)=3.01110800V
 """
 PMIC_WATTS = (
-    0.06245952 * 3.306322 + 0.1610285 * 1.798289 + 0.00780744 * 1.102929 + 0.75012 * 0.72
-    + 0.0136752 * 5.07056
+    0.06245952 * 3.306322 + 0.1610285 * 1.798289 + 0.00780744 * 1.102929 + 0.1756674 * 1.104394
+    + 0.3279125 * 0.8025633 + 0.75012 * 0.72 + 0.0003663 * 3.304942 + 0.00042735 * 3.302194
+    + 0.00579975 * 0.7973619 + 0.0136752 * 5.07056
 )  # fmt: skip
+"""Twelve rails, two of which carry nothing at the moment."""
 
 
 def vcgencmd(root: Path, *, pmic: str | None, throttled: str) -> Path:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import Literal
 
 from msgspec import Struct
 
@@ -78,16 +79,44 @@ class Latency(Struct, frozen=True, kw_only=True):
     cold_load_ms: float | None = None
 
 
+class Divergence(Struct, frozen=True, kw_only=True):
+    """Where a device's outputs part from the host's.
+
+    It is the first output that does, in the manifest's order, and in it the element that is furthest away.
+
+    Attributes:
+        output: its name.
+        sample: counted through the trial's shards, from 0.
+        element: its place in that sample.
+        device: what the device gives; None where that is no finite number.
+        host: what the host gave.
+        difference: absolute.
+        steps: the same in quantization steps; None where the output has none.
+    """
+
+    output: Name
+    sample: Count
+    element: tuple[Count, ...] = ()
+    device: float | None = None
+    host: float | None = None
+    difference: float
+    steps: float | None = None
+
+
 class Conformance(Struct, frozen=True, kw_only=True):
     """A device's outputs against the host's outputs of the same variant on the same samples.
 
     Attributes:
         n: samples compared.
         equal: fraction whose raw outputs are bit-equal.
+        within_step: fraction of which every output element lies within one quantization step of the host's;
+            None where some differ and an output does not look quantized, so that it has no step.
         same_answer: fraction whose task answer (the argmax) is the same.
         worst: largest absolute difference of any output element.
         conforms: the device gives the host's answer on every sample; it then inherits the accuracy
             that the host measured on the full validation set.
+        divergence: the worst place where there is more than a step between them (anything at all where
+            there is no step); None where there is none.
     """
 
     n: Count
@@ -95,6 +124,15 @@ class Conformance(Struct, frozen=True, kw_only=True):
     same_answer: Fraction
     worst: float
     conforms: bool
+    within_step: Fraction | None = None
+    divergence: Divergence | None = None
+
+    @property
+    def grade(self) -> Literal["equal", "within_step", "diverges"]:
+        """In a word."""
+        if self.equal == 1.0:
+            return "equal"
+        return "within_step" if self.divergence is None else "diverges"
 
 
 class TrialResult(Struct, frozen=True, kw_only=True):
@@ -106,10 +144,14 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     Attributes:
         energy_mj: per inference, the idle power subtracted; None too where the machine was held back.
         energy_mj_gross: per inference, nothing subtracted.
-        throttled: held back by heat or a weak supply before, during or after the trial.
+        throttled: held back by heat or a weak supply while latency and energy were measured, in the run that
+            is told here; those figures then prove nothing.
+        runs_void: runs before that one, measured again for the same reason.
         cpu: class of the processor, machines of which give the same answers (`x86-64-vnni`).
         temperature_c_before: hottest processor zone when the trial began, degrees Celsius.
         temperature_c_after: the same when it ended.
+        cpu_mhz_before: of the fastest core, once warm and before the first timed inference.
+        cpu_mhz_after: the same after the last one.
     """
 
     variant: VariantId
@@ -133,8 +175,11 @@ class TrialResult(Struct, frozen=True, kw_only=True):
     power_watts_load: float | None = None
     power_sensor: Name | None = None
     throttled: bool | None = None
+    runs_void: Count = 0
     temperature_c_before: float | None = None
     temperature_c_after: float | None = None
+    cpu_mhz_before: float | None = None
+    cpu_mhz_after: float | None = None
     cpu: Name | None = None
     incumbent: Digest | None = None
     notes: tuple[Text, ...] = ()

@@ -15,11 +15,24 @@ Reader = Callable[[], float | None]
 
 
 class PowerSensor:
-    """A named source of watts."""
+    """A named source of watts.
 
-    def __init__(self, name: str, read: Reader) -> None:
-        self.name = name
-        self._read = read
+    Args:
+        name: as it is reported.
+        read: watts.
+        estimate: a model of the board and no measurement.
+        remark: what a person should know of a mean power that this source gave, in words.
+    """
+
+    def __init__(
+        self, name: str, read: Reader, *, estimate: bool = False, remark: Callable[[float], str] | None = None
+    ) -> None:
+        self.name, self.estimate = name, estimate
+        self._read, self._remark = read, remark
+
+    def remark(self, watts: float) -> str | None:
+        """What a person should know of this mean power; None where it is what it seems."""
+        return None if self._remark is None else self._remark(watts)
 
     def watts(self) -> float | None:
         """Power now, or since the last reading where the hardware counts energy; None if it does not say."""

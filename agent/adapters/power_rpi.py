@@ -1,7 +1,7 @@
 """Raspberry Pi 5: the power chip's own readings.
 
-For: what the chip feeds into its rails, by `vcgencmd pmic_read_adc`. The power at the plug is more: fits by
-others give about 1.14 x that + 0.6 W (FACTS.md section 5), and no such model is applied here.
+For: what the chip feeds into its rails, by `vcgencmd pmic_read_adc`. The power at the plug is more: two
+people fitted lines to it (FACTS.md section 5). The figure stays what the chip says, the lines are a remark.
 Not for: the Raspberry Pi 4 and older, which have no such chip: their power is unknown.
 """
 
@@ -31,6 +31,19 @@ def pmic_watts(said: str) -> float | None:
     return sum(found[name, "A"] * found[name, "V"] for name in rails)
 
 
+WALL_FITS = ((1.1451, 0.5879), (1.1327, 0.6444))
+"""Factor and watts of each published fit of the power at the plug to the sum of the rails."""
+
+
+def at_the_wall(watts: float) -> str:
+    """PURE. What the plug would give, by others' fits: an estimate, in words."""
+    fits = sorted(factor * watts + more for factor, more in WALL_FITS)
+    return (
+        f"rpi5_pmic measures the chip's rails, {watts:.2f} W under load; at the plug that is an estimated "
+        f"{fits[0]:.2f} to {fits[-1]:.2f} W by two published fits"
+    )
+
+
 def pmic(root: Path) -> PowerSensor | None:
     """The chip, where there is one that answers."""
 
@@ -38,4 +51,4 @@ def pmic(root: Path) -> PowerSensor | None:
         said = vcgencmd(root, "pmic_read_adc")
         return None if said is None else pmic_watts(said)
 
-    return PowerSensor("rpi5_pmic", read) if read() is not None else None
+    return PowerSensor("rpi5_pmic", read, remark=at_the_wall) if read() is not None else None

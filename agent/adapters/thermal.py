@@ -1,4 +1,4 @@
-"""How warm the machine is, and whether heat or a weak supply holds it back.
+"""How warm and how fast the machine is, and whether heat or a weak supply holds it back.
 
 For: a trial's figures to say under what conditions they were made.
 Not for: acting on it. Every file is looked for below `root`, so that tests bring a tree of their own.
@@ -11,12 +11,15 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.adapters.sensors import hwmons, read_number, read_text, vcgencmd
+from agent.adapters.sensors import hwmons, number, read_number, read_text, vcgencmd
 
 _NOW = 0b1111
 """`vcgencmd get_throttled`, bits 0 to 3: under-voltage, capped, throttled, soft temperature limit."""
 _SINCE_BOOT = _NOW << 16
 """Bits 16 to 19: the same has occurred since the machine started."""
+_COOLING = re.compile(r"(thermal-)?cpufreq-.*|Processor")
+"""Cooling devices that work by slowing the processor (Documentation/driver-api/thermal/sysfs-api.rst): of the
+device tree's zones by their names in older and newer kernels, and ACPI's."""
 _PROCESSOR = re.compile(r"cpu|x86_pkg_temp|soc|tj")
 _NO_TEMPERATURE = re.compile(r"pmic|fan|acpitz", re.IGNORECASE)
 """Zones that stand still (the Jetson Nano's PMIC-Die always says 100) or are computed from others."""
@@ -37,8 +40,14 @@ class Throttling(Struct, frozen=True, kw_only=True):
 
 
 def throttling(root: Path) -> Throttling | None:
-    """Whether the machine is held back; None where nothing here can tell."""
-    return _firmware(root) or _supply_alarm(root) or _core_events(root)
+    """Whether the machine is held back, by all that can tell; None where nothing here can."""
+    signs = (_firmware(root) or _supply_alarm(root), _core_events(root), _cooling(root), _over_current(root))
+    looks = [sign for sign in signs if sign is not None]
+    if not looks:
+        return None
+    return Throttling(
+        now=any(look.now for look in looks), past=tuple(count for look in looks for count in look.past)
+    )
 
 
 _FLAGS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
@@ -98,6 +107,45 @@ def _core_events(root: Path) -> Throttling | None:
     counts = [read_number(path) for path in sorted(counters)]
     known = tuple(int(count) for count in counts if count is not None)
     return Throttling(now=False, past=known) if known else None
+
+
+def _cooling(root: Path) -> Throttling | None:
+    """Any machine whose kernel slows the processor against heat: it does so while the state is above 0."""
+    states = [
+        read_number(folder / "cur_state")
+        for folder in (root / "sys/class/thermal").glob("cooling_device*")
+        if _COOLING.fullmatch(read_text(folder / "type") or "")
+    ]
+    known = [state for state in states if state is not None]
+    return Throttling(now=any(state > 0 for state in known)) if known else None
+
+
+def _over_current(root: Path) -> Throttling | None:
+    """Jetson: how often the module was slowed because its supply sagged or gave too much."""
+    counts = [
+        read_number(path)
+        for name, folder in hwmons(root)
+        if name == "soctherm_oc"
+        for path in sorted(folder.glob("oc*_event_cnt"))
+    ]
+    known = tuple(int(count) for count in counts if count is not None)
+    return Throttling(now=False, past=known) if known else None
+
+
+def cpu_mhz(root: Path) -> float | None:
+    """Frequency of the fastest core at this moment, in megahertz; None where nothing tells.
+
+    cpufreq counts in kilohertz (Documentation/admin-guide/pm/cpufreq.rst); x86 without it says megahertz in
+    /proc/cpuinfo.
+    """
+    cores = (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    found = [khz / 1000 for path in cores if (khz := read_number(path)) is not None]
+    if not found:
+        said = re.findall(
+            r"^cpu MHz\s*:\s*([0-9.]{1,12})$", read_text(root / "proc/cpuinfo") or "", re.MULTILINE
+        )
+        found = [mhz for text in said if (mhz := number(text)) is not None]
+    return max((mhz for mhz in found if mhz > 0), default=None)
 
 
 def temperatures_c(root: Path) -> dict[str, float]:

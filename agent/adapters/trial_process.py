@@ -24,7 +24,7 @@ import msgspec
 
 from agent.errors import AgentError, Cancelled, FinalError, RetryError
 from agent.hardware import RUNTIME_OF, runtimes, runtimes_of
-from agent.worker.job import TrialFailure, TrialJob, WorkerOrder, read_outcome, write_file
+from agent.worker.job import TrialJob, WorkerOrder, read_outcome, result_of, write_file
 from agent.worker.limits import WorkerLimits
 from wire.measures import TrialResult
 from wire.messages import RuntimeInfo
@@ -105,12 +105,9 @@ class TrialProcess:
             self._wait(worker, cancel)
         finally:
             _kill_group(worker)
-        if not result.exists():
+        if worker.returncode != 0 or not result.exists() or not result.stat().st_size:
             raise _died(worker.returncode, _tail(folder / "log"))
-        outcome = read_outcome(result)
-        if isinstance(outcome, TrialFailure):
-            raise FinalError(outcome.code, outcome.detail)
-        return outcome.result
+        return result_of(read_outcome(result))
 
     def _start(self, folder: Path, threads: int) -> subprocess.Popen[bytes]:
         environment = {
@@ -121,6 +118,7 @@ class TrialProcess:
             "ORT_DISABLE_TELEMETRY": "1",
             "OMP_NUM_THREADS": str(threads),
             "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
             **_package_path(self._python),
         }
         command = [self._python, "-m", "agent.worker.trial", str(folder / "job.json")]

@@ -1,8 +1,8 @@
 """A candidate's answers against labels, FP32, the incumbent and the host.
 
-For: the accuracy, agreement, paired counts and conformance of one trial, computed by `wire.figures` as the
-host did.
-Not for: latency or memory (`agent.worker.timing`), or judging (`wire.sla`).
+For: the accuracy, agreement and paired counts of one trial, computed by `wire.figures` as the host did.
+Not for: comparing bits (`agent.worker.conformity`), latency or memory (`agent.worker.timing`), or judging
+(`wire.sla`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.errors import FinalError
+from agent.worker.conformity import conformance
 from agent.worker.job import TrialJob
 from agent.worker.shards import Arrays, Samples
 from wire.agreement import agreement, answer_name, classes_of, same_answers
@@ -64,7 +65,7 @@ def answers_of(job: TrialJob, outputs: Arrays, samples: Samples, incumbent: Clas
     return replace(
         found,
         agreement=None if agreed is None else _mean(agreed),
-        conformance=None if same is None else _conformance(outputs, samples.host, same),
+        conformance=None if same is None else conformance(outputs, samples.host, same),
     )
 
 
@@ -229,26 +230,3 @@ def _ratio(counts: PairedCounts | None) -> Measure | None:
         return None
     mine, theirs = counts.both + counts.candidate_only, counts.both + counts.reference_only
     return Measure(value=mine / theirs, low=interval.low, high=interval.high, n=counts.n)
-
-
-def _conformance(outputs: Arrays, host: Arrays, answers: NDArray[np.bool_]) -> Conformance:
-    """Equal bits, equal answers, and the worst element, on the host's own samples."""
-    n = len(answers)
-    equal = np.ones(n, np.bool_)
-    worst = 0.0
-    for name, reference in host.items():
-        own = outputs[name]
-        same = own == reference
-        equal &= same.reshape(n, -1).all(axis=1)
-        with np.errstate(invalid="ignore", over="ignore"):
-            difference = np.abs(own.astype(np.float64) - reference.astype(np.float64))
-        # JSON has no infinity; a difference that is no number is told by the largest one there is.
-        told = np.nan_to_num(np.where(same, 0.0, difference), nan=np.inf)
-        worst = max(worst, min(float(told.max(initial=0.0)), float(np.finfo(np.float64).max)))
-    return Conformance(
-        n=n,
-        equal=float(equal.mean()),
-        same_answer=float(answers.mean()),
-        worst=worst,
-        conforms=bool(answers.all()),
-    )

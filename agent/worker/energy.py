@@ -2,26 +2,31 @@
 
 For: an idle window, then load windows, the sensor read on a thread of its own meanwhile so that a slow
 sensor does not slow what it measures; the arithmetic is `agent.measure`'s (FACTS.md section 5).
-Without a sensor every figure is None, never zero, and no time is spent.
-Not for: estimates from a model of the board; those are not measured and would never gate anyway.
+Where the board has no sensor but a published model, the figures are that model's, marked as estimated, and
+little time is spent on them. Without either every figure is None, never zero.
+Not for: letting an estimate decide anything (`wire.sla` looks past it).
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from agent.adapters.power import PowerSensor, find_sensor
+from agent.adapters.power import PowerSensor, find_model, find_sensor
 from agent.adapters.thermal import throttled_between, throttling
 from agent.measure import Window, energy_per_inference_mj
 from agent.worker.job import TrialSettings
-from wire.measures import Measure
+from wire.measures import Measure, Source
 
 SAMPLE_S = 0.1
+ESTIMATE_WINDOW_S = 2.0
+"""A model has no noise to be waited out, and its figure decides nothing."""
 _SAMPLES_MIN = 10
 """A window shorter than ten samples is sampled faster."""
 
@@ -34,28 +39,42 @@ class Power(Struct, frozen=True, kw_only=True):
     power_watts_idle: float | None = None
     power_watts_load: float | None = None
     power_sensor: str | None = None
+    remarks: tuple[str, ...] = ()
+    """For the trial's notes."""
 
 
-def measure(root: Path, settings: TrialSettings, infer: Callable[[int], object]) -> Power:
-    """Runs `infer(i)` through the load windows and reads the sensor meanwhile."""
-    sensor = find_sensor(root)
+def measure(
+    root: Path,
+    settings: TrialSettings,
+    infer: Callable[[int], object],
+    between: Callable[[], None] = lambda: None,
+) -> Power:
+    """Runs `infer(i)` through the load windows and reads the sensor meanwhile; `between` runs after each."""
+    sensor = find_sensor(root) or find_model(root)
     if sensor is None:
         return Power()
+    length_s = min(settings.energy_window_s, ESTIMATE_WINDOW_S if sensor.estimate else math.inf)
     before = throttling(root)
-    idle = _window(sensor, settings.energy_window_s, None)
+    idle = _window(sensor, length_s, None)
     if not idle.watts:
         return Power(power_sensor=sensor.name)
-    loads = [_window(sensor, settings.energy_window_s, infer) for _ in range(settings.energy_windows)]
+    loads = []
+    for _ in range(settings.energy_windows):
+        loads.append(_window(sensor, length_s, infer))
+        between()
     held_back = throttled_between(before, throttling(root))
     figures = energy_per_inference_mj(idle, loads, throttled=held_back)
     if figures is None:
         return Power(power_sensor=sensor.name)
+    remark = sensor.remark(figures.watts_load)
+    source = Source.ESTIMATED if sensor.estimate else Source.MEASURED
     return Power(
-        energy_mj=figures.net,
-        energy_mj_gross=figures.gross,
+        energy_mj=replace(figures.net, source=source),
+        energy_mj_gross=replace(figures.gross, source=source),
         power_watts_idle=figures.watts_idle,
         power_watts_load=figures.watts_load,
         power_sensor=sensor.name,
+        remarks=() if remark is None else (remark,),
     )
 
 

@@ -1,18 +1,18 @@
-"""What the daemon and its worker hand each other: a job file in, a result file out.
+"""What the daemon and its worker hand each other: an order in, an outcome out, by files or over a socket.
 
-For: the types of both files and their one way of being read, with the size capped.
+For: the types of both and their one way of being read, with the size capped.
 Not for: running anything. No numpy here: the daemon imports this module.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.errors import FinalError
+from agent.errors import FinalError, RetryError
 from agent.worker.limits import WorkerLimits
 from wire.bundle import Axes, InputData, TensorSpec
 from wire.measures import TrialResult
@@ -22,6 +22,7 @@ from wire.types import Code, Count, Digest, Name, Text, VariantId
 ORDER_BYTES_MAX = 8 * 1024 * 1024
 """A release may have ten thousand shards, each named by a path."""
 OUTCOME_BYTES_MAX = 1024 * 1024
+DETAIL_CHARS_MAX = 1500
 DOES_NOT_FIT = "failed to map segment"
 """What the dynamic linker says of a library that is there, but larger than the memory limit allows."""
 
@@ -57,6 +58,9 @@ class TrialSettings(Struct, frozen=True, kw_only=True):
         latency_runs: timed inferences of each model, interleaved.
         energy_windows: load windows for the energy per inference, the median of which counts.
         energy_window_s: length of the idle and of each load window.
+        throttled_repeats_max: further runs where the machine was held back in one.
+        cooling_s_max: waited before each of them.
+        wall_s_max: for the whole trial, kept by the daemon; no run is begun that could not end in time.
     """
 
     threads: Annotated[int, Meta(ge=1, le=256)] = 1
@@ -64,6 +68,9 @@ class TrialSettings(Struct, frozen=True, kw_only=True):
     latency_runs: Annotated[int, Meta(ge=1, le=100_000)] = 200
     energy_windows: Annotated[int, Meta(ge=5, le=100)] = 5
     energy_window_s: Annotated[float, Meta(ge=0.05, le=600.0)] = 30.0
+    throttled_repeats_max: Annotated[int, Meta(ge=0, le=10)] = 2
+    cooling_s_max: Annotated[float, Meta(ge=0.0, le=3600.0)] = 60.0
+    wall_s_max: Annotated[float, Meta(gt=0.0)] = 900.0
 
 
 class TrialJob(Struct, frozen=True, kw_only=True):
@@ -96,10 +103,11 @@ class TrialJob(Struct, frozen=True, kw_only=True):
 
 
 class TrialFailure(Struct, frozen=True, kw_only=True, tag_field="type", tag="failure"):
-    """The candidate could not be measured, and why."""
+    """The candidate could not be measured, and why; `lasting` says whether another try may help."""
 
     code: Code
     detail: Text = ""
+    lasting: Literal["retry", "final"] = "final"
 
 
 class TrialSuccess(Struct, frozen=True, kw_only=True, tag_field="type", tag="success"):
@@ -121,6 +129,22 @@ class WorkerOrder(Struct, frozen=True, kw_only=True):
     result_path: str
     limits: WorkerLimits = WorkerLimits()
     parent_pid: Count | None = None
+
+
+class TrialOrder(Struct, frozen=True, kw_only=True, tag_field="kind", tag="trial"):
+    """The line that a worker behind a socket is asked with; another kind of order would be another type.
+
+    Attributes:
+        limits: asked for; those that the worker's unit has stay where they are lower.
+    """
+
+    job: TrialJob
+    limits: WorkerLimits = WorkerLimits()
+
+
+def encoded(value: TrialSuccess | TrialFailure | TrialOrder) -> bytes:
+    """An order or an outcome as it travels: JSON without a newline inside."""
+    return msgspec.json.encode(value)
 
 
 def write_file(path: Path, value: WorkerOrder | TrialSuccess | TrialFailure) -> None:
@@ -148,13 +172,51 @@ def read_order(path: Path) -> WorkerOrder:
     return msgspec.json.decode(_read(path, ORDER_BYTES_MAX), type=WorkerOrder)
 
 
+def trial_order(line: bytes) -> TrialOrder:
+    """The order that a worker read from its socket.
+
+    Raises:
+        FinalError: `order_invalid`: no order, or one of a kind that this worker does not know.
+    """
+    try:
+        return msgspec.json.decode(line, type=TrialOrder)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FinalError(
+            "order_invalid", f"the worker does not understand its order ({error}); is it of another version?"
+        ) from None
+
+
+def outcome_of(data: bytes) -> TrialSuccess | TrialFailure:
+    """What a worker said; one that ran a hostile model may have said anything.
+
+    Raises:
+        FinalError: `trial_result_invalid`.
+    """
+    try:
+        return msgspec.json.decode(data, type=TrialSuccess | TrialFailure)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FinalError("trial_result_invalid", f"the worker left no readable result: {error}") from None
+
+
+def result_of(outcome: TrialSuccess | TrialFailure) -> TrialResult:
+    """What was measured.
+
+    Raises:
+        FinalError, RetryError: the worker's own reason.
+    """
+    if isinstance(outcome, TrialSuccess):
+        return outcome.result
+    raise (RetryError if outcome.lasting == "retry" else FinalError)(outcome.code, outcome.detail)
+
+
 def read_outcome(path: Path) -> TrialSuccess | TrialFailure:
-    """What a worker left; a worker that ran a hostile model may have left anything.
+    """What a worker left in a file.
 
     Raises:
         FinalError: `trial_result_invalid`, `trial_file_oversized`.
     """
     try:
-        return msgspec.json.decode(_read(path, OUTCOME_BYTES_MAX), type=TrialSuccess | TrialFailure)
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError, RecursionError) as error:
+        data = _read(path, OUTCOME_BYTES_MAX)
+    except OSError as error:
         raise FinalError("trial_result_invalid", f"the worker left no readable result: {error}") from None
+    return outcome_of(data)

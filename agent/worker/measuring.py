@@ -7,23 +7,26 @@ Not for: judging; the figures go back and `wire.sla.judge` decides in the daemon
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import asdict
 
 from agent import hardware
-from agent.adapters.thermal import temperature_c, throttled_between, throttling
+from agent.adapters.thermal import cpu_mhz, temperature_c
 from agent.errors import AgentError, FinalError
 from agent.measure import cpu_class
 from agent.worker import energy, runtimes, shards
 from agent.worker.answers import Classes, answers_of, classes
-from agent.worker.job import ModelRun, TrialJob
+from agent.worker.conditions import Watch, settle
+from agent.worker.job import ModelRun, TrialJob, TrialSettings
 from agent.worker.runtimes import Session
 from agent.worker.shards import Arrays, Samples
-from agent.worker.timing import Runner, all_outputs, interleaved, latency_of, ratio_of
+from agent.worker.timing import Runner, all_outputs, interleaved, latency_of, ratio_of, warm_up
 from wire.bundle import InputData
 from wire.measures import TrialResult
 
@@ -44,8 +47,7 @@ def run_trial(job: TrialJob) -> TrialResult:
         FinalError: it cannot be measured; the code says what stood in the way.
         MemoryError: it needs more than this process may use.
     """
-    root = Path(job.system_root)
-    before, warm_before = throttling(root), temperature_c(root)
+    began_s, root = time.monotonic(), Path(job.system_root)
     samples = shards.read_samples(job)
     session, load_ms = _load(job.candidate, job)
     _check(session, job)
@@ -54,8 +56,11 @@ def run_trial(job: TrialJob) -> TrialResult:
     memory_bytes_peak = peak_memory_bytes()
     incumbent, notes = _incumbent(job, samples)
     answers = answers_of(job, outputs, samples, incumbent.answers if incumbent else None)
-    took_ms = interleaved([candidate, incumbent.runner] if incumbent else [candidate], job.settings)
-    power = energy.measure(root, job.settings, candidate.infer)
+    runners = [candidate, incumbent.runner] if incumbent else [candidate]
+    settled = settle(root, job.settings, began_s, lambda: _run(runners, job.settings, root))
+    run, took_ms = settled.run, settled.run.took_ms
+    if settled.gave_up:
+        notes = (*notes, f"the machine was held back in every run, and {settled.gave_up}"[:NOTE_CHARS_MAX])
     machine = hardware.detect(root)
     return TrialResult(
         variant=job.candidate.variant,
@@ -68,22 +73,76 @@ def run_trial(job: TrialJob) -> TrialResult:
         latency_ratio_to_incumbent=ratio_of(*took_ms) if incumbent else None,
         memory_bytes_peak=memory_bytes_peak,
         cpu=cpu_class(machine.arch, machine.cpu_features),
-        throttled=throttled_between(before, throttling(root)),
-        temperature_c_before=warm_before,
-        temperature_c_after=temperature_c(root),
+        throttled=settled.throttled,
+        runs_void=settled.void,
+        temperature_c_before=run.temperature_c_before,
+        temperature_c_after=run.temperature_c_after,
+        cpu_mhz_before=run.cpu_mhz_before,
+        cpu_mhz_after=run.cpu_mhz_after,
         incumbent=job.incumbent.digest if job.incumbent and incumbent else None,
-        notes=notes,
+        notes=(*notes, *run.power.remarks),
+        energy_mj=run.power.energy_mj,
+        energy_mj_gross=run.power.energy_mj_gross,
+        power_watts_idle=run.power.power_watts_idle,
+        power_watts_load=run.power.power_watts_load,
+        power_sensor=run.power.power_sensor,
         **asdict(answers),
-        **asdict(power),
     )
 
 
+class Run(Struct, frozen=True, kw_only=True):
+    """Latency and energy, measured once, and under what conditions."""
+
+    took_ms: list[list[float]]
+    power: energy.Power
+    temperature_c_before: float | None
+    temperature_c_after: float | None
+    cpu_mhz_before: float | None
+    cpu_mhz_after: float | None
+
+
+def _run(runners: Sequence[Runner], settings: TrialSettings, root: Path) -> tuple[Run, bool | None]:
+    """One run of all that heat and supply have a part in, and whether they held the machine back."""
+    watch, temperature_c_before = Watch(root), temperature_c(root)
+    warm_up(runners, settings)
+    cpu_mhz_before = cpu_mhz(root)
+    took_ms = interleaved(runners, settings, watch.glance)
+    cpu_mhz_after = cpu_mhz(root)
+    power = energy.measure(root, settings, runners[0].infer, watch.glance)
+    run = Run(
+        took_ms=took_ms,
+        power=power,
+        temperature_c_before=temperature_c_before,
+        temperature_c_after=temperature_c(root),
+        cpu_mhz_before=cpu_mhz_before,
+        cpu_mhz_after=cpu_mhz_after,
+    )
+    return run, watch.ended()
+
+
 def _load(run: ModelRun, job: TrialJob) -> tuple[Session, float]:
-    """The model and the milliseconds that loading it took, the runtime's own import left out."""
+    """The model and the milliseconds of loading it from the disk; importing the runtime is left out."""
     runtime = runtimes.find(run.runtime)
+    forget(Path(run.model_path).parent)
     started = time.perf_counter()
     session = runtime.load(run.model_path, job.settings.threads, run.session_config)
     return session, (time.perf_counter() - started) * 1000
+
+
+def forget(folder: Path) -> None:
+    """Asks the kernel to drop its copy of the files in a folder, so that loading is as cold as after a start.
+
+    They were written a moment ago; what another process has mapped, or a file system in memory holds, stays
+    (posix_fadvise(2)).
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.is_file():
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(file)
 
 
 def _check(session: Session, job: TrialJob) -> None:

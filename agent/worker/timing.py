@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from msgspec import Struct
@@ -102,21 +102,36 @@ def _filled(rows: list[np.ndarray]) -> list[np.ndarray]:
     ]
 
 
-def interleaved(runners: Sequence[Runner], settings: TrialSettings) -> list[list[float]]:
-    """Milliseconds of each timed inference, one list a model; the same sample for all in each turn."""
+def warm_up(runners: Sequence[Runner], settings: TrialSettings) -> None:
+    """Inferences that are not counted: caches fill, and the processor reaches its frequency."""
+    for turn in range(settings.warmup):
+        for runner in runners:
+            runner.infer(turn)
+
+
+def interleaved(
+    runners: Sequence[Runner], settings: TrialSettings, between: Callable[[], None] = lambda: None
+) -> list[list[float]]:
+    """Milliseconds of each timed inference, one list a model; the same sample for all in each turn.
+
+    Args:
+        runners: warm.
+        settings: how many.
+        between: called after each turn, outside of what is timed.
+    """
     took_ms: list[list[float]] = [[] for _ in runners]
     gc.collect()
     gc.disable()  # a collection would be counted as somebody's inference
     try:
-        for turn in range(settings.warmup + settings.latency_runs):
+        for turn in range(settings.latency_runs):
             # Who goes first changes, so that neither always finds the caches the other left.
             order = range(len(runners)) if turn % 2 == 0 else range(len(runners) - 1, -1, -1)
             for index in order:
                 inputs = runners[index].one(turn)
                 started = time.perf_counter_ns()
                 runners[index].session.run(inputs)
-                if turn >= settings.warmup:
-                    took_ms[index].append(max(1, time.perf_counter_ns() - started) / 1e6)
+                took_ms[index].append(max(1, time.perf_counter_ns() - started) / 1e6)
+            between()
     finally:
         gc.enable()
     return took_ms

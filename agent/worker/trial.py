@@ -1,7 +1,8 @@
 """Entry of the worker: `python -m agent.worker.trial JOB.json`.
 
-For: putting the limits on this process first, and leaving one result file last. A candidate that cannot be
-measured leaves a failure with its name; whatever worse happens to this process is the daemon's to see.
+For: putting the limits and the sandbox on this process first, and leaving one result file last, which is
+opened before: afterwards nothing can be. A candidate that cannot be measured leaves a failure with its name;
+whatever worse happens to this process is the daemon's to see.
 Not for: the measuring itself (`agent.worker.measuring`), which is imported once the limits stand.
 """
 
@@ -14,11 +15,21 @@ from pathlib import Path
 # Before anything could import the runtime: its Linux wheel has telemetry on (FACTS.md section 1, trap 9).
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-from agent.worker.job import DOES_NOT_FIT, TrialFailure, TrialJob, TrialSuccess, read_order, write_file
-from agent.worker.limits import restrict
-from wire.errors import ShallopError
+from msgspec.structs import replace
 
-DETAIL_CHARS_MAX = 1500
+from agent.worker import tools
+from agent.worker.job import (
+    DETAIL_CHARS_MAX,
+    DOES_NOT_FIT,
+    TrialFailure,
+    TrialJob,
+    TrialSuccess,
+    encoded,
+    read_order,
+)
+from agent.worker.limits import restrict
+from agent.worker.sandbox import confine
+from wire.errors import ShallopError
 
 
 def main(arguments: list[str]) -> int:
@@ -28,8 +39,26 @@ def main(arguments: list[str]) -> int:
         return 2
     order = read_order(Path(arguments[0]))
     restrict(order.limits, order.parent_pid)
-    write_file(Path(order.result_path), _outcome(order.job))
+    with Path(order.result_path).open("wb") as result:
+        tools.start(Path(order.job.system_root))
+        missing = confine(_readable(order.job))
+        result.write(encoded(_noted(_outcome(order.job), missing)))
     return 0
+
+
+def _readable(job: TrialJob) -> list[Path]:
+    """What this trial is about; a model may keep its weights in files beside it."""
+    models = [Path(run.model_path).parent for run in (job.candidate, job.incumbent) if run is not None]
+    root = Path(job.system_root)
+    return [*models, *map(Path, job.shards), root / "proc", root / "sys"]
+
+
+def _noted(outcome: TrialSuccess | TrialFailure, missing: tuple[str, ...]) -> TrialSuccess | TrialFailure:
+    """What was measured without a guard says so."""
+    if isinstance(outcome, TrialFailure) or not missing:
+        return outcome
+    notes = tuple(f"the worker ran without {guard}" for guard in missing)
+    return replace(outcome, result=replace(outcome.result, notes=(*outcome.result.notes, *notes)))
 
 
 def _outcome(job: TrialJob) -> TrialSuccess | TrialFailure:

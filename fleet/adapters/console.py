@@ -204,6 +204,8 @@ def rollout_tables(show: RolloutShow) -> list[Table | str]:
 
 def _device_row(line: DeviceLine) -> tuple[str, ...]:
     inherited = " (host)" if line.accuracy_source == "inherited" else ""
+    estimated = " (estimate)" if line.power_source == "estimated" else ""
+    held_back = " (throttled)" if line.throttled and line.latency_ms_p95 is not None else ""
     return (
         line.device,
         str(line.wave + 1),
@@ -211,11 +213,11 @@ def _device_row(line: DeviceLine) -> tuple[str, ...]:
         line.outcome or "",
         line.variant or "",
         figure(line.latency_ms_p50, "{:.2f}", " ms"),
-        figure(line.latency_ms_p95, "{:.2f}", " ms"),
+        figure(line.latency_ms_p95, "{:.2f}", " ms") + held_back,
         figure(line.latency_ratio_to_incumbent, "{:.2f}"),
         figure(line.accuracy, "{:.4f}") + inherited,
         figure(line.agreement, "{:.4f}"),
-        figure(line.power_watts, "{:.2f}", " W"),
+        figure(line.power_watts, "{:.2f}", " W") + estimated,
         line.reason,
     )
 

@@ -188,6 +188,19 @@ def test_a_worker_that_dies_is_told_by_how(tmp_path: Path, body: str, code: str,
     assert raised.value.code == code
 
 
+def test_half_a_result_of_a_worker_that_died_is_told_by_how_it_died(tmp_path: Path) -> None:
+    body = """
+    import os, pathlib, sys
+    (pathlib.Path(sys.argv[3]).parent / "result.json").write_bytes(b'{"type": "succ')
+    os.kill(os.getpid(), 7)
+    """
+    with pytest.raises(FinalError, match="SIGBUS") as raised:
+        TrialProcess(tmp_path / "scratch", LIMITS, script(tmp_path / "dies", body)).run(
+            good_job(tmp_path), never()
+        )
+    assert raised.value.code == "trial_crashed"
+
+
 @pytest.mark.parametrize(
     ("left", "code"),
     [

@@ -244,6 +244,26 @@ def test_hard_limits_hold_over_the_wave() -> None:
     assert part("sla", Gate(), evidence(device(0, tried=False), limits=Limits()))[0] is Decision.PASS
 
 
+def test_a_trial_on_a_throttled_machine_proves_nothing_about_speed() -> None:
+    def held_back(result: TrialResult) -> TrialResult:
+        return replace(slow(31.0)(ratio(9.0)(result)), throttled=True)
+
+    decision, reason = part("sla", Gate(), tried(held_back))
+    assert (decision, "above" in reason) == (Decision.INCONCLUSIVE, False)
+    assert part("latency", Gate(latency_ratio_max=1.1), tried(held_back))[0] is Decision.INCONCLUSIVE
+
+
+def test_an_estimate_of_energy_does_not_outweigh_what_was_measured() -> None:
+    def spent(result: TrialResult) -> TrialResult:
+        guess = Measure(value=99.0, source=Source.ESTIMATED)
+        return replace(result, energy_mj=guess if result.shards == (0,) else Measure(value=3.0))
+
+    limits = Limits(energy_mj_max=Maximum(max=5.0, if_unmeasured="accept"))
+    decision, reason = part("sla", Gate(), replace(tried(spent), limits=limits))
+    assert (decision, "above" in reason) == (Decision.PASS, False)
+    assert pool(replace(tried(spent), limits=limits))[0].measures.energy_mj == Measure(value=3.0)
+
+
 def test_a_failed_device_does_not_make_the_wave_slow() -> None:
     failed = replace(device(9, Standing.FAILED), trial=slow(99.0)(trial(FIRST, (1,))))
     assert part("sla", Gate(), evidence(device(0), failed))[0] is Decision.PASS
