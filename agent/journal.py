@@ -148,4 +148,6 @@ class JournalFile:
             temporary.unlink(missing_ok=True)
             os.link(self._path, temporary)
             os.replace(temporary, self._before)  # noqa: PTH105 - the tests inject crashes into os itself
+            # Two names of one file, which a crash between the renames leaves: such a rename does nothing.
+            temporary.unlink(missing_ok=True)
         write_file(self._path, data)

@@ -161,9 +161,15 @@ class Runner:
 
     def _boot(self) -> None:
         for model in list(self._models):
-            for act in (self._reconcile, self._reenter, self._flush):
+            for act in (self._reconcile, self._reenter, self._flush, self._tidy_model):
                 self._guarded(functools.partial(act, model))
         self._guarded(self._tidy_content)
+
+    def _tidy_model(self, model: str) -> None:
+        """A crash may have come between the end of an order and the removal of what it left."""
+        d = self._models[model]
+        if d.phase is Phase.IDLE:
+            self._lanes.setdefault(model, Lane(model)).append(lambda _cancel: self._jobs.tidy(d))
 
     def _reenter(self, model: str) -> None:
         self.apply(model, Booted())

@@ -26,3 +26,17 @@ def tflite_runtime_python() -> str:
     if not python.exists():
         pytest.skip("tflite-runtime has no environment of its own: make tflite-runtime (with Python 3.11)")
     return str(python)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="the whole matrices too (make test-full)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whole matrices run only where they are asked for."""
+    if config.getoption("--full"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
