@@ -141,6 +141,8 @@ def numbers_reused(heard: list[Heard]) -> list[str]:
     reports: defaultdict[int, set[str]] = defaultdict(set)
     last: dict[str, int] = {}
     for line in heard:
+        if line.kind == "started":
+            last["status before"] = last.get("status", 0)
         channel = line.what.rpartition("/up/")[2]
         if line.kind != "said" or channel not in {"report", "reported", "identity", "status"}:
             continue
@@ -151,6 +153,8 @@ def numbers_reused(heard: list[Heard]) -> list[str]:
         counter = "status" if channel == "status" else "message"
         if value < last.get(counter, 0) or (counter == "message" and value == last.get(counter)):
             wrong.append(f"a {counter} number went from {last[counter]} to {value}")
+        if counter == "status" and value <= last.get("status before", 0):
+            wrong.append(f"connection {value} has the number of one before it")
         last[counter] = value
     wrong += [f"report {n} said {len(said)} different things" for n, said in reports.items() if len(said) > 1]
     given = sorted(reports)

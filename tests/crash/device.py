@@ -27,26 +27,31 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the witness.
 
     Attributes:
-        kind: `said` for a message, `trialed` for a trial that ended, `hooked` for an activated release.
+        kind: `started` for a process, `said` for a message, `trialed` for a trial that ended, `hooked` for an
+            activated release.
         what: the message's topic, or the release's digest.
         more: the message, or the variant.
+        at: how much the recorded disk had been told by then; 0 where none is recorded.
     """
 
     kind: str
     what: str
     more: str = ""
+    at: int = 0
 
 
 class Witness:
     """Appends to a file; a line is either there or not, whatever happens to the process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk_log: Path | None = None) -> None:
         self._path = path
+        self._disk_log = disk_log
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def hear(self, kind: str, what: str, more: str = "") -> None:
         """Writes one line."""
-        os.write(self._fd, msgspec.json.encode(Heard(kind=kind, what=what, more=more)) + b"\n")
+        at = self._disk_log.stat().st_size if self._disk_log else 0
+        os.write(self._fd, msgspec.json.encode(Heard(kind=kind, what=what, more=more, at=at)) + b"\n")
 
     def all(self) -> list[Heard]:
         """Every line so far."""
@@ -123,16 +128,17 @@ class Device(Rig):
 Drive = Callable[[Device], None]
 
 
-def play(root: Path, witness_path: Path, prepare: Drive, drive: Drive) -> None:
+def play(root: Path, witness: Witness, prepare: Drive, drive: Drive) -> None:
     """Starts the agent on `root`, lets `drive` do its part, and ends it in order.
 
     Args:
         root: the state directory.
-        witness_path: where the witness writes.
+        witness: of what it says and does.
         prepare: before the start: what the broker holds and how the world behaves.
         drive: until the device is at rest.
     """
-    device = Device(root, Witness(witness_path))
+    device = Device(root, witness)
+    witness.hear("started", str(os.getpid()))
     prepare(device)
     device.start()
     try:

@@ -28,7 +28,7 @@ import msgspec
 from msgspec import Struct
 
 from tests.crash.checks import Judge
-from tests.crash.device import Witness, play
+from tests.crash.device import Drive, Witness, play
 from tests.crash.scenarios import SCENARIOS, Scenario
 from wire.messages import OrderOutcome
 
@@ -89,6 +89,51 @@ class Kill(Struct, frozen=True, kw_only=True):
     torn: bool = False
 
 
+def forked(
+    root: Path,
+    witness: Path,
+    scenario: Scenario,
+    drive: Drive,
+    *,
+    mutant: str | None = None,
+    arm: Callable[[], None] = lambda: None,
+    clock: Path | None = None,
+) -> str:
+    """Forks a process that is the device, and waits for its end.
+
+    Args:
+        root: its state directory.
+        witness: what hears it; a trace of what broke is put beside it.
+        scenario: how its world is.
+        drive: what happens.
+        mutant: `module:function` that is called first.
+        arm: called in the new process, before the device starts.
+        clock: a file whose length is the time on the witness's lines.
+
+    Returns:
+        `ended`, `killed`, `broken` or the signal's number.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            signal.alarm(STEP_S_MAX)
+            arm()
+            if mutant is not None:
+                module, _, name = mutant.partition(":")
+                getattr(importlib.import_module(module), name)()
+            play(root, Witness(witness, clock), scenario.prepare, drive)
+            code = 0
+        except BaseException:  # noqa: BLE001 - told by the parent, whatever it was
+            Path(f"{witness}.error").write_text(traceback.format_exc(), encoding="utf-8")
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return KILLED if os.WTERMSIG(status) == signal.SIGKILL else f"signal {os.WTERMSIG(status)}"
+    return ENDED if os.WEXITSTATUS(status) == 0 else BROKEN
+
+
 class Matrix:
     """One scenario's points, in a folder of their own."""
 
@@ -107,44 +152,24 @@ class Matrix:
             self._must(ENDED, self._run(self._template, self._told, past, past.drive))
         self._template.mkdir(exist_ok=True)
 
-    # --- one process
-
     def _run(
         self,
         root: Path,
         witness: Path,
         scenario: Scenario,
-        drive: Callable[..., None],
+        drive: Drive,
         kill: Kill | None = None,
         log: Path | None = None,
     ) -> str:
-        """Forks a process that is the device; says how it ended."""
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                signal.alarm(STEP_S_MAX)
-                self._arm(root, kill, log)
-                play(root, witness, scenario.prepare, drive)
-                code = 0
-            except BaseException:  # noqa: BLE001 - told by the parent, whatever it was
-                Path(f"{witness}.error").write_text(traceback.format_exc(), encoding="utf-8")
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        if os.WIFSIGNALED(status):
-            return KILLED if os.WTERMSIG(status) == signal.SIGKILL else f"signal {os.WTERMSIG(status)}"
-        return ENDED if os.WEXITSTATUS(status) == 0 else BROKEN
-
-    def _arm(self, root: Path, kill: Kill | None, log: Path | None) -> None:
-        if kill is not None or log is not None:
+        def arm() -> None:
+            if kill is None and log is None:
+                return
             fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else -1
-            kill = kill or Kill(at=-1)
-            only = _with_root(kill.call, root).encode() if kill.call else None
-            self._library.killpoint_arm(str(root).encode(), kill.at, only, int(kill.torn), fd)
-        if self._plan.mutant is not None:
-            module, _, name = self._plan.mutant.partition(":")
-            getattr(importlib.import_module(module), name)()
+            at = kill or Kill(at=-1)
+            only = _with_root(at.call, root).encode() if at.call else None
+            self._library.killpoint_arm(str(root).encode(), at.at, only, int(at.torn), fd)
+
+        return forked(root, witness, scenario, drive, mutant=self._plan.mutant, arm=arm)
 
     def _must(self, wanted: str, got: str) -> None:
         if got != wanted:
