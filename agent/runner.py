@@ -22,6 +22,7 @@ from agent import recovery
 from agent.deployment import (
     Booted,
     Bounds,
+    Damaged,
     DeadlinePassed,
     Deployment,
     Event,
@@ -53,6 +54,8 @@ class Pace(Struct, frozen=True, kw_only=True):
         tick_s: between two looks at the deadlines of work in flight.
         idle_s: longest sleep with nothing in flight.
         save_s: between two saves of time that passed.
+        scrub_s: between two looks at what is installed.
+        mend_s: until the next look after one whose damage could not be mended.
         save_retry_s: until an event is tried again that could not be saved.
         resend_s: until reports that nobody acknowledged are sent again.
         reports_unacknowledged_max: sent and not acknowledged at once.
@@ -62,6 +65,8 @@ class Pace(Struct, frozen=True, kw_only=True):
     tick_s: float = 1.0
     idle_s: float = 10.0
     save_s: float = 60.0
+    scrub_s: float = 86400.0
+    mend_s: float = 3600.0
     save_retry_s: float = 5.0
     resend_s: float = 60.0
     reports_unacknowledged_max: int = 100
@@ -164,6 +169,31 @@ class Runner:
             for act in (self._reconcile, self._reenter, self._flush, self._tidy_model):
                 self._guarded(functools.partial(act, model))
         self._guarded(self._tidy_content)
+        self._scrub()
+
+    def _scrub(self) -> None:
+        """Looks at everything installed, at the start and then now and again."""
+        self.after(self._pace.scrub_s, self._scrub)
+        for model in list(self._models):
+            self._look(model)
+
+    def _look(self, model: str) -> None:
+        """On the model's lane, where an order that comes calls it off."""
+        d = self._models[model]
+        if d.phase is not Phase.IDLE or d.active is None:
+            return
+        self._guarded(functools.partial(self._reconcile, model))
+
+        def emit(event: Event) -> None:
+            self.post(lambda: self._looked(model, event))
+
+        lane = self._lanes.setdefault(model, Lane(model))
+        lane.submit(lambda cancel: self._jobs.look(d, cancel, emit))
+
+    def _looked(self, model: str, event: Event) -> None:
+        self.apply(model, event)
+        if isinstance(event, Damaged) and not all(hurt.repaired for hurt in event.hurts):
+            self.after(self._pace.mend_s, lambda: self._look(model))
 
     def _tidy_model(self, model: str) -> None:
         """A crash may have come between the end of an order and the removal of what it left."""

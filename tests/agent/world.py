@@ -19,11 +19,13 @@ from agent.deployment import (
     Booted,
     Bounds,
     Cancelled,
+    Damaged,
     DeadlinePassed,
     Deployment,
     Done,
     Event,
     Failed,
+    Hurt,
     Ordered,
     Progressed,
     RollbackAsked,
@@ -337,6 +339,12 @@ def _unfit(world: World, a: int, _b: int, crash: Crash) -> None:
         world.feed(Admitted(serial=world.work.serial, variants=VARIANTS, refused=why), crash)
 
 
+def _damage(world: World, a: int, b: int, crash: Crash) -> None:
+    slots = [slot for n, slot in enumerate((world.d.active, world.d.previous)) if slot and (a >> n) & 1]
+    hurts = tuple(Hurt(slot=slot, detail="a bit", repaired=(b >> n) & 1 == 1) for n, slot in enumerate(slots))
+    world.feed(Damaged(hurts=hurts), crash)
+
+
 def _time(world: World, a: int, b: int, crash: Crash) -> None:
     if world.d.phase is not Phase.IDLE:
         world.feed(Ticked(elapsed_s=float(a)))
@@ -355,6 +363,7 @@ HAPPENINGS: dict[str, Callable[[World, int, int, Crash], None]] = {
     "unfit": _unfit,
     "boot": lambda world, _a, _b, _crash: world.boot(),
     "time": _time,
+    "damage": _damage,
 }
 
 
@@ -366,7 +375,7 @@ def act(world: World, action: tuple[str, int, int]) -> None:
 
 WEIGHTED = (
     "order", "order", "rollback", "rollback", *("work",) * 30, "fail", "boot", "old_order", "cancel", "time",
-    "progress", "unfit",
+    "progress", "unfit", "damage",
 )  # fmt: skip
 
 

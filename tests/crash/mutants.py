@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from agent import durable, runner, slots
+from agent import durable, jobs, runner, slots
 from agent.journal import Journal, JournalFile, encode
+from wire.messages import Slot
 
 
 def link_in_two_steps() -> None:
@@ -34,12 +35,13 @@ def journal_in_place() -> None:
 def believing_a_directory() -> None:
     """A release is put together under the name that it will have, and what has the name is believed."""
 
-    def whole(directory: Path, variant: object) -> bool:
-        del variant
-        return directory.is_dir()
+    def damage(directory: Path, slot: Slot) -> str | None:
+        del slot
+        return None if directory.is_dir() else "it is missing"
 
     slots.PART = ""
-    slots.Slots._whole = staticmethod(whole)  # type: ignore[method-assign]
+    slots.damage = damage  # type: ignore[attr-defined]
+    jobs.damage = damage  # type: ignore[attr-defined]
 
 
 def no_tidying_at_boot() -> None:
@@ -70,4 +72,4 @@ def no_fsync_of_files() -> None:
             real(fd)
 
     os.fsync = fsync  # type: ignore[assignment]
-    slots.sync_filesystem = lambda _: None  # type: ignore[attr-defined]
+    slots.sync_filesystem = lambda path: None  # type: ignore[attr-defined]  # noqa: ARG005
