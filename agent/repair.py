@@ -39,7 +39,7 @@ def damaged_idle(d: Deployment, event: Damaged, bounds: Bounds) -> Step:
         mended = d.reason is not None and d.reason.code == CODE and d.outcome is OrderOutcome.ACTIVE
         return (replace(d, reason=None) if mended and hurts else d), None
     reason = _reason(lost[d.active])
-    if d.previous is None or d.blocks(d.previous.digest):
+    if d.previous is None:
         return (replace(d, reason=reason) if d.outcome is OrderOutcome.ACTIVE else d), None
     d = replace(
         d, desired=None, order=d.active.order, outcome=None, trial=None, variants=(), refused=(),

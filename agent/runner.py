@@ -30,7 +30,7 @@ from agent.deployment import (
     Ticked,
     Work,
 )
-from agent.errors import LifecycleError
+from agent.errors import LifecycleError, StateError
 from agent.jobs import Jobs
 from agent.journal import Journal, JournalFile
 from agent.lanes import Lane
@@ -208,7 +208,10 @@ class Runner:
         """`current` says what the journal says, whatever a crash or a hand left there."""
         d = self._models[model]
         restored = d.restore.previous if d.phase is Phase.REVERTING and d.restore else d.previous
-        self._slots.activate(model, d.current, restored)
+        try:
+            self._slots.activate(model, d.current, restored)
+        except StateError as error:
+            log.error("%s: %s", model, error)  # noqa: TRY400 - the look that follows says what becomes of it
 
     def _sleep_s(self) -> float:
         now_s = self._clock.boot_s()

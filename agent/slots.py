@@ -176,6 +176,7 @@ class Slots:
             raise StateError("slot_missing", f"{directory_name(slot)} of {model} is not on the disk")
         target = f"releases/{directory_name(slot)}"
         if self._target(link) != target:
+            _set_aside(link)
             point_link(link, target)
 
     @staticmethod
@@ -257,6 +258,16 @@ def _installed_files(entry: Path) -> Iterator[tuple[Path, File]]:
     for variant in (one for one in manifest.variants if one.id.replace("/", "-") == named):
         for file in variant.files:
             yield entry / placed(variant, file.path), file
+
+
+def _set_aside(link: Path) -> None:
+    """A file or folder that somebody put where a link belongs is kept, under another name."""
+    if link.is_symlink() or not link.exists():
+        return
+    names = (link.with_name(f"{link.name}.displaced{n or ''}") for n in range(100))
+    free = next((name for name in names if not os.path.lexists(name)), None)
+    if free is not None:
+        os.rename(link, free)  # noqa: PTH104
 
 
 def write_content(path: Path, file: File, read: Callable[[Chunk], bytes]) -> None:

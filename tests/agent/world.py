@@ -216,6 +216,8 @@ class World:
         refusals = [n.event for n in new if isinstance(n.event, OrderRefused)]
         if isinstance(event, RollbackAsked):
             self._judge_rollback(before, event, after, refused=bool(refusals))
+        if isinstance(event, Damaged):
+            self._judge_damage(before, event, after)
         if isinstance(event, Ordered):
             if event.desired.order > before.order_highest:
                 self.refused.pop(event.desired.digest, None)
@@ -229,6 +231,27 @@ class World:
             assert after.reason is not None, "an order ended without a reason"
         if isinstance(event, Done) and before.phase is Phase.SOAKING:
             self.was_good = True
+
+    @staticmethod
+    def _judge_damage(before: Deployment, event: Damaged, after: Deployment) -> None:
+        if before.phase is not Phase.IDLE:
+            assert after == before, "damage that was found at rest changed an order in flight"
+            return
+        lost = {hurt.slot for hurt in event.hurts if not hurt.repaired}
+        way_back = before.previous if before.previous not in lost else None
+        if before.active not in lost:
+            assert (after.phase, after.active) == (Phase.IDLE, before.active), "a whole release was left"
+            assert after.previous == way_back
+        elif way_back is not None:
+            assert after.current == way_back, "a lost release stays active beside a whole one"
+            again = after.waiting.desired if after.waiting else None
+            assert again is not None, "a lost release does not come again"
+            assert before.active is not None
+            assert (again.digest, again.variants) == (before.active.digest, (before.active.variant,))
+        else:
+            assert (after.phase, after.active, after.previous is None or after.previous == way_back) == (
+                Phase.IDLE, before.active, True,
+            ), "a device left its release for nothing better"  # fmt: skip
 
     def _judge_rollback(
         self, before: Deployment, event: RollbackAsked, after: Deployment, *, refused: bool

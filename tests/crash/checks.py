@@ -50,16 +50,18 @@ class Judge:
     Args:
         root: the state directory.
         was_good: whether a release went through before it all began.
+        harmed: the disk was damaged before it all began: a release may be incomplete until it is at rest.
         before: what the witness heard before.
     """
 
-    def __init__(self, root: Path, *, was_good: bool, before: list[Heard]) -> None:
+    def __init__(self, root: Path, *, was_good: bool, before: list[Heard], harmed: bool = False) -> None:
         self._root = root
         self._was_good = was_good
         self._before = before
+        self._harmed = harmed
         self._highest = 0
 
-    def standing(self, heard: list[Heard]) -> list[str]:
+    def standing(self, heard: list[Heard], *, at_rest: bool = False) -> list[str]:
         """What is wrong at this very moment."""
         wrong: list[str] = []
         model = self._root / "models" / MODEL
@@ -70,7 +72,7 @@ class Judge:
                 continue
             target = link.resolve()
             why = incomplete(target)
-            if why:
+            if why and (at_rest or not self._harmed):
                 wrong.append(f"{name}: {why}")
             if target.name[:64] not in tried:
                 wrong.append(f"{name} is a release that passed no trial here")
@@ -95,14 +97,14 @@ class Judge:
 
     def at_rest(self, heard: list[Heard], running: str | None, order: int, ends: OrderOutcome) -> list[str]:
         """What is wrong once the deployment is through: what runs, what was told, what was left."""
-        wrong = [*self.standing(heard), *self._left(), *numbers_reused(heard)]
+        wrong = [*self.standing(heard, at_rest=True), *self._left(), *numbers_reused(heard)]
         link = self._root / "models" / MODEL / "current"
         now = link.resolve().name[:64] if link.is_symlink() else None
         if now != running:
             wrong.append(f"{now and now[:12]} runs, {running and running[:12]} was to run")
         reports = [msgspec.json.decode(h.more, type=Report) for h in heard if h.what.endswith("/up/report")]
         told = {r.event.outcome for r in reports if r.order == order and isinstance(r.event, OrderEnded)}
-        if ends not in told:
+        if ends not in told and not self._harmed:
             wrong.append(f"nobody was told that order {order} ended as {ends}, only {sorted(told)}")
         return wrong
 

@@ -151,6 +151,8 @@ class Matrix:
             past = Scenario(name="before", order=order, running=order.which)
             self._must(ENDED, self._run(self._template, self._told, past, past.drive))
         self._template.mkdir(exist_ok=True)
+        if self.scenario.harm is not None:
+            self.scenario.harm(self._template)
 
     def _run(
         self,
@@ -198,7 +200,9 @@ class Matrix:
 
     def _judge(self, root: Path) -> Judge:
         before = Witness(self._told).all() if self.scenario.before else []
-        return Judge(root, was_good=bool(self.scenario.before), before=before)
+        return Judge(
+            root, was_good=bool(self.scenario.before), before=before, harmed=self.scenario.harm is not None
+        )
 
     def _wanted(self) -> tuple[str | None, int, OrderOutcome]:
         running = self.scenario.running

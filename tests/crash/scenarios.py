@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from msgspec import Struct
 
 from tests.agent.rig import DEVICE, ONE, TWO, command
 from tests.agent.twins import SECOND, VARIANT, Release, release, until
+from tests.crash.checks import incomplete
 from tests.crash.device import Device, Drive
 from wire.messages import OrderOutcome, Phase, Rollback
 
@@ -35,6 +39,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
         supersede_in: the phase of `first` in which `order` comes.
         world: how trials and the application behave.
         rolls_back: a command that leaves this release comes (again after a crash, as the registry sends it).
+        harm: what happens to the disk of the device, at rest and switched off, before it all begins.
         running: what runs at the end; None where nothing does.
         ends: how `order` has ended.
     """
@@ -46,6 +51,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     supersede_in: Phase = Phase.TRIALING
     world: Drive = _nothing
     rolls_back: Release | None = None
+    harm: Callable[[Path], None] | None = None
     running: Release | None
     ends: OrderOutcome = OrderOutcome.ACTIVE
 
@@ -74,6 +80,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
     def recover(self, device: Device) -> None:
         """The same after a crash: the broker holds the last word alone."""
         desire(device, self.order)
+        if self.harm is not None:
+            self._healed(device)
         if self.rolls_back is not None:
             until(lambda: self._idle(device) and device.broker.heard("identity"), "a device that listens")
             action = Rollback(model="digits", from_=self.rolls_back.digest, order=self.order.number + 1)
@@ -82,6 +90,17 @@ class Scenario(Struct, frozen=True, kw_only=True):
         device.wait(self.order.number, self.ends)
         until(lambda: self._idle(device), "rest")
         until(lambda: not list((device.root / "reports").glob("*.json")), "the reports' acknowledgement")
+
+    def _healed(self, device: Device) -> None:
+        """Waits for a whole release in `current`; a soak on the way is over at once."""
+
+        def healed() -> bool:
+            if (s := device.reported()) and s.phase is Phase.SOAKING and device.hooks.looks:
+                device.clock.ahead_s += 1
+            wanted = self.running is not None and device.running == self.running.digest
+            return wanted and self._idle(device) and incomplete(device.current.resolve()) is None
+
+        until(healed, "a whole release")
 
     def settle(self, device: Device) -> None:
         """The desired document, and rest, however the order ends."""
@@ -118,6 +137,16 @@ def _sick(device: Device) -> None:
 
 def _refusing(device: Device) -> None:
     device.app.refused = {ONE.digest}
+
+
+def _harmed(which: Release) -> Callable[[Path], None]:
+    """A byte of the one chunk of its model that no other release has."""
+
+    def harm(state: Path) -> None:
+        model = next((state / "models" / "digits" / "releases").glob(f"{which.digest}-*")) / "model.onnx"
+        model.write_bytes(b"?" + model.read_bytes()[1:])
+
+    return harm
 
 
 FIRST = Ordered(which=ONE, number=1)
@@ -158,6 +187,11 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario(
             name="superseded_in_soak", before=(FIRST,), first=Ordered(which=TWO, number=2, soak_s=3600.0),
             supersede_in=Phase.SOAKING, order=THIRD, running=THREE,
+        ),
+        Scenario(name="mended_in_place", before=(FIRST,), order=FIRST, harm=_harmed(ONE), running=ONE),
+        Scenario(
+            name="left_and_installed_again", before=(FIRST, SECOND_ORDER), order=SECOND_ORDER,
+            harm=_harmed(TWO), running=TWO,
         ),
     )
 }  # fmt: skip
