@@ -192,7 +192,9 @@ class Runner:
 
     def _looked(self, model: str, event: Event) -> None:
         self.apply(model, event)
-        if isinstance(event, Damaged) and not all(hurt.repaired for hurt in event.hurts):
+        if isinstance(event, Damaged) and all(hurt.repaired for hurt in event.hurts):
+            self._tidy_content()
+        else:
             self.after(self._pace.mend_s, lambda: self._look(model))
 
     def _tidy_model(self, model: str) -> None:

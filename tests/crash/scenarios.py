@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,10 @@ class Scenario(Struct, frozen=True, kw_only=True):
             return wanted and self._idle(device) and incomplete(device.current.resolve()) is None
 
         until(healed, "a whole release")
+        looked = threading.Event()
+        lane = device.runner._lanes["digits"]
+        lane.append(lambda _cancel: device.runner.post(looked.set))
+        until(looked.is_set, "the end of the look, and of what it gave rise to")
 
     def settle(self, device: Device) -> None:
         """The desired document, and rest, however the order ends."""
