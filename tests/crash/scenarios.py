@@ -102,9 +102,9 @@ class Scenario(Struct, frozen=True, kw_only=True):
             return wanted and self._idle(device) and incomplete(device.current.resolve()) is None
 
         until(healed, "a whole release")
-        looked = threading.Event()
-        lane = device.runner._lanes["digits"]
-        lane.append(lambda _cancel: device.runner.post(looked.set))
+        looked, runner = threading.Event(), device.runner
+        # On the loop's thread, so after its start, and behind the look on the model's lane.
+        runner.post(lambda: runner._lanes["digits"].append(lambda _cancel: runner.post(looked.set)))
         until(looked.is_set, "the end of the look, and of what it gave rise to")
 
     def settle(self, device: Device) -> None:
