@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from wire.errors import ShallopError
 from wire.messages import Reason
 
 DETAIL_CHARS_MAX = 1500
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that msgspec raises for bytes that are not what they should be; a flipped bit may be the middle one."""
 
 
 class AgentError(ShallopError):

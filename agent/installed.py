@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.errors import UNREADABLE
 from wire.bundle import MANIFEST_BYTES_MAX, Axes, InputData, Manifest, TensorSpec, Variant
 from wire.chunks import digest
 from wire.messages import Slot
@@ -127,7 +128,7 @@ def damage(directory: Path, slot: Slot) -> str | None:
         return f"{Path(error.filename or directory).name} is missing"
     except OSError as error:
         return f"{Path(error.filename or directory).name} cannot be read: {error.strerror}"
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         return f"a file of the agent's own cannot be read: {error}"
 
 

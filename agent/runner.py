@@ -32,7 +32,7 @@ from agent.deployment import (
 )
 from agent.errors import LifecycleError, StateError
 from agent.jobs import Jobs
-from agent.journal import Journal, JournalFile
+from agent.journal import JournalFile
 from agent.lanes import Lane
 from agent.lifecycle import step
 from agent.outbox import Outbox
@@ -295,7 +295,7 @@ class Runner:
         return self._models[model]
 
     def _save(self, models: dict[str, Deployment]) -> None:
-        self._journal.save(Journal(models=models, groups=self._state.groups))
+        self._journal.save(replace(self._state, models=models))
         self._saved_s = self._clock.boot_s()
 
     def _flush(self, model: str) -> None:

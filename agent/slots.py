@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from agent.durable import exchange, fsync_dir, point_link, sync_filesystem, write_file
-from agent.errors import FinalError, RetryError, StateError
+from agent.errors import UNREADABLE, FinalError, RetryError, StateError
 from agent.installed import (
     LABELS_JSON,
     MANIFEST_JSON,
@@ -198,7 +198,7 @@ class Slots:
         try:
             data = (self._releases(model) / name / RELEASE_JSON).read_bytes()
             return msgspec.json.decode(data, type=ReleaseInfo)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNREADABLE):
             return None
 
     def manifest_bytes(self, model: str, slot: Slot) -> bytes | None:
@@ -252,7 +252,7 @@ def _installed_files(entry: Path) -> Iterator[tuple[Path, File]]:
     """By the manifest and the directory's name alone, so that a damaged release still gives its chunks."""
     try:
         manifest = msgspec.json.decode((entry / MANIFEST_JSON).read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return
     named = entry.name.partition("-")[2]
     for variant in (one for one in manifest.variants if one.id.replace("/", "-") == named):

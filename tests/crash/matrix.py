@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import faulthandler
 import gc
 import importlib
 import logging
@@ -118,6 +119,7 @@ def forked(
         code = 1
         try:
             signal.alarm(STEP_S_MAX)
+            faulthandler.enable(os.open(f"{witness}.error", os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
             arm()
             if mutant is not None:
                 module, _, name = mutant.partition(":")

@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from tests.crash.checks import Judge
 from tests.crash.device import Heard, Witness
-from tests.crash.matrix import BROKEN, ENDED, Found, forked
+from tests.crash.matrix import ENDED, Found, forked
 from tests.crash.scenarios import SCENARIOS, Scenario
 
 IMAGE_BYTES = 24 * 1024 * 1024
@@ -200,9 +200,8 @@ class PowerCuts:
             end = forked(root, witness, self.scenario, self.scenario.recover)
             heard += Witness(witness).all()
             if end != ENDED:
-                error = Path(f"{witness}.error")
-                why = error.read_text()[-600:] if end == BROKEN and error.exists() else end
-                return [*wrong, f"the recovery broke: {why}"]
+                told = Path(f"{witness}.error").read_text(encoding="utf-8")
+                return [*wrong, f"the recovery {end}: {told[-900:]}"]
             running = self.scenario.running
             return wrong + judge.at_rest(
                 heard, running.digest if running else None, self.scenario.order.number, self.scenario.ends
