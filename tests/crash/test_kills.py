@@ -59,7 +59,7 @@ def test_a_kill_at_a_sample_of_points_changes_nothing(killpoint: Path, name: str
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_kill_at_every_point_changes_nothing(killpoint: Path, name: str) -> None:
-    found = crash(killpoint, Plan(scenario=name, pairs=40, storms=10))
+    found = crash(killpoint, Plan(scenario=name, pairs=25, storms=6))
     say(name, found)
     # A call whose turn comes later than the run that was counted is not reached: threads take turns.
     assert found.tried >= found.total - 5

@@ -1,7 +1,7 @@
-"""The program as it is installed, killed before some of the calls that `test_kills` tries all of in a smaller rig.
+"""The program as it is installed, killed before some of the calls that `test_kills` tries all of.
 
-Real Mosquitto, the real agent as a process, a real ONNX model in a real trial: an update there and back, killed
-at one call each time and started again.
+Real Mosquitto, the real agent as a process, a real ONNX model in a real trial: an update there and back,
+killed at one call each time and started again.
 """
 
 from __future__ import annotations
