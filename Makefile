@@ -58,7 +58,8 @@ format: setup-dev ## Let ruff put the files in order
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-# Two Debian packages that tests need: the broker, and the browser that the report is looked at with.
+# Debian packages that tests need: the broker, the browser that the report is looked at with, and a compiler
+# with FUSE for the crash and power-cut matrices (docs/crash-safety.md).
 # As root they are installed, saying so; otherwise their tests are skipped by name with the command
 # that brings them.
 system-packages:
@@ -66,14 +67,22 @@ system-packages:
 	command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || missing="$$missing mosquitto"; \
 	command -v openssl >/dev/null || missing="$$missing openssl"; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
+	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
+	command -v strace >/dev/null || missing="$$missing strace"; \
+	command -v mkfs.ext4 >/dev/null || [ -x /usr/sbin/mkfs.ext4 ] || missing="$$missing e2fsprogs"; \
+	{ command -v pkg-config >/dev/null && pkg-config --exists fuse3; } || missing="$$missing pkg-config libfuse3-dev fuse3"; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "Installing for the tests of broker and report (apt-get install$$missing) ..."; \
+	  echo "Installing for the tests of broker, report and crashes (apt-get install$$missing) ..."; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else echo "not installed, their tests will be skipped: sudo apt-get install$$missing"; fi
 
 test: setup-dev system-packages tflite-runtime ## Run every kind of test, the big matrices as a seeded sample
 	@$(BIN)/python -m pytest -q -n 2
+
+# Half an hour on two cores. As root and with loop devices it cuts the power, too; else that part is skipped.
+test-full: setup-dev system-packages tflite-runtime ## Every test, the big matrices as a whole
+	@$(BIN)/python -m pytest -q -n 2 --full
 
 bench: setup-dev system-packages ## Measure, print JSON
 	@$(BIN)/python -m bench

@@ -273,6 +273,26 @@ class DeadlinePassed(Struct, frozen=True, kw_only=True):
     """`left_s` is used up."""
 
 
+class Hurt(Struct, frozen=True, kw_only=True):
+    """An installed release that is not what was installed.
+
+    Attributes:
+        slot: which.
+        detail: what was found, and why it could not be mended.
+        repaired: it is whole again.
+    """
+
+    slot: Slot
+    detail: str
+    repaired: bool = False
+
+
+class Damaged(Struct, frozen=True, kw_only=True):
+    """A look at what is installed found damage."""
+
+    hurts: tuple[Hurt, ...]
+
+
 Event = (
     Ordered
     | Cancelled
@@ -285,6 +305,7 @@ Event = (
     | Booted
     | Ticked
     | DeadlinePassed
+    | Damaged
 )
 
 

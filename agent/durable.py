@@ -10,6 +10,7 @@ on ext4; leaving out either fsync did not (DESIGN.md section 4).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 
@@ -68,6 +69,22 @@ def point_link(link: Path, target: str) -> None:
     os.symlink(target, temporary)  # noqa: PTH211 - the tests inject crashes into os itself
     os.replace(temporary, link)  # noqa: PTH105
     fsync_dir(link.parent)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Lets two names of one file system change places in one step: nobody finds either missing.
+
+    Raises:
+        OSError: the disk's; ENOSYS, EINVAL: this libc or file system cannot do it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    renameat2 = getattr(libc, "renameat2", None)
+    if renameat2 is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(first))
+    here = -100  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
+    if renameat2(here, os.fsencode(first), here, os.fsencode(second), 2) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(first))
 
 
 def sync_filesystem(path: Path) -> None:

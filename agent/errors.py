@@ -9,12 +9,17 @@ from __future__ import annotations
 import errno
 from typing import Literal
 
+import msgspec
+
 from wire.errors import ShallopError
 from wire.messages import Reason
 
 DETAIL_CHARS_MAX = 1500
 DISK_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 """Of a disk that is full, broken or read-only; other errors of a file system call have other causes."""
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that msgspec raises for bytes that are not what they should be; a flipped bit may be the middle one."""
 
 
 class AgentError(ShallopError):

@@ -13,20 +13,39 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.durable import write_file
-from agent.errors import StateError
-from wire.types import Count, InstallId
+from agent.errors import UNREADABLE, StateError
+from wire.chunks import digest
+from wire.types import Count, Digest, InstallId
 
 RESERVED = 1000
 """Message numbers taken at once, so that not every message costs an fsync; a restart skips the rest."""
 
 
+VERSION = 2
+"""Version 1 had no checksum, and is still read; the two differ in more than one bit."""
+
+
 class _Saved(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-install"):
-    version: int = 1
+    version: int = VERSION
     install_id: InstallId
     connections: Count = 0
     reserved: Count = 0
+    sha256: Digest | None = None
+
+
+def _encode(saved: _Saved) -> bytes:
+    plain = replace(saved, version=VERSION, sha256=None)
+    return msgspec.json.encode(replace(plain, sha256=digest(msgspec.json.encode(plain))))
+
+
+def _decode(data: bytes) -> _Saved:
+    saved = msgspec.json.decode(data, type=_Saved)
+    if saved.version != 1 and _encode(saved) != data:
+        raise msgspec.DecodeError("its checksum does not match its content")
+    return saved
 
 
 class Install:
@@ -47,8 +66,8 @@ class Install:
             self._write()
         else:
             try:
-                self._saved = msgspec.json.decode(data, type=_Saved)
-            except msgspec.DecodeError as error:
+                self._saved = _decode(data)
+            except UNREADABLE as error:
                 raise StateError(
                     "install_damaged",
                     f"{self._path} cannot be read ({error}); remove it to give this device a new install id",
@@ -56,7 +75,7 @@ class Install:
         self._next = self._saved.reserved + 1
 
     def _write(self) -> None:
-        write_file(self._path, msgspec.json.encode(self._saved))
+        write_file(self._path, _encode(self._saved))
 
     @property
     def install_id(self) -> str:
@@ -80,7 +99,7 @@ class Install:
         """
         with self._lock:
             number = max(self._saved.connections, above) + 1
-            self._saved = msgspec.structs.replace(self._saved, connections=number)
+            self._saved = replace(self._saved, connections=number)
             with contextlib.suppress(OSError):
                 self._write()
             return number
@@ -94,7 +113,7 @@ class Install:
         with self._lock:
             if self._next > self._saved.reserved:
                 before = self._saved
-                self._saved = msgspec.structs.replace(before, reserved=self._next + RESERVED)
+                self._saved = replace(before, reserved=self._next + RESERVED)
                 try:
                     self._write()
                 except OSError:

@@ -21,7 +21,9 @@ from agent.deployment import Admitted, Deployment, Done, Event, Failed, Progress
 from agent.errors import AgentError, Cancelled, FinalError, RetryError, disk_error, reason_of
 from agent.fetching import Errand, Fetcher, Sources
 from agent.hardware import EXTRA_OF, compatible
+from agent.installed import damage
 from agent.judging import judged, require_fair
+from agent.mending import Mender
 from agent.ports import Clock, Hooks, Randomness, TrialLock, TrialRunner
 from agent.slots import Slots, file_sha256, write_content
 from agent.soaking import Soaking
@@ -83,6 +85,7 @@ class Jobs:
         self._clock = clock
         self._random = random
         self._soaking = soaking
+        self._mender = Mender(fetcher, sources, slots, models_dir, hooks)
         self._pieces: dict[Phase, Callable[[Deployment, Work, threading.Event, Emit], Event]] = {
             Phase.ADMITTING: self._admit,
             Phase.FETCHING: self._fetch,
@@ -121,6 +124,15 @@ class Jobs:
             self._bringing.forget(d.model)
         for name in self._slots.prune(d.model, d.kept):
             log.info("removed %s of %s", name, d.model)
+
+    def look(self, d: Deployment, cancel: threading.Event, emit: Emit) -> None:
+        """Looks at what is installed, mends it, and emits what was found, if anything was."""
+        try:
+            found = self._mender.look(d, cancel)
+        except Cancelled:
+            return
+        if found is not None and not cancel.is_set():
+            emit(found)
 
     # --- before the switch
 
@@ -198,7 +210,7 @@ class Jobs:
 
     def _trial(self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit) -> Event:
         _, manifest = self._manifest(d, work, cancel, emit)
-        slot, _, _ = self._files(d, manifest)
+        slot, _, shards = self._files(d, manifest)
         variant = manifest.variant(slot.variant)
         if variant is None:
             raise FinalError("no_variant", f"the manifest has no variant {slot.variant}")
@@ -207,8 +219,7 @@ class Jobs:
             incumbent=self._slots.directory(d.model, d.active) if d.active else None,
             shards=self._shards_dir,
         )
-        if not paths.candidate.is_dir():
-            raise RetryError("slot_missing", "the candidate's files are gone")
+        self._check(paths.candidate, slot, shards)
         incumbent = self._slots.info(d.model, paths.incumbent.name) if paths.incumbent else None
         wanted = _desired(d)
         job = job_for(manifest, variant, wanted.digest, wanted.shards, paths, incumbent, self._trial_settings)
@@ -219,12 +230,29 @@ class Jobs:
             require_fair(summary)
         return Trialed(serial=work.serial, trial=summary)
 
+    def _check(self, candidate: Path, slot: Slot, shards: tuple[File, ...] = ()) -> None:
+        """What was put together may not be what is there now: a restart or years may lie between.
+
+        Raises:
+            RetryError: `slot_damaged`: it has to be put together again.
+        """
+        hurt = damage(candidate, slot)
+        try:
+            gone = [s.path for s in shards if file_sha256(self._shards_dir / s.sha256) != s.sha256]
+        except OSError as error:
+            gone = [str(error)]
+        if hurt or gone:
+            raise RetryError("slot_damaged", f"what was put together did not last: {hurt or gone[0]}")
+
     # --- from the switch on
 
     def _switch(self, d: Deployment, work: Work, cancel: threading.Event, _emit: Emit) -> Event:
         candidate, restore = d.candidate, d.restore or Standing()
         if candidate is None:
             raise FinalError("no_variant", "there is no candidate to switch to")
+        hurt = damage(self._slots.directory(d.model, candidate), candidate)
+        if hurt:
+            raise FinalError("release_damaged", f"the candidate is not switched to: {hurt}")
         if work.undo:
             self._activate(d, restore.active, restore.previous)
         baseline = self._soaking.baseline(d.model)

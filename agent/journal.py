@@ -17,13 +17,14 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from agent.deployment import Deployment
 from agent.durable import write_file
-from agent.errors import StateError
+from agent.errors import UNREADABLE, StateError
 from wire.chunks import digest
 from wire.messages import MODELS_MAX
-from wire.types import Digest, GroupName, ModelName
+from wire.types import DeviceId, Digest, GroupName, ModelName
 
 VERSION = 1
 JOURNAL_BYTES_MAX = 16 * 1024 * 1024
@@ -36,10 +37,12 @@ class Journal(Struct, frozen=True, kw_only=True):
     Attributes:
         models: one deployment per model.
         groups: that the last believed desired document named; group commands are for these only.
+        device: whose it is; None where an older agent, or a command before the first start, wrote it.
     """
 
     models: Annotated[dict[ModelName, Deployment], Meta(max_length=2 * MODELS_MAX)] = {}
     groups: tuple[GroupName, ...] = ()
+    device: DeviceId | None = None
 
 
 class _Header(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-journal"):
@@ -65,7 +68,7 @@ def decode(data: bytes) -> Journal:
     head, _, body = data.partition(b"\n")
     try:
         header = msgspec.json.decode(head, type=_Header)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise StateError("journal_damaged", f"the journal has no readable header: {error}") from None
     if header.version != VERSION:
         raise StateError(
@@ -76,7 +79,7 @@ def decode(data: bytes) -> Journal:
         raise StateError("journal_damaged", "the journal's checksum does not match its content")
     try:
         return msgspec.json.decode(body, type=Journal)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise StateError("journal_damaged", f"the journal cannot be read: {error}") from None
 
 
@@ -85,9 +88,12 @@ class JournalFile:
 
     Attributes:
         notes: what was wrong with the files when they were read, for the log and the reports.
+        device: this device's id, once it is known; a journal of another one is not believed: its releases
+            passed their trials elsewhere.
     """
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, device: str | None = None) -> None:
+        self.device = device
         self._path = state_dir / "journal.json"
         self._before = state_dir / "journal.1"
         self._reserve = state_dir / "reserve"
@@ -108,7 +114,7 @@ class JournalFile:
                 continue
             found = True
             try:
-                return decode(data)
+                return self._own(decode(data))
             except StateError as error:
                 if error.code == "journal_version":
                     raise
@@ -116,6 +122,11 @@ class JournalFile:
         if not found:
             return None
         raise StateError("journal_lost", f"neither journal nor its copy can be used: {'; '.join(self.notes)}")
+
+    def _own(self, journal: Journal) -> Journal:
+        if self.device is not None and journal.device not in {None, self.device}:
+            raise StateError("journal_foreign", f"the journal is that of device {journal.device}")
+        return journal
 
     def save(self, journal: Journal) -> None:
         """Replaces the journal; the one before stays as a copy.
@@ -125,7 +136,7 @@ class JournalFile:
         Raises:
             OSError: the disk's; the journal is what it was.
         """
-        data = encode(journal)
+        data = encode(journal if self.device is None else replace(journal, device=self.device))
         try:
             self._replace(data)
         except OSError as error:
@@ -157,4 +168,6 @@ class JournalFile:
             temporary.unlink(missing_ok=True)
             os.link(self._path, temporary)
             os.replace(temporary, self._before)  # noqa: PTH105 - the tests inject crashes into os itself
+            # Two names of one file, which a crash between the renames leaves: such a rename does nothing.
+            temporary.unlink(missing_ok=True)
         write_file(self._path, data)

@@ -14,13 +14,14 @@ from typing import Any
 
 from msgspec import Struct
 
-from agent import outcomes, steering
+from agent import outcomes, repair, steering
 from agent.deployment import (
     BEFORE_SWITCH,
     Admitted,
     Booted,
     Bounds,
     Cancelled,
+    Damaged,
     DeadlinePassed,
     Deployment,
     Done,
@@ -85,6 +86,8 @@ TABLE: dict[tuple[Phase, type], Row] = {
     (IDLE, Cancelled): Row(steering.cancel_nothing),
     (IDLE, RollbackAsked): Row(steering.asked(steering.rollback_idle), (REVERTING,)),
     (IDLE, Booted): Row(outcomes.booted_idle),
+    (IDLE, Damaged): Row(repair.damaged_idle, (REVERTING,)),
+    **{(phase, Damaged): Row(repair.damaged_busy) for phase in Phase if phase is not IDLE},
     **{(phase, Ordered): Row(steering.ordered_before_switch, _OVER) for phase in BEFORE_SWITCH},
     **{(phase, Cancelled): Row(steering.cancel_before_switch, (IDLE,)) for phase in BEFORE_SWITCH},
     **{
@@ -103,7 +106,7 @@ TABLE: dict[tuple[Phase, type], Row] = {
     (VERIFYING, Done): Row(outcomes.verified, (TRIALING,)),
     (VERIFYING, Failed): Row(outcomes.failed_verifying, _REFUSED),
     (TRIALING, Trialed): Row(outcomes.trialed, (SWITCHING, *_REFUSED)),
-    (TRIALING, Failed): Row(outcomes.failed_variant, _REFUSED),
+    (TRIALING, Failed): Row(outcomes.failed_trialing, _REFUSED),
     (SWITCHING, Ordered): Row(steering.ordered_switching),
     (SWITCHING, Cancelled): Row(steering.cancel_switching),
     (SWITCHING, RollbackAsked): Row(steering.asked(steering.rollback_switching)),

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from agent.durable import fsync_dir, write_file
+from agent.errors import UNREADABLE
 from wire.codec import encode
 from wire.messages import LiveMeasured, PhaseChanged, Report
 from wire.topics import REPORT
@@ -79,7 +80,7 @@ class Outbox:
         path = self._path(number)
         try:
             return msgspec.json.decode(path.read_bytes(), type=Report)
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *UNREADABLE) as error:
             log.warning("report %s cannot be read and is dropped: %s", number, error)
             path.unlink(missing_ok=True)
             return None

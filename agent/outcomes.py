@@ -145,6 +145,13 @@ def failed_verifying(d: Deployment, event: Failed, bounds: Bounds) -> Step:
     return d, None if work is None else replace(work, after_s=wait_s)
 
 
+def failed_trialing(d: Deployment, event: Failed, bounds: Bounds) -> Step:
+    """A candidate that did not survive on the disk is fetched again, else as for any variant."""
+    if event.reason.code == "slot_damaged":
+        return failed_verifying(d, event, bounds)
+    return failed_variant(d, event, bounds)
+
+
 def failed_running(d: Deployment, event: Failed, bounds: Bounds) -> Step:
     """What runs does not work: back."""
     ending = d.ending or Ending(outcome=OrderOutcome.FELL_BACK, reason=event.reason)

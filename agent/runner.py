@@ -22,6 +22,7 @@ from agent import recovery
 from agent.deployment import (
     Booted,
     Bounds,
+    Damaged,
     DeadlinePassed,
     Deployment,
     Event,
@@ -29,9 +30,9 @@ from agent.deployment import (
     Ticked,
     Work,
 )
-from agent.errors import LifecycleError
+from agent.errors import LifecycleError, StateError
 from agent.jobs import Jobs
-from agent.journal import Journal, JournalFile
+from agent.journal import JournalFile
 from agent.lanes import Lane
 from agent.lifecycle import step
 from agent.outbox import Outbox
@@ -54,6 +55,8 @@ class Pace(Struct, frozen=True, kw_only=True):
         tick_s: between two looks at the deadlines of work in flight.
         idle_s: longest sleep with nothing in flight.
         save_s: between two saves of time that passed.
+        scrub_s: between two looks at what is installed.
+        mend_s: until the next look after one whose damage could not be mended.
         save_retry_s: until an event is tried again that could not be saved.
         resend_s: until reports that nobody acknowledged are sent again.
         reports_unacknowledged_max: sent and not acknowledged at once.
@@ -63,6 +66,8 @@ class Pace(Struct, frozen=True, kw_only=True):
     tick_s: float = 1.0
     idle_s: float = 10.0
     save_s: float = 60.0
+    scrub_s: float = 86400.0
+    mend_s: float = 3600.0
     save_retry_s: float = 5.0
     resend_s: float = 60.0
     reports_unacknowledged_max: int = 100
@@ -164,9 +169,42 @@ class Runner:
 
     def _boot(self) -> None:
         for model in list(self._models):
-            for act in (self._reconcile, self._reenter, self._flush):
+            for act in (self._reconcile, self._reenter, self._flush, self._tidy_model):
                 self._guarded(functools.partial(act, model))
         self._guarded(self._tidy_content)
+        self._scrub()
+
+    def _scrub(self) -> None:
+        """Looks at everything installed, at the start and then now and again."""
+        self.after(self._pace.scrub_s, self._scrub)
+        for model in list(self._models):
+            self._look(model)
+
+    def _look(self, model: str) -> None:
+        """On the model's lane, where an order that comes calls it off."""
+        d = self._models[model]
+        if d.phase is not Phase.IDLE or d.active is None:
+            return
+        self._guarded(functools.partial(self._reconcile, model))
+
+        def emit(event: Event) -> None:
+            self.post(lambda: self._looked(model, event))
+
+        lane = self._lanes.setdefault(model, Lane(model))
+        lane.submit(lambda cancel: self._jobs.look(d, cancel, emit))
+
+    def _looked(self, model: str, event: Event) -> None:
+        self.apply(model, event)
+        if isinstance(event, Damaged) and all(hurt.repaired for hurt in event.hurts):
+            self._tidy_content()
+        else:
+            self.after(self._pace.mend_s, lambda: self._look(model))
+
+    def _tidy_model(self, model: str) -> None:
+        """A crash may have come between the end of an order and the removal of what it left."""
+        d = self._models[model]
+        if d.phase is Phase.IDLE:
+            self._lanes.setdefault(model, Lane(model)).append(lambda _cancel: self._jobs.tidy(d))
 
     def _reenter(self, model: str) -> None:
         self.apply(model, Booted())
@@ -175,7 +213,10 @@ class Runner:
         """`current` says what the journal says, whatever a crash or a hand left there."""
         d = self._models[model]
         restored = d.restore.previous if d.phase is Phase.REVERTING and d.restore else d.previous
-        self._slots.activate(model, d.current, restored)
+        try:
+            self._slots.activate(model, d.current, restored)
+        except StateError as error:
+            log.error("%s: %s", model, error)  # noqa: TRY400 - the look that follows says what becomes of it
 
     def _sleep_s(self) -> float:
         now_s = self._clock.boot_s()
@@ -263,7 +304,7 @@ class Runner:
         return self._models[model]
 
     def _save(self, models: dict[str, Deployment]) -> None:
-        self._journal.save(Journal(models=models, groups=self._state.groups))
+        self._journal.save(replace(self._state, models=models))
         self._saved_s = self._clock.boot_s()
 
     def _flush(self, model: str) -> None:

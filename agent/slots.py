@@ -19,86 +19,40 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
-from agent.durable import fsync_dir, point_link, sync_filesystem, write_file
-from agent.errors import FinalError, StateError, disk_error
-from wire.bundle import Axes, Chunk, File, InputData, Manifest, TensorSpec, Variant
+from agent.durable import exchange, fsync_dir, point_link, sync_filesystem, write_file
+from agent.errors import UNREADABLE, FinalError, StateError, disk_error
+from agent.installed import (
+    LABELS_JSON,
+    MANIFEST_JSON,
+    OWN_FILES,
+    PREPROCESSING_JSON,
+    RELEASE_JSON,
+    ReleaseInfo,
+    damage,
+    directory_name,
+    file_sha256,
+    placed,
+    release_info,
+)
+from wire.bundle import Chunk, File, InputData, Manifest, Variant
 from wire.messages import Slot
-from wire.types import Count, Digest, ModelName, Name, RelativePath, ReleaseName, VariantId
+
+__all__ = [
+    "MANIFEST_JSON",
+    "OWN_FILES",
+    "RELEASE_JSON",
+    "ReleaseInfo",
+    "Slots",
+    "directory_name",
+    "file_sha256",
+    "placed",
+    "write_content",
+]
 
 PART, GONE = ".part", ".gone"
-RELEASE_JSON, MANIFEST_JSON = "release.json", "manifest.json"
-LABELS_JSON, PREPROCESSING_JSON = "labels.json", "preprocessing.json"
-OWN_FILES = frozenset({RELEASE_JSON, MANIFEST_JSON, LABELS_JSON, PREPROCESSING_JSON})
+COPY_BYTES = 1024 * 1024
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK})
-
-
-class ReleaseInfo(Struct, frozen=True, kw_only=True, tag_field="kind", tag="installed-release"):
-    """`release.json`: what an application, or a recovery, has to know about the directory it is in.
-
-    Attributes:
-        model_file: name of the model's file in this directory.
-        runtime: that the variant was made for; None for an adopted file.
-        manifest: whether `manifest.json` is there; an adopted release has none.
-        data: how stored samples become its inputs, for a trial beside it; None for an adopted file.
-        axes: by name of an input or output: the file's tensor is that of `inputs` or `outputs`, transposed by
-            these axes; an application that feeds the file needs them.
-    """
-
-    version: int = 1
-    model: ModelName
-    digest: Digest
-    release: ReleaseName
-    variant: VariantId
-    order: Count = 0
-    adopted: bool = False
-    model_file: RelativePath
-    model_sha256: Digest
-    runtime: Name | None = None
-    precision: Name | None = None
-    inputs: tuple[TensorSpec, ...] = ()
-    outputs: tuple[TensorSpec, ...] = ()
-    session_config: dict[str, str] = {}
-    data: dict[str, InputData] | None = None
-    axes: dict[Name, Axes] = {}
-
-    @property
-    def slot(self) -> Slot:
-        """The slot that this directory fills."""
-        return Slot(
-            digest=self.digest,
-            release=self.release,
-            variant=self.variant,
-            order=self.order,
-            adopted=self.adopted,
-        )
-
-
-def directory_name(slot: Slot) -> str:
-    """Name of a slot's directory; neither digest nor variant can hold a '-'."""
-    return f"{slot.digest}-{slot.variant.replace('/', '-')}"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in lower-case hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def placed(variant: Variant, path: str) -> str:
-    """Where a file of a variant lies in its slot.
-
-    The folders that all its files share in the bundle are left out, so that the model of every variant of
-    a release is `current/model.onnx` for the application.
-    """
-    prefix = variant.model_path.rpartition("/")[0] + "/"
-    shared = all(file.path.startswith(prefix) for file in variant.files)
-    return path.removeprefix(prefix) if shared else path
 
 
 class Slots:
@@ -151,10 +105,8 @@ class Slots:
             raise FinalError("path_reserved", f"{slot.variant} holds a file named like one of the agent's")
         final = self.directory(model, slot)
         try:
-            if final.exists():
-                if self._whole(final, variant):
-                    return
-                self._remove(final)
+            if final.exists() and damage(final, slot) is None:
+                return
             part = final.with_name(final.name + PART)
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
@@ -166,26 +118,30 @@ class Slots:
                     _link_content(target, whole)
             _describe(part, slot, variant, data, parsed)
             sync_filesystem(part)
-            os.rename(part, final)  # noqa: PTH104 - the tests inject crashes into os itself
+            self._place(part, final)
             self._fsync_up(model)
         except OSError as error:
             raise disk_error("the release", error) from error
+
+    def _place(self, part: Path, final: Path) -> None:
+        """Gives the release its name; a damaged one that has it goes in the same step, `current` or not."""
+        if final.exists():
+            try:
+                exchange(part, final)
+            except OSError as error:
+                if error.errno not in {errno.ENOSYS, errno.EINVAL}:
+                    raise
+                self._remove(final)
+                os.rename(part, final)  # noqa: PTH104
+            else:
+                self._remove(part)
+            return
+        os.rename(part, final)  # noqa: PTH104 - the tests inject crashes into os itself
 
     def _fsync_up(self, model: str) -> None:
         """On a first install the directories above are new, too."""
         for folder in (self._releases(model), self._root / model, self._root):
             fsync_dir(folder)
-
-    @staticmethod
-    def _whole(directory: Path, variant: Variant) -> bool:
-        """Whether every file has its hash."""
-        try:
-            whole = all(
-                file_sha256(directory / placed(variant, file.path)) == file.sha256 for file in variant.files
-            )
-            return whole and (directory / RELEASE_JSON).exists() and (directory / MANIFEST_JSON).exists()
-        except OSError:
-            return False
 
     def adopt(self, info: ReleaseInfo, source: Path) -> None:
         """Copies a model file that a user already runs into a slot, whole before it has its name.
@@ -231,6 +187,7 @@ class Slots:
             raise StateError("slot_missing", f"{directory_name(slot)} of {model} is not on the disk")
         target = f"releases/{directory_name(slot)}"
         if self._target(link) != target:
+            _set_aside(link)
             point_link(link, target)
 
     @staticmethod
@@ -252,7 +209,7 @@ class Slots:
         try:
             data = (self._releases(model) / name / RELEASE_JSON).read_bytes()
             return msgspec.json.decode(data, type=ReleaseInfo)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNREADABLE):
             return None
 
     def manifest_bytes(self, model: str, slot: Slot) -> bytes | None:
@@ -314,15 +271,25 @@ class Slots:
 
 
 def _installed_files(entry: Path) -> Iterator[tuple[Path, File]]:
+    """By the manifest and the directory's name alone, so that a damaged release still gives its chunks."""
     try:
-        info = msgspec.json.decode((entry / RELEASE_JSON).read_bytes(), type=ReleaseInfo)
         manifest = msgspec.json.decode((entry / MANIFEST_JSON).read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return
-    variant = manifest.variant(info.variant)
-    if variant is not None:
+    named = entry.name.partition("-")[2]
+    for variant in (one for one in manifest.variants if one.id.replace("/", "-") == named):
         for file in variant.files:
             yield entry / placed(variant, file.path), file
+
+
+def _set_aside(link: Path) -> None:
+    """A file or folder that somebody put where a link belongs is kept, under another name."""
+    if link.is_symlink() or not link.exists():
+        return
+    names = (link.with_name(f"{link.name}.displaced{n or ''}") for n in range(100))
+    free = next((name for name in names if not os.path.lexists(name)), None)
+    if free is not None:
+        os.rename(link, free)  # noqa: PTH104
 
 
 def write_content(path: Path, file: File, read: Callable[[Chunk], bytes]) -> None:
@@ -360,25 +327,8 @@ def _link_content(path: Path, whole: Path) -> None:
 
 
 def _describe(part: Path, slot: Slot, variant: Variant, data: bytes, manifest: Manifest) -> None:
-    model = next(file for file in variant.files if file.path == variant.model_path)
-    info = ReleaseInfo(
-        model=manifest.model,
-        digest=slot.digest,
-        release=manifest.release,
-        variant=slot.variant,
-        order=slot.order,
-        model_file=placed(variant, variant.model_path),
-        model_sha256=model.sha256,
-        runtime=variant.runtime,
-        precision=variant.precision,
-        inputs=manifest.inputs,
-        outputs=manifest.outputs,
-        session_config=variant.session_config,
-        data=manifest.data,
-        axes=variant.axes,
-    )
     preprocessing: dict[str, InputData] = manifest.data
-    (part / RELEASE_JSON).write_bytes(_pretty(info))
+    (part / RELEASE_JSON).write_bytes(_pretty(release_info(slot, variant, manifest)))
     (part / LABELS_JSON).write_bytes(_pretty(manifest.labels))
     (part / PREPROCESSING_JSON).write_bytes(_pretty(preprocessing))
     (part / MANIFEST_JSON).write_bytes(data)

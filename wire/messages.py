@@ -304,6 +304,20 @@ class MessageRefused(Struct, frozen=True, kw_only=True, tag_field="type", tag="m
     reason: Reason
 
 
+class ReleaseDamaged(Struct, frozen=True, kw_only=True, tag_field="type", tag="release_damaged"):
+    """An installed release was found damaged on the device's disk.
+
+    Attributes:
+        slot: which.
+        repaired: it is whole again; else the device goes back to the release before it, if it has one.
+        reason: what was found, and why it could not be mended.
+    """
+
+    slot: Slot
+    repaired: bool
+    reason: Reason
+
+
 ReportEvent = (
     PhaseChanged
     | TrialEnded
@@ -313,6 +327,7 @@ ReportEvent = (
     | OrderRefused
     | MessageRefused
     | LiveMeasured
+    | ReleaseDamaged
 )
 
 

@@ -131,7 +131,7 @@ class Rig:
             soaking=self.soaking(), rebuilder=rebuilder,
         )  # fmt: skip
         self.runner = Runner(
-            journal=JournalFile(root), slots=slots, store=store, shards_dir=root / "shards",
+            journal=JournalFile(root, DEVICE), slots=slots, store=store, shards_dir=root / "shards",
             outbox=Outbox(root / "reports", 500, install.reserved), uplink=uplink, jobs=jobs, clock=clock,
             supervisor=self.supervisor, bounds=Bounds(), pace=PACE,
         )  # fmt: skip

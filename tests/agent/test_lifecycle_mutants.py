@@ -16,7 +16,7 @@ import agent
 from agent.errors import LifecycleError
 from tests.agent.world import StepFunction, hunt
 
-ROOMS = ("moves", "steering", "outcomes", "lifecycle")
+ROOMS = ("moves", "steering", "outcomes", "repair", "lifecycle")
 SEEDS = range(250)
 
 MUTANTS = {
@@ -66,6 +66,17 @@ MUTANTS = {
         "previous = None if d.previous and d.previous.digest == event.digest else d.previous",
         "previous = d.previous",
     ),
+    "a lost way back stays one": ("repair", "d = replace(d, previous=None)", "pass"),
+    "a lost release stays active": (
+        "repair",
+        "    d = replace(\n        d, desired=None",
+        "    return d, None\n    d = replace(\n        d, desired=None",
+    ),
+    "a lost release does not come again": ("repair", "waiting=_again(d.active)", "waiting=None"),
+    "a mended release is left": ("repair", "for hurt in hurts if not hurt.repaired}", "for hurt in hurts}"),
+    "a release is left for one that is lost, too": (
+        "repair", "if d.previous in lost:", "if d.previous in lost and d.active not in lost:"
+    ),
     "work is not begun again after a boot": (
         "outcomes",
         "return again(d)\n\n\ndef booted_switching",
@@ -75,7 +86,7 @@ MUTANTS = {
 
 
 def load(mutations: dict[str, tuple[str, str]]) -> StepFunction:
-    """`step` of a fresh set of the four modules, some of them changed."""
+    """`step` of a fresh set of the modules, some of them changed."""
     names = [f"agent.{room}" for room in ROOMS]
     kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     attributes = {room: getattr(agent, room) for room in ROOMS if hasattr(agent, room)}

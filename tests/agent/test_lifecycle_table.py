@@ -16,6 +16,7 @@ from agent.deployment import (
     Booted,
     Bounds,
     Cancelled,
+    Damaged,
     DeadlinePassed,
     Deployment,
     Done,
@@ -85,6 +86,7 @@ def sample(kind: type) -> Event:
         Booted: Booted(),
         Ticked: Ticked(elapsed_s=1.0),
         DeadlinePassed: DeadlinePassed(),
+        Damaged: Damaged(hurts=()),
     }
     return samples[kind]
 

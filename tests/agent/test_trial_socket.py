@@ -274,6 +274,5 @@ def test_half_an_order_ends_without_an_answer(tmp_path: Path) -> None:
 
 def test_the_configuration_says_where_the_worker_is(tmp_path: Path) -> None:
     given = config.parse(f"state_dir: {tmp_path}\ntrial: {{socket: /run/shallop/worker.sock}}\n")
-    state = app.State(given)
-    assert isinstance(app._trial_runner(given, state), TrialSocket)
-    assert isinstance(app._trial_runner(config.Config(state_dir=str(tmp_path)), state), TrialProcess)
+    assert isinstance(app._trial_runner(given, tmp_path), TrialSocket)
+    assert isinstance(app._trial_runner(config.Config(state_dir=str(tmp_path)), tmp_path), TrialProcess)

@@ -19,11 +19,13 @@ from agent.deployment import (
     Booted,
     Bounds,
     Cancelled,
+    Damaged,
     DeadlinePassed,
     Deployment,
     Done,
     Event,
     Failed,
+    Hurt,
     Ordered,
     Progressed,
     RollbackAsked,
@@ -214,6 +216,8 @@ class World:
         refusals = [n.event for n in new if isinstance(n.event, OrderRefused)]
         if isinstance(event, RollbackAsked):
             self._judge_rollback(before, event, after, refused=bool(refusals))
+        if isinstance(event, Damaged):
+            self._judge_damage(before, event, after)
         if isinstance(event, Ordered):
             if event.desired.order > before.order_highest:
                 self.refused.pop(event.desired.digest, None)
@@ -227,6 +231,27 @@ class World:
             assert after.reason is not None, "an order ended without a reason"
         if isinstance(event, Done) and before.phase is Phase.SOAKING:
             self.was_good = True
+
+    @staticmethod
+    def _judge_damage(before: Deployment, event: Damaged, after: Deployment) -> None:
+        if before.phase is not Phase.IDLE:
+            assert after == before, "damage that was found at rest changed an order in flight"
+            return
+        lost = {hurt.slot for hurt in event.hurts if not hurt.repaired}
+        way_back = before.previous if before.previous not in lost else None
+        if before.active not in lost:
+            assert (after.phase, after.active) == (Phase.IDLE, before.active), "a whole release was left"
+            assert after.previous == way_back
+        elif way_back is not None:
+            assert after.current == way_back, "a lost release stays active beside a whole one"
+            again = after.waiting.desired if after.waiting else None
+            assert again is not None, "a lost release does not come again"
+            assert before.active is not None
+            assert (again.digest, again.variants) == (before.active.digest, (before.active.variant,))
+        else:
+            assert (after.phase, after.active, after.previous is None or after.previous == way_back) == (
+                Phase.IDLE, before.active, True,
+            ), "a device left its release for nothing better"  # fmt: skip
 
     def _judge_rollback(
         self, before: Deployment, event: RollbackAsked, after: Deployment, *, refused: bool
@@ -337,6 +362,12 @@ def _unfit(world: World, a: int, _b: int, crash: Crash) -> None:
         world.feed(Admitted(serial=world.work.serial, variants=VARIANTS, refused=why), crash)
 
 
+def _damage(world: World, a: int, b: int, crash: Crash) -> None:
+    slots = [slot for n, slot in enumerate((world.d.active, world.d.previous)) if slot and (a >> n) & 1]
+    hurts = tuple(Hurt(slot=slot, detail="a bit", repaired=(b >> n) & 1 == 1) for n, slot in enumerate(slots))
+    world.feed(Damaged(hurts=hurts), crash)
+
+
 def _time(world: World, a: int, b: int, crash: Crash) -> None:
     if world.d.phase is not Phase.IDLE:
         world.feed(Ticked(elapsed_s=float(a)))
@@ -355,6 +386,7 @@ HAPPENINGS: dict[str, Callable[[World, int, int, Crash], None]] = {
     "unfit": _unfit,
     "boot": lambda world, _a, _b, _crash: world.boot(),
     "time": _time,
+    "damage": _damage,
 }
 
 
@@ -366,7 +398,7 @@ def act(world: World, action: tuple[str, int, int]) -> None:
 
 WEIGHTED = (
     "order", "order", "rollback", "rollback", *("work",) * 30, "fail", "boot", "old_order", "cancel", "time",
-    "progress", "unfit",
+    "progress", "unfit", "damage",
 )  # fmt: skip
 
 
