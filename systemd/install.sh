@@ -264,6 +264,7 @@ set_up_mosquitto() {
     return 0
   fi
   install -m 644 "$HERE/mosquitto/shallop.conf" "$MOSQUITTO"
+  systemctl --quiet enable mosquitto
   if booted && [ "$START" = yes ]; then
     systemctl daemon-reload
     if ! systemctl restart mosquitto; then
