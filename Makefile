@@ -58,21 +58,26 @@ format: setup-dev ## Let ruff put the files in order
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-# Two Debian packages that tests need: the broker, and the browser that the report is looked at with.
-# As root they are installed, saying so; otherwise their tests are skipped by name with the command
-# that brings them.
+# Debian packages that tests need: the broker, the browser that the report is looked at with, and what boots
+# a machine with a systemd of its own. As root they are installed, saying so; otherwise their tests are skipped
+# by name with the command that brings them.
 system-packages:
 	@missing=""; \
 	command -v mosquitto >/dev/null || [ -x /usr/sbin/mosquitto ] || missing="$$missing mosquitto"; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
+	command -v systemd-nspawn >/dev/null || missing="$$missing systemd-container"; \
+	command -v shellcheck >/dev/null || missing="$$missing shellcheck"; \
+	command -v dbus-daemon >/dev/null || missing="$$missing dbus"; \
+	[ -x /usr/lib/polkit-1/polkitd ] || missing="$$missing polkitd"; \
+	/usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "Installing for the tests of broker and report (apt-get install$$missing) ..."; \
+	  echo "Installing what tests need (apt-get install$$missing) ..."; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else echo "not installed, their tests will be skipped: sudo apt-get install$$missing"; fi
 
 test: setup-dev system-packages tflite-runtime ## Run every kind of test, the big matrices as a seeded sample
-	@$(BIN)/python -m pytest -q -n 2
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 bench: setup-dev system-packages ## Measure, print JSON
 	@$(BIN)/python -m bench

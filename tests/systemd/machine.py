@@ -1,8 +1,8 @@
 """A machine of our own with a real systemd as process 1, over the files of this one, thrown away afterwards.
 
 For: what only a running systemd shows: readiness, watchdog, restarts, sockets, sandboxes, an upgrade in place.
-It is systemd-nspawn over an overlay of `/` whose upper layer is memory. Mounts and processes live in namespaces
-whose first process dies with this one, so nothing is left behind, however a test ends.
+It is systemd-nspawn over an overlay of `/` whose upper layer is memory. Mounts and processes live in
+namespaces whose first process dies with this one, so nothing is left behind, however a test ends.
 Not for: limits on memory, which nspawn does not enforce here (FACTS.md section 6), nor for other kernels.
 """
 
@@ -28,6 +28,10 @@ from tests.systemd.units import ROOT, require
 
 LOCK = Path("/tmp/shallop-nspawn.lock")
 SHARED = "/srv/shared"
+NEEDED = (
+    ("systemd-nspawn", "systemd-container"), ("mosquitto", "mosquitto"), ("dbus-daemon", "dbus"),
+    ("polkitd", "polkitd"), ("python3", "python3-venv"),
+)  # fmt: skip
 _BOOT_S = 60.0
 _POLL_S = 0.05
 _HOLD = """
@@ -51,8 +55,8 @@ def _child(pid: int) -> int:
 
 
 def require_nspawn() -> None:
-    """Skips by name where no machine can be booted; in CI that would hide it, so there it fails."""
-    for program, package in (("systemd-nspawn", "systemd-container"), ("mosquitto", "mosquitto")):
+    """Skips by name where no machine can be booted."""
+    for program, package in NEEDED:
         require(program, package)
     if os.geteuid() != 0:
         pytest.skip("a machine is booted by root only: sudo make test")
@@ -128,7 +132,8 @@ class Machine:
         """Starts it and waits until systemd says that everything is up."""
         assert self._holder is not None
         command = [
-            "nsenter", "--target", str(_child(self._holder.pid)), "--mount", "--pid", "systemd-nspawn", "--quiet", f"--directory={self._place}/root", "--boot", "--register=no",
+            "nsenter", "--target", str(_child(self._holder.pid)), "--mount", "--pid",
+            "systemd-nspawn", "--quiet", f"--directory={self._place}/root", "--boot", "--register=no",
             "--keep-unit", "--private-network", "--console=pipe", "--link-journal=no",
             "--machine=shallop-test", f"--bind-ro={ROOT}", f"--bind={self.shared}:{SHARED}",
             "systemd.unit=multi-user.target",

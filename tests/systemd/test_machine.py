@@ -57,21 +57,15 @@ def test_it_starts_by_notification_as_a_user_of_its_own(machine: Machine) -> Non
     assert machine.show(AGENT, "StatusText") == "no models yet"
     assert machine.show(AGENT, "User") == "shallop"
     assert machine.shell("id -nG shallop").split() == ["shallop", "video"]
-    places = (
-        "/var/lib/shallop",
-        "/etc/shallop/agent.yaml",
-        "/run/shallop",
-        "/run/shallop/live",
-        "/opt/shallop/agent/",
-    )
-    owners = machine.run("stat", "--format=%a %U:%G %n", *places).stdout.split("\n")
-    assert owners[:5] == [
-        f"{mode} {place}"
-        for mode, place in zip(
-            ("750 shallop:shallop", "640 root:shallop", "755 shallop:shallop", "1777 root:root", "755 root:root"),
-            places, strict=True,
-        )
-    ]  # fmt: skip
+    expected = {
+        "/var/lib/shallop": "750 shallop:shallop",
+        "/etc/shallop/agent.yaml": "640 root:shallop",
+        "/run/shallop": "755 shallop:shallop",
+        "/run/shallop/live": "1777 root:root",
+        "/opt/shallop/agent/": "755 root:root",
+    }
+    for place, owner in expected.items():
+        assert machine.run("stat", "--format=%a %U:%G", place).stdout.strip() == owner, place
     files = machine.shell("find /var/lib/shallop -type f -printf '%m %u\n'").split("\n")[:-1]
     assert files
     assert set(files) <= {"640 shallop", "600 shallop"}
@@ -95,6 +89,7 @@ def test_a_daemon_that_hangs_is_killed_and_started_again(machine: Machine) -> No
     wait_restart(machine, before)
     said = machine.journal(AGENT)
     assert "Watchdog timeout" in said
+    assert "Fatal Python error: Aborted" in said, "the journal holds where every thread was"
 
 
 def test_a_daemon_that_is_killed_is_started_again_however_often(machine: Machine) -> None:
@@ -175,7 +170,7 @@ def test_an_upgrade_in_place_while_a_deployment_is_in_flight(
 
 def test_a_new_version_that_does_not_come_up_is_taken_back(machine: Machine, wheel: Path) -> None:
     program = "import sys\n\ndef main():\n    sys.exit('the new version is broken')\n"
-    new = wheels.another(wheel, "0.1.2", machine.shared / "broken", {"agent/cli.py": program})
+    new = wheels.another(wheel, "0.1.2", machine.shared / "broken", {"agent/cli.py": program.encode()})
     old = machine.shell("readlink -f /opt/shallop/agent; ls -d /opt/shallop/*")
     unit = machine.path("/usr/local/lib/systemd/system/shallop-agent.service").read_text()
     found = machine.run(
@@ -188,6 +183,22 @@ def test_a_new_version_that_does_not_come_up_is_taken_back(machine: Machine, whe
     assert machine.shell("readlink -f /opt/shallop/agent; ls -d /opt/shallop/*") == old
     assert machine.path("/usr/local/lib/systemd/system/shallop-agent.service").read_text() == unit
     assert machine.show(AGENT, "StatusText") == "tiny 2, idle"
+
+
+def test_a_new_version_that_cannot_use_the_configuration_is_not_begun_with(machine: Machine) -> None:
+    path = machine.path("/etc/shallop/agent.yaml")
+    config, pid, opt = path.read_text(), machine.show(AGENT, "MainPID"), machine.shell("ls -d /opt/shallop/*")
+    path.write_text(f"{config}\nlanguage: klingon\n")
+    try:
+        found = machine.run(
+            INSTALL, "--agent", "--runtime", "none", "--wheels", f"{SHARED}/wheels", check=False,
+        )  # fmt: skip
+    finally:
+        path.write_text(config)
+    assert found.returncode == 1
+    assert "language" in found.stderr
+    assert "nothing was changed" in found.stderr
+    assert (machine.show(AGENT, "MainPID"), machine.shell("ls -d /opt/shallop/*")) == (pid, opt)
 
 
 def test_a_rollback_by_message(machine: Machine, hand: Hand) -> None:
@@ -203,23 +214,3 @@ def test_a_rollback_by_message(machine: Machine, hand: Hand) -> None:
     assert [reply.result for reply in hand.replies] == ["accepted"]
     assert machine.show("digits.service", "InvocationID") != before
     assert machine.show(AGENT, "StatusText") == "tiny 1, idle"
-
-
-# --- gone -------------------------------------------------------------------------------------------
-
-
-def test_taking_it_away_keeps_the_data_and_purging_does_not(machine: Machine) -> None:
-    models = machine.shell("readlink -f /var/lib/shallop/models/tiny/current")
-    machine.run(INSTALL, "--agent", "--uninstall")
-    assert machine.run("systemctl", "cat", AGENT, check=False).returncode != 0
-    assert machine.shell("readlink -e /var/lib/shallop/models/tiny/current") == models
-    assert machine.path("/etc/shallop/agent.yaml").is_file()
-    assert not machine.path("/opt/shallop").exists()
-    assert not machine.path("/usr/local/bin/shallop-agent").is_symlink()
-    machine.run(INSTALL, "--agent", "--uninstall")  # once more is no error
-    machine.run(INSTALL, "--agent", "--uninstall", "--purge")
-    left = machine.shell(
-        "getent passwd shallop || true; ls -d /var/lib/shallop /etc/shallop /run/shallop 2>&1 || true"
-    )
-    assert left.count("No such file") == 3, left
-    assert "nologin" not in left

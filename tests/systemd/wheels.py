@@ -38,7 +38,7 @@ def version_of(wheel: Path) -> str:
     return wheel.name.split("-")[1]
 
 
-def another(wheel: Path, version: str, folder: Path, changes: Mapping[str, str] | None = None) -> Path:
+def another(wheel: Path, version: str, folder: Path, changes: Mapping[str, bytes] | None = None) -> Path:
     """The wheel under another version number, with the text of some files changed."""
     old, changes = version_of(wheel), changes or {}
     made = folder / wheel.name.replace(old, version, 1)
@@ -53,7 +53,7 @@ def another(wheel: Path, version: str, folder: Path, changes: Mapping[str, str] 
                 continue
             if name.endswith("/METADATA"):
                 data = data.replace(f"Version: {old}\n".encode(), f"Version: {version}\n".encode(), 1)
-            target.writestr(name, changes[name] if name in changes else data)
+            target.writestr(name, changes.get(name, data))
             written.append(name)
         target.writestr(record, "".join(f"{name},,\n" for name in [*written, record]))
     assert set(changes) <= set(written)
