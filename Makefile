@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := .venv-tflite-runtime
 
-.PHONY: help setup setup-dev tflite-runtime demo check format test test-full bench bench-converter bench-tflite bench-memory clean system-packages
+.PHONY: help setup setup-dev tflite-runtime demo check format test test-full bench bench-converter bench-tflite bench-memory clean system-packages wheels deb
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -79,6 +79,12 @@ system-packages:
 test: setup-dev system-packages tflite-runtime ## Run every kind of test, the big matrices as a seeded sample
 	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
+wheels: $(BIN)/python ## Fill dist/wheels for machines without a network (ARCH=aarch64 PY=3.11 EXTRAS=onnx)
+	@BUILDER=$(BIN)/python systemd/wheels.sh $(if $(ARCH),--arch $(ARCH)) $(if $(PY),--python $(PY)) $(if $(EXTRAS),--extras $(EXTRAS)) dist/wheels
+
+deb: $(BIN)/python ## A Debian package of the agent in dist (ARCH=aarch64 PY=3.11 RUNTIME=onnx)
+	@BUILDER=$(BIN)/python systemd/deb.sh $(if $(ARCH),--arch $(ARCH)) $(if $(PY),--python $(PY)) $(if $(RUNTIME),--runtime $(RUNTIME)) dist
+
 bench: setup-dev system-packages ## Measure, print JSON
 	@$(BIN)/python -m bench
 
@@ -92,4 +98,4 @@ bench-memory: setup-dev ## Peak memory of a conversion's calibration, 50 samples
 	@$(BIN)/python -m bench.calibration_memory
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(OLD) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLD) dist .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

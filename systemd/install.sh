@@ -111,15 +111,34 @@ check_machine() {
   [ "$version" -ge 247 ] || refuse "systemd $version is too old for the units: 247 or newer (Debian 11)"
 }
 
+# Python's own pip, which `venv` would copy into the environment. It is used from where it is: that takes a third
+# of the time, and nobody installs into an environment again, since an upgrade makes the next one.
+FIND_PIP='
+import ensurepip, pathlib, venv
+places = [pathlib.Path(ensurepip.__file__).parent / "_bundled", pathlib.Path("/usr/share/python-wheels")]
+print(max(path for place in places for path in place.glob("pip-*.whl")))
+'
+PIP=''
+
 check_python() {
   PYTHON=$(command -v "$PYTHON") || refuse "python3 is missing: apt-get install python3 python3-venv"
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     refuse "Shallop needs Python 3.11 or newer, $PYTHON is $("$PYTHON" -V 2>&1); name another one: --python /usr/bin/python3.12"
-  "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || refuse "python3-venv is missing: apt-get install python3-venv"
+  PIP=$("$PYTHON" -c "$FIND_PIP" 2>/dev/null) || refuse "python3-venv is missing: apt-get install python3-venv"
   # The daemon is another user, and its sandbox has no home directories.
   case $("$PYTHON" -c 'import os, sys; print(os.path.realpath(sys.base_prefix))')/ in
     /root/* | /home/* | /tmp/*) refuse "the service cannot use a Python in a home directory or /tmp ($PYTHON); name the system's: --python /usr/bin/python3" ;;
   esac
+}
+
+# Units of the one would hide those of the other.
+check_other_way() {
+  local unit=systemd/system/shallop-$ROLE.service
+  if [ "$PACKAGED" = yes ]; then
+    [ ! -e "$LIB/$unit" ] || refuse "install.sh has put Shallop here already; take that away first (data stays): install.sh --$ROLE --uninstall"
+  else
+    [ ! -e "/usr/lib/$unit" ] || refuse "the Debian package shallop-$ROLE is installed; upgrade that, or remove it first (data stays): apt-get remove shallop-$ROLE"
+  fi
 }
 
 check_source() {
@@ -157,12 +176,10 @@ build() {
   NEW=$OPT/$ROLE-$(date -u +%Y%m%dT%H%M%SZ)-$$
   say "building $NEW with ${SOURCE:-$WHEELS} ${wanted:-without a runtime} ..."
   install -d -m 755 "$OPT"
-  "$PYTHON" -m venv "$NEW"
-  "$NEW/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-cache-dir \
+  "$PYTHON" -m venv --without-pip "$NEW"
+  "$NEW/bin/python" "$PIP/pip" install --quiet --disable-pip-version-check --no-input --no-cache-dir \
     --root-user-action=ignore "${index[@]}" "${SOURCE:-shallop}$wanted" ||
     fail "pip could not install it (above); nothing was changed"
-  # Nobody installs into this environment again: an upgrade makes the next one.
-  "$NEW/bin/python" -m pip uninstall --quiet --yes --disable-pip-version-check --root-user-action=ignore pip setuptools
   [ "$PACKAGED" = yes ] || keep_units
 }
 
@@ -350,6 +367,7 @@ prune() {
 }
 
 install_role() {
+  check_other_way
   check_python
   check_source
   OLD=$(readlink -f "$OPT/$ROLE" || true)

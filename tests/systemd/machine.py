@@ -1,6 +1,6 @@
 """A machine of our own with a real systemd as process 1, over the files of this one, thrown away afterwards.
 
-For: what only a running systemd shows: readiness, watchdog, restarts, sockets, sandboxes, an upgrade in place.
+For: what only a running systemd shows: readiness, watchdog, restarts, sockets, sandboxes, upgrades in place.
 It is systemd-nspawn over an overlay of `/` whose upper layer is memory. Mounts and processes live in
 namespaces whose first process dies with this one, so nothing is left behind, however a test ends.
 Not for: limits on memory, which nspawn does not enforce here (FACTS.md section 6), nor for other kernels.

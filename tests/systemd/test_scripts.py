@@ -43,7 +43,7 @@ def test_shellcheck_finds_nothing(name: str) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
-@pytest.mark.parametrize("name", ["install.sh", "wheels.sh"])
+@pytest.mark.parametrize("name", ["install.sh", "wheels.sh", "deb.sh"])
 def test_help_names_every_option_and_an_example(name: str) -> None:
     shown = script(name, "--help")
     assert shown.returncode == 0
@@ -90,8 +90,9 @@ def test_wrong_usage_is_refused_by_name(arguments: list[str], said: str) -> None
         (["-x"], "unknown"),
     ],
 )
-def test_wrong_usage_of_wheels_is_refused_by_name(arguments: list[str], said: str) -> None:
-    refused = script("wheels.sh", *arguments)
+@pytest.mark.parametrize("name", ["wheels.sh", "deb.sh"])
+def test_wrong_usage_of_the_builders_is_refused_by_name(name: str, arguments: list[str], said: str) -> None:
+    refused = script(name, *arguments)
     assert refused.returncode == 2
     assert said in refused.stderr
 

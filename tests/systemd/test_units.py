@@ -12,7 +12,7 @@ from agent.config import Config, TrialConfig, load
 from agent.runner import Pace
 from agent.worker.limits import WorkerLimits
 from fleet.config import load as load_fleet
-from tests.systemd.units import ALL, EXPOSURE_MAX, SERVICES, SYSTEMD, UNITS, analyze, values
+from tests.systemd.units import ALL, EXPOSURE_MAX, ROOT, SERVICES, SYSTEMD, UNITS, analyze, values
 
 
 def seconds(text: str) -> float:
@@ -56,6 +56,10 @@ def test_a_unit_is_exposed_little(unit: str) -> None:
     exposure = re.search(r"exposure level for \S+: ([\d.]+)", found.stdout)
     assert exposure is not None
     assert float(exposure[1]) <= EXPOSURE_MAX
+    told = re.search(rf"\| `{re.escape(unit)}` \| ([\d.]+)", (ROOT / "docs" / "install.md").read_text())
+    assert told is not None
+    # Another version of systemd weighs a little differently.
+    assert abs(float(told[1]) - float(exposure[1])) <= 0.3
 
 
 @pytest.mark.parametrize("unit", ["shallop-agent.service", "shallop-fleet.service"])
