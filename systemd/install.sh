@@ -175,7 +175,7 @@ build() {
   [ -z "$WHEELS" ] || index=(--no-index --find-links "$WHEELS")
   NEW=$OPT/$ROLE-$(date -u +%Y%m%dT%H%M%SZ)-$$
   say "building $NEW with ${SOURCE:-$WHEELS} ${wanted:-without a runtime} ..."
-  install -d -m 755 "$OPT"
+  mkdir -p "$OPT"
   "$PYTHON" -m venv --without-pip "$NEW"
   "$NEW/bin/python" "$PIP/pip" install --quiet --disable-pip-version-check --no-input --no-cache-dir \
     --root-user-action=ignore "${index[@]}" "${SOURCE:-shallop}$wanted" ||
@@ -207,7 +207,7 @@ place_units() {
   for folder in system sysusers.d tmpfiles.d; do
     [ -z "$(ls "$1/systemd/$folder")" ] || install -m 644 -D -t "$(library "$folder")" "$1/systemd/$folder"/*
   done
-  install -d /usr/local/bin
+  mkdir -p /usr/local/bin
   cp --no-dereference --remove-destination "$1/systemd/bin"/* /usr/local/bin/
 }
 
@@ -226,7 +226,7 @@ make_users() {
 
 configure() {
   local file=$ETC/$ROLE.yaml draft
-  install -d -m 755 "$ETC"
+  mkdir -p "$ETC"
   if [ -e "$file" ]; then
     say "$file is kept as it is"
     return
@@ -419,7 +419,7 @@ main() {
   parse "$@"
   check_machine
   umask 022
-  install -d /run/lock
+  mkdir -p /run/lock # and not `install -d`, which would close it to everyone else
   exec 9>/run/lock/shallop-install.lock
   flock --nonblock 9 || fail "another install.sh is at work"
   if [ "$UNINSTALL" = yes ]; then uninstall_role; else

@@ -63,6 +63,7 @@ def test_it_starts_by_notification_as_a_user_of_its_own(machine: Machine) -> Non
         "/run/shallop": "755 shallop:shallop",
         "/run/shallop/live": "1777 root:root",
         "/opt/shallop/agent/": "755 root:root",
+        "/run/lock": "1777 root:root",
     }
     for place, owner in expected.items():
         assert machine.run("stat", "--format=%a %U:%G", place).stdout.strip() == owner, place

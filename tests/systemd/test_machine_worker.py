@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ import msgspec
 import pytest
 
 from tests.agent.models import good_job
+from tests.integration.bundles import make_bundle
+from tests.integration.hand import Hand
+from tests.systemd.conftest import DEVICE
 from tests.systemd.machine import SHARED, Machine
+from wire import topics
+from wire.messages import OrderOutcome
 
 pytestmark = [pytest.mark.xdist_group("machine"), pytest.mark.timeout(300), pytest.mark.slow]
 
@@ -103,6 +109,35 @@ def test_it_sees_neither_the_configuration_nor_other_processes(found: dict[str, 
     assert found["configuration"] == "Permission denied"
     assert found["home"] in ("closed", [])
     assert found["processes"] == [found["own"]]
+
+
+@pytest.mark.skipif(find_spec("agent.worker.serve") is None, reason="comes with agent.worker.serve")
+def test_the_agent_deploys_by_way_of_the_socket(machine: Machine, tmp_path: Path) -> None:
+    path = machine.path("/etc/shallop/agent.yaml")
+    config = path.read_text()
+    path.write_text(config.replace("trial: {", "trial: {socket: /run/shallop/worker.sock, "))
+    machine.run("systemctl", "restart", "shallop-agent")
+    make_bundle(tmp_path / "bundle", model="behind", seed=5)
+    make_bundle(tmp_path / "hang", model="behind", seed=6, release="2", harm="garbage")
+    with machine.network(), Hand(1883) as hand:
+        hand.desire(DEVICE, "behind", hand.publish_bundle(tmp_path / "bundle"), 100)
+        state = hand.wait_ended(DEVICE, "behind", 100)
+        assert (state.outcome, state.reason) == (OrderOutcome.ACTIVE, None)
+        assert state.trial is not None
+        assert state.trial.result is not None
+        assert state.trial.result.accuracy is not None
+        assert state.trial.result.accuracy.value == 1.0
+        assert state.trial.result.notes == (), "no guard of the worker's own is missing in its unit"
+        hand.desire(DEVICE, "behind", hand.publish_bundle(tmp_path / "hang"), 101, release="2")
+        state = hand.wait_ended(DEVICE, "behind", 101)
+        assert state.outcome is OrderOutcome.FAILED
+        assert state.reason is not None
+        assert state.reason.code == "model_load_failed"
+        hand.raw(hand.topics.topic(topics.DESIRED, device=DEVICE), b"", retain=True)
+    workers = machine.journal("shallop-worker@*")
+    assert "Main process exited" not in workers, "serve ends in order, whatever the model did"
+    path.write_text(config)
+    machine.run("systemctl", "restart", "shallop-agent")
 
 
 def test_who_hangs_up_leaves_nothing_behind(machine: Machine, found: dict[str, Any]) -> None:
