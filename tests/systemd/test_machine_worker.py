@@ -118,7 +118,7 @@ def test_the_agent_deploys_by_way_of_the_socket(machine: Machine, tmp_path: Path
     path.write_text(config.replace("trial: {", "trial: {socket: /run/shallop/worker.sock, "))
     machine.run("systemctl", "restart", "shallop-agent")
     make_bundle(tmp_path / "bundle", model="behind", seed=5)
-    make_bundle(tmp_path / "hang", model="behind", seed=6, release="2", harm="garbage")
+    make_bundle(tmp_path / "garbage", model="behind", seed=6, release="2", harm="garbage")
     with machine.network(), Hand(1883) as hand:
         hand.desire(DEVICE, "behind", hand.publish_bundle(tmp_path / "bundle"), 100)
         state = hand.wait_ended(DEVICE, "behind", 100)
@@ -128,7 +128,7 @@ def test_the_agent_deploys_by_way_of_the_socket(machine: Machine, tmp_path: Path
         assert state.trial.result.accuracy is not None
         assert state.trial.result.accuracy.value == 1.0
         assert state.trial.result.notes == (), "no guard of the worker's own is missing in its unit"
-        hand.desire(DEVICE, "behind", hand.publish_bundle(tmp_path / "hang"), 101, release="2")
+        hand.desire(DEVICE, "behind", hand.publish_bundle(tmp_path / "garbage"), 101, release="2")
         state = hand.wait_ended(DEVICE, "behind", 101)
         assert state.outcome is OrderOutcome.FAILED
         assert state.reason is not None
