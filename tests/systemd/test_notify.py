@@ -110,6 +110,7 @@ def test_a_loop_that_turns_feeds_the_watchdog_and_one_that_is_blocked_does_not(
     try:
         listener.wait("READY=1")
         listener.wait("WATCHDOG=1")
+        assert rig.runner._sleep_s() <= 0.1, "a third of the interval, though its pace is 0.2 s"
 
         def block() -> None:
             blocked.set()
