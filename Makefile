@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := .venv-tflite-runtime
 
-.PHONY: help setup setup-dev tflite-runtime demo check format test test-full bench bench-converter bench-tflite bench-memory clean system-packages
+.PHONY: help setup setup-dev tflite-runtime demo check format test test-full bench bench-converter bench-tflite bench-memory clean system-packages wheels deb
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -58,9 +58,9 @@ format: setup-dev ## Let ruff put the files in order
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-# Debian packages that tests need: the broker, the browser that the report is looked at with, and a compiler
-# with FUSE for the crash and power-cut matrices (docs/crash-safety.md).
-# As root they are installed, saying so; otherwise their tests are skipped by name with the command
+# Debian packages that tests need: the broker, the browser that the report is looked at with, a compiler with
+# FUSE for the crash and power-cut matrices (docs/crash-safety.md), and what boots a machine with a systemd of
+# its own. As root they are installed, saying so; otherwise their tests are skipped by name with the command
 # that brings them.
 system-packages:
 	@missing=""; \
@@ -71,18 +71,29 @@ system-packages:
 	command -v strace >/dev/null || missing="$$missing strace"; \
 	command -v mkfs.ext4 >/dev/null || [ -x /usr/sbin/mkfs.ext4 ] || missing="$$missing e2fsprogs"; \
 	{ command -v pkg-config >/dev/null && pkg-config --exists fuse3; } || missing="$$missing pkg-config libfuse3-dev fuse3"; \
+	command -v systemd-nspawn >/dev/null || missing="$$missing systemd-container"; \
+	command -v shellcheck >/dev/null || missing="$$missing shellcheck"; \
+	command -v dbus-daemon >/dev/null || missing="$$missing dbus"; \
+	[ -x /usr/lib/polkit-1/polkitd ] || missing="$$missing polkitd"; \
+	/usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "Installing for the tests of broker, report and crashes (apt-get install$$missing) ..."; \
+	  echo "Installing what tests need (apt-get install$$missing) ..."; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else echo "not installed, their tests will be skipped: sudo apt-get install$$missing"; fi
 
 test: setup-dev system-packages tflite-runtime ## Run every kind of test, the big matrices as a seeded sample
-	@$(BIN)/python -m pytest -q -n 2
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+
+wheels: $(BIN)/python ## Fill dist/wheels for machines without a network (ARCH=aarch64 PY=3.11 EXTRAS=onnx)
+	@BUILDER=$(BIN)/python systemd/wheels.sh $(if $(ARCH),--arch $(ARCH)) $(if $(PY),--python $(PY)) $(if $(EXTRAS),--extras $(EXTRAS)) dist/wheels
+
+deb: $(BIN)/python ## A Debian package of the agent in dist (ARCH=aarch64 PY=3.11 RUNTIME=onnx)
+	@BUILDER=$(BIN)/python systemd/deb.sh $(if $(ARCH),--arch $(ARCH)) $(if $(PY),--python $(PY)) $(if $(RUNTIME),--runtime $(RUNTIME)) dist
 
 # Half an hour on two cores. As root and with loop devices it cuts the power, too; else that part is skipped.
 test-full: setup-dev system-packages tflite-runtime ## Every test, the big matrices as a whole
-	@$(BIN)/python -m pytest -q -n 2 --full
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup --full
 
 bench: setup-dev system-packages ## Measure, print JSON
 	@$(BIN)/python -m bench
@@ -97,4 +108,4 @@ bench-memory: setup-dev ## Peak memory of a conversion's calibration, 50 samples
 	@$(BIN)/python -m bench.calibration_memory
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(OLD) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLD) dist .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

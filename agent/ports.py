@@ -173,6 +173,10 @@ class TrialLock(Protocol):
 class Supervisor(Protocol):
     """Who started the daemon and watches it."""
 
+    @property
+    def within_s(self) -> float:
+        """How long `alive` may stay away."""
+
     def ready(self) -> None:
         """The daemon is at work."""
 

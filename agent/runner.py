@@ -149,6 +149,7 @@ class Runner:
     def run(self) -> None:
         """Boots every model into its saved phase, then handles events until `stop()`."""
         self._boot()
+        self._supervisor.status(_summary(self._models))
         self._supervisor.ready()
         while not self._stopping:
             try:
@@ -221,6 +222,7 @@ class Runner:
     def _sleep_s(self) -> float:
         now_s = self._clock.boot_s()
         sleep_s = self._pace.tick_s if self._in_flight() else self._pace.idle_s
+        sleep_s = min(sleep_s, self._supervisor.within_s)
         if self._timers:
             sleep_s = min(sleep_s, self._timers[0][0] - now_s)
         return max(0.0, sleep_s)
@@ -332,6 +334,7 @@ class Runner:
             lane.cancel()
         if after.phase is not before.phase or after.order != before.order:
             log.info("%s: %s (order %d)%s", model, after.phase, after.order, _why(after))
+            self._supervisor.status(_summary(self._models))
         if after.phase is Phase.IDLE:
             self._ticked_s.pop(model, None)
             if before.phase is not Phase.IDLE:
@@ -397,6 +400,14 @@ class Runner:
         for lane in self._lanes.values():
             if not lane.close(self._pace.stop_s):
                 log.warning("a piece of work did not end in time; it is taken up again at the next start")
+
+
+def _summary(models: dict[str, Deployment]) -> str:
+    """One line for `systemctl status`."""
+    said = (
+        f"{m} {d.active.release if d.active else 'without a release'}, {d.phase}" for m, d in models.items()
+    )
+    return "; ".join(said) or "no models yet"
 
 
 def _why(d: Deployment) -> str:

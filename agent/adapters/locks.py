@@ -95,7 +95,7 @@ class MachineLock:
             Cancelled: `cancel` was set while waiting.
         """
         try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            fd = _opened(self._path)
         except OSError as error:
             raise RetryError("trial_lock", f"cannot open the machine's trial lock: {error}") from error
         try:
@@ -109,3 +109,20 @@ class MachineLock:
             yield
         finally:
             os.close(fd)
+
+
+def _opened(path: Path) -> int:
+    """The file, made if it is missing, in a directory that all users may share.
+
+    Whoever comes second must be able to hold what another user made: a lock needs a file to be readable only,
+    and the kernel refuses O_CREAT on another user's file in a directory such as /run/lock
+    (fs.protected_regular, proc(5)).
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags)
+        with contextlib.suppress(FileExistsError):  # another agent was quicker
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644)
+            os.fchmod(fd, 0o644)  # whatever this daemon's umask is
+            return fd

@@ -6,20 +6,30 @@ Not for: anything where there is no systemd; then all of this does nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
+
+STATUS_CHARS_MAX = 300
 
 
 class SystemdSupervisor:
     """Fulfils `agent.ports.Supervisor`."""
 
     def __init__(self) -> None:
-        address = os.environ.get("NOTIFY_SOCKET", "")
+        # Taken out of the environment, so that a hook or a trial never speaks for the daemon.
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        usec, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        usec = os.environ.get("WATCHDOG_USEC", "")
-        self._every_s = int(usec) / 2e6 if usec.isdigit() else None
+        meant = not pid or pid == str(os.getpid())
+        self._watchdog_s = int(usec) / 1e6 if meant and usec.isdecimal() and int(usec) else None
         self._last_s = 0.0
+
+    @property
+    def within_s(self) -> float:
+        """The loop may sleep no longer, whatever interval the unit was given: a third of it."""
+        return math.inf if self._watchdog_s is None else self._watchdog_s / 3
 
     def _send(self, text: str) -> None:
         if not self._address:
@@ -36,15 +46,15 @@ class SystemdSupervisor:
         self._send("READY=1")
 
     def alive(self) -> None:
-        """Feeds the watchdog, at most twice in its interval."""
+        """Feeds the watchdog, at most four times in its interval."""
         now_s = time.monotonic()
-        if self._every_s is not None and now_s - self._last_s >= self._every_s / 2:
+        if self._watchdog_s is not None and now_s - self._last_s >= self._watchdog_s / 4:
             self._last_s = now_s
             self._send("WATCHDOG=1")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
-        self._send(f"STATUS={text}")
+        """One line for `systemctl status`; a second line would be a message of its own."""
+        self._send(f"STATUS={' '.join(text.split())[:STATUS_CHARS_MAX]}")
 
     def stopping(self) -> None:
         """The daemon is going down on purpose."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -327,6 +328,7 @@ class QuietSupervisor:
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.within_s = math.inf
 
     def ready(self) -> None:
         self.said.append("ready")

@@ -1,0 +1,1 @@
+"""The units, the installer and what systemd makes of them."""
