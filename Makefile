@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := .venv-tflite-runtime
 
-.PHONY: help setup setup-dev tflite-runtime demo check format test test-full bench bench-converter bench-tflite bench-memory clean system-packages
+.PHONY: help setup setup-dev tflite-runtime demo check format test test-full test-arm bench bench-converter bench-tflite bench-memory clean system-packages arm-packages
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -72,7 +72,18 @@ system-packages:
 	else echo "not installed, their tests will be skipped: sudo apt-get install$$missing"; fi
 
 test: setup-dev system-packages tflite-runtime ## Run every kind of test, the big matrices as a seeded sample
-	@$(BIN)/python -m pytest -q -n 2
+	@$(BIN)/python -m pytest -q -n 2 -m 'not arm'
+
+# What brings a Raspberry Pi's processor and file system to this machine.
+arm-packages:
+	@if command -v mmdebstrap >/dev/null && { command -v qemu-aarch64-static || command -v qemu-aarch64; } >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing for the tests on ARM (apt-get install qemu-user-static mmdebstrap debian-archive-keyring) ..."; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-user-static mmdebstrap debian-archive-keyring >/dev/null; \
+	else echo "not installed, the tests will be skipped: sudo apt-get install qemu-user-static mmdebstrap debian-archive-keyring"; fi
+
+test-arm: setup-dev system-packages arm-packages ## The agent as aarch64 processes on an emulated Raspberry Pi 4 and 5
+	@$(BIN)/python -m pytest -q -m arm tests/arm
 
 bench: setup-dev system-packages ## Measure, print JSON
 	@$(BIN)/python -m bench
@@ -87,4 +98,4 @@ bench-memory: setup-dev ## Peak memory of a conversion's calibration, 50 samples
 	@$(BIN)/python -m bench.calibration_memory
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(OLD) .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLD) .arm .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
