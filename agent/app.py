@@ -7,7 +7,6 @@ Not for: parsing arguments (`agent.cli`).
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import shutil
@@ -37,6 +36,7 @@ from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
 from agent.outbox import Outbox
+from agent.packages import installed_version
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.slots import ReleaseInfo, Slots, file_sha256
@@ -53,10 +53,7 @@ ROOT = Path("/")
 
 def version() -> str:
     """Of this program; "unknown" in a checkout that is not installed."""
-    try:
-        return importlib.metadata.version("shallop")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    return installed_version("shallop") or "unknown"
 
 
 def device_of(config: Config) -> str:
