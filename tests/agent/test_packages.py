@@ -66,8 +66,9 @@ def test_the_daemon_does_without_what_is_put_off() -> None:
 
 def test_what_was_put_off_is_all_there() -> None:
     """For whoever imported it while it waited, and for whoever comes later."""
-    use = "import paho.mqtt.client as p; c = p.Client(p.CallbackAPIVersion.VERSION2); c.tls_set(); print(p.ssl.CERT_NONE == 0, c._ssl)"
-    assert _ran(DAEMON.format(late=True) + use) == "True True"
+    paho = "import paho.mqtt.client as p; c = p.Client(p.CallbackAPIVersion.VERSION2); "
+    use = "c.tls_set(); print(p.ssl.CERT_NONE == 0, c._ssl)"
+    assert _ran(DAEMON.format(late=True) + paho + use) == "True True"
     missing = "import paho.mqtt.client as p; print(hasattr(p.ssl, 'nothing'), hasattr(p.ssl, 'SSLError'))"
     assert _ran(DAEMON.format(late=True) + missing) == "False True"
     use = "import ssl, urllib.request; print(ssl.create_default_context().check_hostname)"
