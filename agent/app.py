@@ -21,6 +21,7 @@ from agent import hardware, recovery
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
 from agent.adapters.locks import MachineLock, StateLock
+from agent.adapters.memory import LeanTrials
 from agent.adapters.mqtt import Address, MqttTransport
 from agent.adapters.power import find_sensor
 from agent.adapters.system import SystemClock, SystemDisk, SystemRandom
@@ -180,7 +181,7 @@ def _jobs(config: Config, state: State, machine: Machine, fetcher: Fetcher, sour
     runner = TrialProcess(scratch, limits, trial.python) if trial.python else TrialProcess(scratch, limits)
     return Jobs(
         fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,
-        shards_dir=state.shards_dir, machine=machine, trial_runner=runner,
+        shards_dir=state.shards_dir, machine=machine, trial_runner=LeanTrials(runner),
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
         hooks=CommandHooks(config.hooks), clock=SystemClock(), random=SystemRandom(),
         health_failures_max=config.soak.health_failures_max,

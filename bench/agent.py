@@ -70,7 +70,12 @@ def agent_figures(length: Length, say: Callable[[str], None] = lambda _what: Non
         environment = made(folder)
         with House(folder / "house") as house:
             house.start_broker()
-            trial = {"lock_file": str(folder / "trial.lock"), "python": str(environment.trial)}
+            trial = {
+                "lock_file": str(folder / "trial.lock"),
+                "python": str(environment.trial),
+                "warmup": 1,
+                "latency_runs": 10,
+            }
             house.agent(DEVICE, str(environment.agent), trial=trial)
             with Hand(house.broker_port) as hand:
                 figures = _measured(house, hand, folder, length, say)

@@ -76,7 +76,9 @@ class Board(Struct, frozen=True, kw_only=True):
             [self.python, *arguments], check=False, capture_output=True, text=True, timeout=timeout_s
         )
         if done.returncode != 0:
-            raise RuntimeError(f"{self.kind.device} ended with {done.returncode}: {done.stderr[-2000:]}")
+            raise RuntimeError(
+                f"{self.kind.device} ended with {done.returncode}: {done.stderr[-2000:]}{done.stdout[-2000:]}"
+            )
         return done.stdout
 
     def script(self, code: str) -> object:

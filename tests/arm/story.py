@@ -47,12 +47,14 @@ class Told(Struct, frozen=True, kw_only=True):
         identity: as the agent reported it.
         states: by step (`1`, `2`, `back`), what the agent reported of the model.
         current: by step, what `current/release.json` said.
-        status: what `shallop-agent status --json` printed on the board at the end.
+        findings: what `shallop-agent doctor --json` found on the board before the first release.
+        status: what `shallop-agent status --json` printed there at the end.
     """
 
     identity: Identity
     states: dict[str, ModelState]
     current: dict[str, dict[str, Any]]
+    findings: list[dict[str, str]]
     status: dict[str, Any]
 
 
@@ -116,12 +118,15 @@ class Story:
         }  # fmt: skip
         self._house.agent(self._device, str(self._board.python), trial=trial)
         identity = wait_for(f"{self._device} to say what it is", self._identity, WAIT_S)
+        findings = self._asked("doctor")
         states, current = {}, {}
         for step, act in (("1", self._roll_out), ("2", self._roll_out), ("back", self._roll_back)):
             act(step)
             states[step] = self._settled(f"{self._model}@{'1' if step == 'back' else step}")
             current[step] = self._current()
-        return Told(identity=identity, states=states, current=current, status=self._status())
+        return Told(
+            identity=identity, states=states, current=current, findings=findings, status=self._asked("status")
+        )
 
     def _identity(self) -> Identity | None:
         channel = topics.IDENTITY
@@ -163,9 +168,7 @@ class Story:
         found: dict[str, Any] = json.loads((current / "release.json").read_bytes())
         return found
 
-    def _status(self) -> dict[str, Any]:
+    def _asked(self, command: str) -> Any:  # noqa: ANN401 - each command's own
+        """What a command of the agent prints as JSON on the board."""
         config = self._house.folder / f"{self._device}.yaml"
-        said: dict[str, Any] = json.loads(
-            self._board.run("-m", "agent.cli", "status", "--json", "--config", str(config))
-        )
-        return said
+        return json.loads(self._board.run("-m", "agent.cli", command, "--json", "--config", str(config)))

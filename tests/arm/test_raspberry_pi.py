@@ -104,6 +104,13 @@ def test_the_agent_knows_its_board(told: dict[str, story.Told], kind: Kind) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=DEVICES)
+def test_its_doctor_finds_what_it_needs(told: dict[str, story.Told], kind: Kind) -> None:
+    found = {one["name"]: one["status"] for one in told[kind.device].findings}
+    assert {name for name, status in found.items() if status == "problem"} == set()
+    assert {found[f"runtime:{name}"] for name in sysroot.RUNTIMES} == {"ok"}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=DEVICES)
 def test_the_processor_has_the_instructions_of_the_board(boards: dict[str, Board], kind: Kind) -> None:
     """The kernel's own word (AT_HWCAP), by which the runtimes choose their kernels, agrees with /proc."""
     code = "import ctypes; print(ctypes.CDLL(None, use_errno=True).getauxval(16))"
