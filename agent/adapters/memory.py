@@ -1,8 +1,8 @@
 """Memory that a transfer left, given back to the system.
 
 For: a daemon that is as small after a large release as before it, and a device's memory being there when the
-worker loads a runtime. The C library keeps freed blocks of a chunk's size for itself; measured on x86-64, the
-daemon held 2.6 MiB more after 60 MB and 5.2 MiB more after 300 MB, most of which comes back.
+worker loads a runtime. The C library keeps freed blocks of a chunk's size for itself: on x86-64, after three
+transfers of 100 MB, the daemon's PSS was 25.9 MiB without this and 24.7 with it, of 20.6 before.
 Not for: anything that must succeed: a C library without `malloc_trim` (musl) keeps what it keeps.
 """
 
