@@ -73,5 +73,10 @@ def test_what_was_put_off_is_all_there() -> None:
     assert _ran(DAEMON.format(late=True) + missing) == "False True"
     use = "import ssl, urllib.request; print(ssl.create_default_context().check_hostname)"
     assert _ran(DAEMON.format(late=True) + use) == "True"
-    use = "import urllib.request as r; print(r.Request('http://a/b').host)"
+    use = "import urllib.request; print(urllib.request.Request('http://a/b').host)"
     assert _ran(DAEMON.format(late=True) + use) == "a"
+
+
+def test_the_import_systems_own_questions_wake_nothing() -> None:
+    ask = "import ssl; print(hasattr(ssl, '__path__'), ssl.__spec__, '_ssl' in sys.modules)"
+    assert _ran(DAEMON.format(late=True) + ask) == "False None False"

@@ -68,7 +68,7 @@ def base() -> Path:
     told = place.with_suffix(".sha256")
     with (ARM / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (told.exists() and place.is_dir() and told.read_text() == checksum(place)):
+        if not (told.exists() and told.read_text() == checksum(place)):
             _forget(place, told)
             with tempfile.TemporaryDirectory(prefix="making-", dir=ARM) as making:
                 folder = Path(making) / "root"

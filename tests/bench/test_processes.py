@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from bench.processes import Memory, cpu_s, idle, median_memory, memory, watched, written
@@ -16,6 +18,17 @@ def test_memory_adds_up_as_the_kernel_does() -> None:
     rss_mib = next(int(line.split()[1]) for line in lines if line.startswith("Rss:")) / 1024
     assert abs(found.rss - rss_mib) < 2
     assert 0 < found.uss <= found.pss <= found.pss_only_python <= found.rss
+
+
+def test_another_python_makes_pss_smaller_and_not_what_it_would_be_alone() -> None:
+    code = "print(flush=True); input()"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        found = memory(other.pid)
+        assert found.pss + 0.5 < found.pss_only_python
+        other.communicate(b"\n")
 
 
 def test_each_figure_has_its_own_median() -> None:
