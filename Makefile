@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := .venv-tflite-runtime
 
-.PHONY: help setup setup-dev tflite-runtime demo check format test test-full bench bench-converter bench-tflite bench-memory clean system-packages wheels deb
+.PHONY: help setup setup-dev tflite-runtime demo check format test test-full test-arm bench bench-converter bench-tflite bench-memory clean system-packages arm-packages wheels deb
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -83,17 +83,28 @@ system-packages:
 	else echo "not installed, their tests will be skipped: sudo apt-get install$$missing"; fi
 
 test: setup-dev system-packages tflite-runtime ## Run every kind of test, the big matrices as a seeded sample
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not arm'
+
+# What brings a Raspberry Pi's processor and file system to this machine.
+arm-packages:
+	@if command -v mmdebstrap >/dev/null && { command -v qemu-aarch64-static || command -v qemu-aarch64; } >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Installing for the tests on ARM (apt-get install qemu-user-static mmdebstrap debian-archive-keyring) ..."; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends qemu-user-static mmdebstrap debian-archive-keyring >/dev/null; \
+	else echo "not installed, the tests will be skipped: sudo apt-get install qemu-user-static mmdebstrap debian-archive-keyring"; fi
+
+test-arm: setup-dev system-packages arm-packages ## The agent as aarch64 processes on an emulated Raspberry Pi 4 and 5
+	@$(BIN)/python -m pytest -q -m arm tests/arm
+
+# Half an hour on two cores. As root and with loop devices it cuts the power, too; else that part is skipped.
+test-full: setup-dev system-packages tflite-runtime ## Every test, the big matrices as a whole
+	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not arm' --full
 
 wheels: $(BIN)/python ## Fill dist/wheels for machines without a network (ARCH=aarch64 PY=3.11 EXTRAS=onnx)
 	@BUILDER=$(BIN)/python systemd/wheels.sh $(if $(ARCH),--arch $(ARCH)) $(if $(PY),--python $(PY)) $(if $(EXTRAS),--extras $(EXTRAS)) dist/wheels
 
 deb: $(BIN)/python ## A Debian package of the agent in dist (ARCH=aarch64 PY=3.11 RUNTIME=onnx)
 	@BUILDER=$(BIN)/python systemd/deb.sh $(if $(ARCH),--arch $(ARCH)) $(if $(PY),--python $(PY)) $(if $(RUNTIME),--runtime $(RUNTIME)) dist
-
-# Half an hour on two cores. As root and with loop devices it cuts the power, too; else that part is skipped.
-test-full: setup-dev system-packages tflite-runtime ## Every test, the big matrices as a whole
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup --full
 
 bench: setup-dev system-packages ## Measure, print JSON
 	@$(BIN)/python -m bench
@@ -108,4 +119,4 @@ bench-memory: setup-dev ## Peak memory of a conversion's calibration, 50 samples
 	@$(BIN)/python -m bench.calibration_memory
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(OLD) dist .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLD) dist .arm .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

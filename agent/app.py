@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import logging
 import os
 import shutil
@@ -27,6 +26,7 @@ from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
 from agent.adapters.live_files import LiveFiles
 from agent.adapters.locks import MachineLock, StateLock, state_lock_held
+from agent.adapters.memory import LeanTrials
 from agent.adapters.mqtt import Address, MqttTransport
 from agent.adapters.power import find_sensor
 from agent.adapters.system import SystemClock, SystemDisk, SystemRandom, boot_id
@@ -46,6 +46,7 @@ from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
 from agent.live_watch import LiveWatch
 from agent.outbox import Outbox, pending
+from agent.packages import installed_version
 from agent.ports import Onlooker, TrialRunner
 from agent.requests import Requests
 from agent.runner import Runner
@@ -71,10 +72,7 @@ LIVE_STOP_S = 0.5
 
 def version() -> str:
     """Of this program; "unknown" in a checkout that is not installed."""
-    try:
-        return importlib.metadata.version("shallop")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
+    return installed_version("shallop") or "unknown"
 
 
 def device_of(config: Config) -> str:
@@ -247,7 +245,7 @@ def _jobs(
     )  # fmt: skip
     return Jobs(
         rebuilder=rebuilder, fetcher=fetcher, sources=sources, slots=state.slots, models_dir=state.models_dir,
-        shards_dir=state.shards_dir, machine=machine, trial_runner=_trial_runner(config, scratch),
+        shards_dir=state.shards_dir, machine=machine, trial_runner=LeanTrials(_trial_runner(config, scratch)),
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
         hooks=hooks, clock=clock, random=SystemRandom(), soaking=soaking,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from pathlib import Path
 from agent.config import Config, load
 from agent.deployment import Deployment
 from agent.errors import ConfigError, StateError
+from agent.packages import put_off
 from wire.errors import ShallopError
 
 CONFIG_DEFAULT = "/etc/shallop/agent.yaml"
@@ -53,6 +54,8 @@ def _logging(level: str) -> None:
 
 
 def _run(config: Config, _arguments: argparse.Namespace) -> None:
+    # paho imports both at its top, for proxies and for TLS: 2 MiB of a daemon that uses neither.
+    put_off("urllib.request", "ssl")
     from agent.app import run  # noqa: PLC0415 - other commands need none of it
 
     run(config)

@@ -9,12 +9,12 @@ Not for: loading a runtime to see whether it works; versions are read from the i
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 import re
 from pathlib import Path
 
+from agent.packages import installed_version
 from wire.bundle import Requirements
 from wire.messages import Hardware, RuntimeInfo
 
@@ -142,13 +142,8 @@ def compatible(requires: Requirements, hardware: Hardware) -> str | None:
 
 def runtimes() -> tuple[RuntimeInfo, ...]:
     """Runtimes installed beside this program, by their packages' metadata; none of them is imported."""
-    versions = {}
-    for name in RUNTIME_OF:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return runtimes_of(versions)
+    versions = {name: installed_version(name) for name in RUNTIME_OF}
+    return runtimes_of({name: version for name, version in versions.items() if version})
 
 
 def runtimes_of(versions: dict[str, str]) -> tuple[RuntimeInfo, ...]:
