@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -78,4 +77,4 @@ def onnx_of(arrays: dict[str, NDArray[Any]]) -> bytes:
     held = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
     graph = helper.make_graph([node], "g", [value], [result], held)
-    return onnx.helper.make_model(graph).SerializeToString()
+    return bytes(helper.make_model(graph).SerializeToString())
