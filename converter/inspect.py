@@ -24,10 +24,10 @@ from converter.model import read_bytes
 from converter.targets.detect import Machine, detect_machine, meets
 from converter.targets.loader import all_targets
 from converter.tflite_summary import TFLiteModel, summarize_tflite
-from converter.tflite_walk import IDENTIFIER
 from wire.bundle import MANIFEST_BYTES_MAX, File, Manifest, Variant, check
 from wire.codec import decode
 from wire.errors import ContentError
+from wire.tflite_walk import IDENTIFIER
 
 Progress = Callable[[str, int, int], None]
 

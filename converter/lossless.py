@@ -16,7 +16,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from converter.tflite_walk import payloads
+from wire.tflite_walk import payloads
 
 _SMALL_ELEMENTS = 64
 """Biases, scales and shapes say nothing of sparsity, and their entropy is their size."""

@@ -14,11 +14,9 @@ from converter.attempts import LITERT, TFLITE, variant_id
 from converter.errors import InputError
 from converter.inputs import Inputs
 from converter.measured import Measured
-from converter.onnx_walk import boundaries
 from converter.recipe import format_recipe
 from converter.rows import Timing, host_figures, parity_of
 from converter.shards import npz_bytes, shard_arrays
-from converter.tflite_walk import boundaries as edges_of
 from wire.bundle import (
     MANIFEST_BYTES_MAX,
     Chunk,
@@ -32,6 +30,8 @@ from wire.bundle import (
 )
 from wire.chunks import cut, digest, pieces
 from wire.codec import encode
+from wire.onnx_walk import boundaries
+from wire.tflite_walk import boundaries as edges_of
 
 MANIFEST_NAME = "manifest.json"
 

@@ -14,7 +14,7 @@ from math import prod
 from converter.candidates import Fusion
 from converter.fusion import Audit
 from converter.tflite.schema import operator_code
-from converter.tflite_walk import Graph, Operator, Tensor, walk
+from wire.tflite_walk import Graph, Operator, Tensor, walk
 
 _INTEGERS = frozenset({"int8", "uint8", "int16"})
 _QUANTIZE, _DEQUANTIZE = operator_code("QUANTIZE"), operator_code("DEQUANTIZE")

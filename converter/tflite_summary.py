@@ -18,7 +18,7 @@ from converter.errors import InputError
 from converter.limits import REASON_CHARS_MAX
 from converter.tflite.schema import operator_name
 from converter.tflite_audit import audit_tflite, in_integers
-from converter.tflite_walk import Graph, Tensor, WalkError, metadata_of, walk
+from wire.tflite_walk import Graph, Tensor, WalkError, metadata_of, walk
 
 
 class Used(Struct, frozen=True, kw_only=True):

@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from fleet.adapters import keychain
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
+from fleet.adapters.delta_maker import DeltaProcess
 from fleet.adapters.key_files import PASSPHRASE, verify
 from fleet.adapters.mqtt_broker import MqttBroker
 from fleet.adapters.sql_store import SqlStore
@@ -34,6 +35,7 @@ from fleet.orders import Desk
 from fleet.people import People
 from fleet.ports import ConflictError, Store
 from fleet.publish.intake import Intake
+from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
 from fleet.signing import renew
 from wire.roots import Root, require_signatures
@@ -63,6 +65,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     publisher: Publisher
     services: Services
     loop: Loop
+    deltas: DeltaShelf | None
 
 
 class Loop:
@@ -143,8 +146,11 @@ def assemble(config: Config) -> Parts:
     blobs, files = BlobFiles(data / "blobs"), PayloadFiles(data / "rollbacks")
     publisher = Publisher(store, broker, blobs, clock, desk, config)
     ingest = Ingest(desk.topics, desk.policy, config.devices_max)
+    deltas = DeltaShelf(data / "deltas", store, blobs, DeltaProcess(), desk) if config.deltas else None
     conductor = Conductor(
-        Ports(store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest), desk, config
+        Ports(store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest, deltas=deltas),
+        desk,
+        config,
     )
     loop = Loop(conductor, config.tick_s)
     broker.on_activity(loop.wake)
@@ -152,13 +158,18 @@ def assemble(config: Config) -> Parts:
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
-        intake=Intake(store, blobs, clock, desk),
+        intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
         health=lambda: _health(store, broker, publisher, conductor, ingest, desk, config),
         wake=loop.ask,
     )
     return Parts(
-        store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop
-    )
+        store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
+        deltas=deltas,
+    )  # fmt: skip
+
+
+def _nobody(_release: str) -> None:
+    """Nobody wants to know what was published."""
 
 
 def _desk(config: Config) -> Desk:
@@ -249,9 +260,13 @@ def serve(config: Config) -> None:
     with locked(Path(config.data)):
         parts = assemble(config)
         parts.loop.start()
+        if parts.deltas is not None:
+            parts.deltas.start()
         try:
             WebServer(build(parts.services, allowed_hosts(host)), host, port).run()
         finally:
             parts.loop.stop()
+            if parts.deltas is not None:
+                parts.deltas.stop()
             parts.broker.close()
             parts.store.close()

@@ -89,6 +89,7 @@ def main() -> None:
 @click.option("--root", help="Root of the topic tree.  [default: shallop/v1]")
 @click.option("--keys", help="Directory of the fleet's keys.  [default: DATA/keys]")
 @click.option("--insecure-unsigned", is_flag=True, default=None, help="Publish without signatures.")
+@click.option("--deltas/--no-deltas", default=None, help="Offer deltas between releases.  [default: on]")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="fleet.yaml.")
 def serve(config_path: Path | None, **options: Any) -> None:  # noqa: ANN401 - as click read them
     """Run the registry until it is told to stop.

@@ -22,6 +22,7 @@ from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.ingest import Ingest
 from fleet.orders import Desk, give
 from fleet.ports import Broker, Clock, Delivery, Store, StoreError
+from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
 from fleet.rollback import follow_up
 from fleet.rollout import ENDS, RolloutState, advance
@@ -43,6 +44,7 @@ class Ports(Struct, frozen=True):
     clock: Clock
     publisher: Publisher
     ingest: Ingest
+    deltas: DeltaShelf | None = None
 
 
 class Conductor:
@@ -153,7 +155,9 @@ class Conductor:
             after, orders = advance(before, facts_of(tx, row.model, row.release), now)
             if after != before:
                 tx.save_rollout(with_rollout(row, after))
-            give(tx, self._desk, orders, rollout_id, now)
+            shelf = self._ports.deltas
+            offered = orders if shelf is None else shelf.with_hints(tx, orders)
+            give(tx, self._desk, offered, rollout_id, now)
         if after.state is not before.state:
             _LOG.info("rollout %s is %s: %s", rollout_id, after.state.value, after.reason)
 
@@ -169,5 +173,5 @@ class Conductor:
         with self._ports.store.begin() as tx:
             # Said again here because a device that still misses the same says nothing new.
             self._ports.publisher.miss(tx, {digest for d in tx.devices() for digest in d.missing})
-            acks = upkeep(tx, self._desk.topics, self._ports.clock.now(), self._config)
+            acks = upkeep(tx, self._desk.topics, self._ports.clock.now(), self._config, self._ports.deltas)
         self._ports.publisher.acknowledge(acks)

@@ -383,6 +383,29 @@ class Blobs(Protocol):
         """The blob directory."""
 
 
+class DeltaError(ShallopError):
+    """A delta could not be made; nothing is lost by it."""
+
+
+class DeltaMaker(Protocol):
+    """Makes deltas between two contents."""
+
+    @property
+    def algorithm(self) -> str:
+        """Its name in hints."""
+
+    def make(self, base: bytes, new: bytes) -> bytes | None:
+        """The delta; None where it does not pay.
+
+        Raises:
+            DeltaError: `delta_not_made`.
+            OSError: the disk.
+        """
+
+    def stop(self) -> None:
+        """Gives up what is being made, and makes nothing more."""
+
+
 class ReadyFiles(Protocol):
     """Ready rollback payloads as files, for a person whose registry is down."""
 

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from fleet.config import Config
 from fleet.ports import ReleaseRow, Tx
 from fleet.publish.content import blob_sizes, clearing, manifest_of, releases_of
+from fleet.publish.shelf import DeltaShelf, clearable
 from fleet.rollout import ENDS
 from wire import topics as wt
 from wire.topics import Topics
@@ -23,9 +24,11 @@ _LOG = logging.getLogger("shallop.fleet.upkeep")
 _ENDED = tuple(state.value for state in ENDS)
 
 
-def upkeep(tx: Tx, topics: Topics, now: float, config: Config) -> dict[tuple[str, str], int]:
+def upkeep(
+    tx: Tx, topics: Topics, now: float, config: Config, deltas: DeltaShelf | None = None
+) -> dict[tuple[str, str], int]:
     """Clears, prunes and gives up on lost reports; the acknowledgements that follow from the last."""
-    clear_ended(tx, topics)
+    clear_ended(tx, topics, deltas)
     tx.prune_reports(now - config.reports_keep_s)
     skipped = tx.skip_gaps(now - config.report_gap_s)
     for device, install, number in skipped:
@@ -33,7 +36,7 @@ def upkeep(tx: Tx, topics: Topics, now: float, config: Config) -> dict[tuple[str
     return {(device, install): number for device, install, number in skipped}
 
 
-def clear_ended(tx: Tx, topics: Topics) -> int:
+def clear_ended(tx: Tx, topics: Topics, deltas: DeltaShelf | None = None) -> int:
     """After a rollout's end, clears content that only releases name which nobody needs; how many posts.
 
     A release is needed while a desired entry, an open rollout, or any device's active, previous or
@@ -50,7 +53,8 @@ def clear_ended(tx: Tx, topics: Topics) -> int:
     releases = tx.releases()
     dropped = [r for r in releases if r.digest in rolled_out and r.digest not in needed]
     kept = [r for r in releases if r not in dropped]
-    posts = _clearings(tx, topics, dropped, kept)
+    old = clearable(topics, deltas, [manifest_of(release.manifest) for release in kept])
+    posts = _clearings(tx, topics, dropped, kept, old)
     tx.post([clearing(topic) for topic in posts])
     for row in ended:
         if not row.cleared:
@@ -58,11 +62,14 @@ def clear_ended(tx: Tx, topics: Topics) -> int:
     return len(posts)
 
 
-def _clearings(tx: Tx, topics: Topics, dropped: list[ReleaseRow], kept: list[ReleaseRow]) -> list[str]:
+def _clearings(
+    tx: Tx, topics: Topics, dropped: list[ReleaseRow], kept: list[ReleaseRow], deltas: set[str]
+) -> list[str]:
     """Topics that the broker holds for us and that only dropped releases name."""
     shared = {blob for release in kept for blob in blob_sizes(manifest_of(release.manifest))}
     only = {b for release in dropped for b in blob_sizes(manifest_of(release.manifest))} - shared
     wanted = {topics.topic(wt.RELEASE, digest=release.digest) for release in dropped}
     wanted |= {topics.topic(wt.BLOB, digest=blob) for blob in only}
+    wanted |= deltas - {topics.topic(wt.BLOB, digest=blob) for blob in shared}
     held = tx.retained_topics(f"{topics.root}/release/") | tx.retained_topics(f"{topics.root}/blob/")
     return sorted(wanted & held)

@@ -27,9 +27,9 @@ IMPURE = {
 }  # fmt: skip
 
 # In agent and fleet, names from PyPI appear only here: their edges. The worker is the agent's process
-# that ends; its adapters hold the runtime.
+# that ends; its adapters hold the runtime. A delta's encoder is arithmetic on numpy's arrays.
 EDGES = re.compile(
-    r"agent/(adapters/|worker/|config\.py|cli(_\w+)?\.py)|fleet/(adapters/|api/|reports/|migrations/|config\.py|cli(_\w+)?\.py|cli/)"
+    r"agent/(adapters/|worker/|config\.py|cli(_\w+)?\.py)|fleet/(adapters/|api/|deltas/|reports/|migrations/|config\.py|cli(_\w+)?\.py|cli/)"
 )
 
 # Sandboxes the rule `only app builds adapters`: who may import a room's adapters.

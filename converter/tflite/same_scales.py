@@ -16,9 +16,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from converter import tflite_walk
 from converter.tflite import Written
 from converter.tflite.proof import ScaleProof
+from wire import tflite_walk
 
 Floats = NDArray[np.float32]
 

@@ -10,7 +10,7 @@ manifest, and a release exists only once all of its content is here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
@@ -38,11 +38,20 @@ MISSING_NAMED_MAX = 50_000
 class Intake:
     """The registry's receiving end."""
 
-    def __init__(self, store: Store, blobs: Blobs, clock: Clock, desk: Desk) -> None:
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        clock: Clock,
+        desk: Desk,
+        published: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`published` is told the digest of each release, once it is in the outbox."""
         self._store = store
         self._blobs = blobs
         self._clock = clock
         self._desk = desk
+        self._published = published
         self._uploads: dict[str, dict[str, int]] = {}
 
     def begin(self, data: bytes) -> tuple[ReleaseRow, list[str]]:
@@ -123,7 +132,8 @@ class Intake:
             row = self._signed(replace(row, state="published"), envelope)
             tx.save_release(row)
             restore_content(tx, row, self._desk)
-            return row
+        self._published(row.digest)
+        return row
 
     def _signed(self, row: ReleaseRow, envelope: bytes | None) -> ReleaseRow:
         """The release with the signature that came with it, once that is believed."""

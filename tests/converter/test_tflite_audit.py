@@ -12,9 +12,9 @@ from converter.passes import clean
 from converter.tflite import Options, write
 from converter.tflite.schema import operator_code
 from converter.tflite_audit import audit_tflite, multiplications_of
-from converter.tflite_walk import Graph, Operator, Tensor
 from tests.converter.builders import conv_net
 from tests.converter.tiny_tflite import INT8, integer_conv, scaled
+from wire.tflite_walk import Graph, Operator, Tensor
 
 _WEIGHT = np.arange(-6, 6, dtype=np.int8).reshape(4, 3)
 

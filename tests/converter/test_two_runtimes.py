@@ -19,9 +19,9 @@ from converter.litert import open_session
 from converter.making import METADATA_NAME, at_the_samples_shape
 from converter.pipeline import Conversion, run
 from converter.recipe import RecipeNameError
-from converter.tflite_walk import metadata_of, tensor_spans
 from tests.converter.builders import Workshop, conv_net, model, weights
 from wire.bundle import InputData, host_key, input_key
+from wire.tflite_walk import metadata_of, tensor_spans
 
 _TWIN = "static_wi8_au8_pc_minmax_twin"
 _LITERT = f"ai_edge_litert/{_TWIN}"

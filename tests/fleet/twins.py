@@ -22,6 +22,7 @@ from fleet.orders import Desk
 from fleet.people import People
 from fleet.ports import Delivery, Outgoing, Tx
 from fleet.publish.intake import Intake
+from fleet.publish.shelf import DeltaShelf
 from fleet.publish.upload import read_bundle
 from fleet.publisher import Publisher
 from tests.fleet.scripted import UNSIGNED, ScriptedDevice
@@ -234,6 +235,7 @@ class Harness:
         self.files = MemoryFiles()
         self.desk = Desk(TOPICS, policy=UNSIGNED)
         self.people = People(self.store, self.clock, self.desk, self.files, self.config)
+        self.deltas: DeltaShelf | None = None
         self.intake = Intake(self.store, self.blobs, self.clock, self.desk)
         self._build()
 
@@ -246,6 +248,7 @@ class Harness:
             clock=self.clock,
             publisher=self.publisher,
             ingest=self.ingest,
+            deltas=self.deltas,
         )
         self.conductor = Conductor(ports, self.desk, self.config)
 

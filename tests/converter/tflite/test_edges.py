@@ -9,9 +9,9 @@ from onnx.reference import ReferenceEvaluator
 
 from converter.litert import open_session
 from converter.tflite import Options, TFLiteError, write
-from converter.tflite_walk import walk
 from tests.converter.quantizing import Line, floats, graph
 from tests.converter.tflite.harness import check_float, quantized
+from wire.tflite_walk import walk
 
 _CONV = ("Conv", "x w", "c", {"pads": [1, 1, 1, 1]})
 _CASES: dict[str, tuple[list[Line], list[str]]] = {

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from converter.onnx_walk import WalkError, boundaries, tensor_spans
 from converter.pack import file_of
 from tests.converter.builders import conv_net
 from wire.chunks import CHUNK_BYTES_MAX, digest
+from wire.onnx_walk import WalkError, boundaries, tensor_spans
 
 
 def _file(sizes: list[int]) -> tuple[bytes, list[bytes]]:

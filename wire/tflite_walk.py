@@ -74,6 +74,16 @@ class Operator(Struct, frozen=True, kw_only=True):
     outputs: tuple[int, ...]
 
 
+class Constant(Struct, frozen=True):
+    """A tensor whose values stand in the file, and where its scales do."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    span: Span
+    scales: Span | None
+
+
 class Graph(Struct, frozen=True, kw_only=True):
     """The main graph.
 
@@ -147,6 +157,31 @@ def payloads(content: bytes | memoryview) -> tuple[tuple[Span, int], ...]:
             if size and size % width == 0:
                 found[Span(offset, size)] = width
     return tuple(sorted(found.items(), key=lambda one: one[0].offset))
+
+
+def constants(content: bytes | memoryview) -> tuple[Constant, ...]:
+    """Constants of all graphs, in their order; each payload once.
+
+    Raises:
+        WalkError: as `walk`.
+    """
+    model = _model(content)
+    spans, found = list(_payloads(model)), {}
+    for graph in model.tables(_MODEL_GRAPHS):
+        for one in graph.tables(_GRAPH_TENSORS):
+            place, kind = one.int32(_TENSOR_BUFFER), one.int8(_TENSOR_TYPE)
+            offset, size = spans[place] if 0 <= place < len(spans) else (0, 0)
+            scaled = one.table(_TENSOR_QUANTIZATION)
+            at, count = scaled.vector(_QUANTIZATION_SCALE, 4) if scaled is not None else (0, 0)
+            if size and Span(offset, size) not in found:
+                found[Span(offset, size)] = Constant(
+                    one.text(_TENSOR_NAME),
+                    _TYPES.get(kind, f"type {kind}"),
+                    one.int32s(_TENSOR_SHAPE),
+                    Span(offset, size),
+                    Span(at, 4 * count) if count else None,
+                )
+    return tuple(found.values())
 
 
 def boundaries(content: bytes | memoryview) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.tflite_walk import WalkError, boundaries, metadata_of, tensor_spans, walk
 from tests.converter.tiny_tflite import CONV_2D, DEQUANTIZE, INT8, QUANTIZE, integer_conv, scaled
+from wire.tflite_walk import WalkError, boundaries, metadata_of, tensor_spans, walk
 
 _WEIGHT = np.arange(-6, 6, dtype=np.int8).reshape(4, 3)
 
