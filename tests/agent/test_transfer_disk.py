@@ -212,7 +212,12 @@ def test_blobs_of_a_superseded_order_make_way_where_room_is_short(tmp_path: Path
 
         rig.disk.free_bytes = free  # type: ignore[method-assign,assignment]
         rig.broker.hold(three)
+        rig.trials.hangs = True
+        trials = len(rig.trials.jobs)
         rig.broker.desire(DEVICE, {"digits": three.order(3)})
+        until(lambda: len(rig.trials.jobs) > trials, "the trial of the third")
+        assert store.path(three.digest).exists(), "the manifest of the order in flight is not to be spared"
+        rig.trials.hangs = False
         rig.wait(3, OrderOutcome.ACTIVE)
         assert used["free"] >= 2
 
