@@ -150,7 +150,8 @@ class Bringing:
 def _claim(order: DesiredModel, wanted: Wanted) -> frozenset[str]:
     """Names in the store that this order needs or may come to need."""
     files = (*wanted.files, *wanted.shards)
-    whole = {name for file in files for name in (file.sha256, f"{file.sha256}.memory")}
+    endings = ("", ".memory", ".delta", ".part")
+    whole = {file.sha256 + ending for file in files for ending in endings}
     chunks = {chunk.sha256 for file in files for chunk in file.chunks}
     return frozenset({order.digest, *(hint.index for hint in order.deltas), *whole, *chunks})
 

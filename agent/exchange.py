@@ -23,9 +23,18 @@ class Exchange:
         self._lock = threading.Lock()
         self._waiting: dict[str, list[Box]] = {}
         self._qos: dict[str, int] = {}
+        self._size_max: dict[str, int] = {}
 
-    def watch(self, topics: Iterable[str], qos: int, box: Box) -> None:
-        """Asks for topics; what is retained there comes again even if another job asked before."""
+    def watch(self, topics: Iterable[str], qos: int, box: Box, size_bytes_max: int) -> None:
+        """Asks for topics; what is retained there comes again even if another job asked before.
+
+        Args:
+            topics: exact names.
+            qos: to subscribe with.
+            box: that gets what comes.
+            size_bytes_max: of what is asked for; of a larger message only so much and one byte is kept, so
+                that a broker full of junk does not fill this device's memory.
+        """
         asked = list(topics)
         with self._lock:
             for topic in asked:
@@ -33,6 +42,7 @@ class Exchange:
                 if box not in boxes:
                     boxes.append(box)
                 self._qos[topic] = qos
+                self._size_max[topic] = max(size_bytes_max, self._size_max.get(topic, 0))
         if asked:
             self._transport.subscribe([(topic, qos) for topic in asked])
 
@@ -46,7 +56,7 @@ class Exchange:
                     boxes.remove(box)
                     if not boxes:
                         del self._waiting[topic]
-                        del self._qos[topic]
+                        del self._qos[topic], self._size_max[topic]
                         idle.append(topic)
         if idle:
             self._transport.unsubscribe(idle)
@@ -59,9 +69,10 @@ class Exchange:
         """
         with self._lock:
             boxes = list(self._waiting.get(topic, ()))
+            kept = payload[: self._size_max.get(topic, 0) + 1]
         for box in boxes:
             try:
-                box.put_nowait((topic, payload))
+                box.put_nowait((topic, kept))
             except queue.Full:
                 continue
         return bool(boxes)

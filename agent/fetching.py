@@ -199,7 +199,7 @@ class Fetcher:
         refused: ShallopError | None = None
         try:
             for attempt in range(MANIFEST_TRIES):
-                self._exchange.watch([topic], RELEASE.qos_subscribe, box)
+                self._exchange.watch([topic], RELEASE.qos_subscribe, box, RELEASE.size_bytes_max)
                 payload = self._next(box, cancel, MANIFEST_WAIT_S)
                 if not payload:
                     if attempt:
@@ -286,9 +286,10 @@ class Fetcher:
         with self._turning:  # the bucket is everybody's
             turn = transfer.turn(self._clock.boot_s())
         self._exchange.unwatch([self._topics.topic(BLOB, digest=name) for name in turn.unsubscribe], box)
-        self._exchange.watch(
-            [self._topics.topic(BLOB, digest=name) for name in turn.subscribe], BLOB.qos_subscribe, box
-        )
+        asked = [chunk for name in turn.subscribe if (chunk := transfer.expects(name))]
+        topics = [self._topics.topic(BLOB, digest=chunk.sha256) for chunk in asked]
+        largest = max((chunk.size_bytes for chunk in asked), default=0)
+        self._exchange.watch(topics, BLOB.qos_subscribe, box, largest)
         if turn.missing and turn.missing != told:
             progress(turn.missing, False)
             return turn.missing

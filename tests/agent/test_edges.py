@@ -348,7 +348,7 @@ def test_two_jobs_may_wait_for_one_topic() -> None:
     exchange = Exchange(broker)
     boxes: list[Box] = [queue.Queue(maxsize=1) for _ in range(2)]
     for box in boxes:
-        exchange.watch(["t"], 0, box)
+        exchange.watch(["t"], 0, box, 100)
     assert exchange.deliver("t", b"1")
     assert exchange.deliver("t", b"2"), "a full box loses the message, and nobody waits"
     assert [box.get_nowait() for box in boxes] == [("t", b"1")] * 2

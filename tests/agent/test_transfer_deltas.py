@@ -232,6 +232,34 @@ def test_a_delta_that_the_broker_does_not_hold_is_given_up_for_the_chunks(tmp_pa
         assert use.failure.code == "chunks_missing"
 
 
+def test_a_built_file_that_a_power_cut_tore_is_built_again(tmp_path: Path) -> None:
+    delta = Delta()
+    with running(tmp_path) as rig:
+        install_old(rig)
+        delta.hold(rig)
+        until(lambda: not any((tmp_path / "blobs").iterdir()), "the store to be tidied")
+        built = tmp_path / "blobs" / "built" / model(NEW).sha256
+        built.parent.mkdir()
+        built.write_bytes(bytes(model(NEW).size_bytes))
+        update(rig, delta)
+        assert rig.deltas.runs == 1
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_what_failed_in_an_earlier_order_is_tried_in_a_new_one(tmp_path: Path, order: int) -> None:
+    delta = Delta()
+    with running(tmp_path) as rig:
+        install_old(rig)
+        delta.hold(rig)
+        until(lambda: not any((tmp_path / "blobs").iterdir()), "the store to be tidied")
+        memory = tmp_path / "blobs" / "built" / f"{model(NEW).sha256}.memory"
+        memory.parent.mkdir()
+        said = {"order": order, "base": model(OLD).sha256, "index": delta.hint.index, "starts": STARTS_MAX}
+        memory.write_bytes(msgspec.json.encode({"kind": "delta-memory", "version": 1, **said}))
+        update(rig, delta)
+        assert rig.deltas.runs == (order == 1)
+
+
 def test_without_a_base_a_hint_is_no_hint(tmp_path: Path) -> None:
     delta = Delta()
     with running(tmp_path) as rig:

@@ -26,9 +26,10 @@ from agent.store import BlobStore
 from tests.agent.full_disk import FullDisk, filling
 from tests.agent.rig import DEVICE, ONE, TWO, Rig, deploy, running
 from tests.agent.test_disk import assemble, slot_of, whole
-from tests.agent.twins import MemoryBroker, Release, release, until
+from tests.agent.twins import TOPICS, MemoryBroker, Release, release, until
 from wire.chunks import digest
-from wire.messages import OrderOutcome, Slot
+from wire.messages import OrderEnded, OrderOutcome, Slot
+from wire.topics import RELEASE
 
 RELEASES = {one.digest: one for one in (ONE, TWO)}
 
@@ -212,7 +213,20 @@ def test_blobs_of_a_superseded_order_make_way_where_room_is_short(tmp_path: Path
 
         rig.disk.free_bytes = free  # type: ignore[method-assign,assignment]
         rig.broker.hold(three)
+        asked: list[str] = []
+        subscribe = rig.broker.subscribe
+
+        def listed(topics: list[tuple[str, int]]) -> None:
+            asked.extend(topic for topic, _ in topics)
+            subscribe(topics)
+
+        rig.broker.subscribe = listed  # type: ignore[method-assign]
+        rig.trials.hangs = True
+        trials = len(rig.trials.jobs)
         rig.broker.desire(DEVICE, {"digits": three.order(3)})
+        until(lambda: len(rig.trials.jobs) > trials, "the trial of the third")
+        assert asked.count(TOPICS.topic(RELEASE, digest=three.digest)) == 1, "its manifest had to make way"
+        rig.trials.hangs = False
         rig.wait(3, OrderOutcome.ACTIVE)
         assert used["free"] >= 2
 
@@ -265,14 +279,15 @@ def test_the_watchdog_is_fed_while_the_journal_cannot_be_saved(tmp_path: Path) -
 def test_what_could_not_be_told_on_a_full_disk_is_told_later(tmp_path: Path) -> None:
     with running(tmp_path) as rig:
         deploy(rig)
-        told = len(rig.reports())
         full = OSError(errno.ENOSPC, "no space left on device")
         with mock.patch("agent.outbox.write_file", side_effect=full):
             order_two(rig)
             rig.wait(2, OrderOutcome.ACTIVE)
-            assert len(rig.reports()) == told
+            assert not [report for report in rig.reports() if report.order == 2]
         rig.clock.ahead_s += 4000.0
-        until(lambda: len(rig.reports()) > told, "the reports")
+        until(
+            lambda: [r for r in rig.reports() if isinstance(r.event, OrderEnded) and r.order == 2], "the end"
+        )
 
 
 def test_no_half_reserve_takes_the_last_blocks(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import random
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from hypothesis import strategies as st
 from agent.adapters.system import SystemClock
 from agent.config import parse
 from agent.errors import ConfigError, RetryError
+from agent.exchange import Box, Exchange
 from agent.fetch import BURST_SECONDS, TokenBucket, Transfer, TransferLimits
 from agent.metering import Hours, LocalTime, behind, require_unmetered, windows
 from agent.reconnect import WAIT_S_MIN, wait_s
 from tests.agent.rig import DEVICE, ONE, Rig, running
-from tests.agent.twins import until
+from tests.agent.twins import MemoryBroker, until
 from wire.bundle import Chunk
 from wire.messages import OrderOutcome
 
@@ -309,3 +312,36 @@ def test_the_first_connection_waits_for_nobody() -> None:
     late = [wait_s(failures=n, lost=False, spread_s=0.0, ceiling_s=60.0, unit=0.5) for n in range(12)]
     assert late == sorted(late)
     assert late[-1] == 30.0
+
+
+# --- junk -------------------------------------------------------------------------------------------
+
+
+def test_of_a_message_larger_than_what_was_asked_for_only_the_beginning_is_kept() -> None:
+    exchange = Exchange(MemoryBroker())
+    box: Box = queue.Queue()
+    other: Box = queue.Queue()
+    exchange.watch(["t"], 0, box, 10)
+    assert exchange.deliver("t", bytes(6_000_000))
+    assert box.get_nowait() == ("t", bytes(11)), "one byte more shows that it is too large"
+    exchange.watch(["t"], 0, other, 20)
+    assert exchange.deliver("t", bytes(20))
+    assert (box.get_nowait(), other.get_nowait()) == (("t", bytes(20)),) * 2
+    exchange.unwatch(["t"], box)
+    exchange.unwatch(["t"], other)
+    assert not exchange.deliver("t", b"x")
+
+
+def test_a_broker_full_of_junk_ends_in_a_name(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        rig.broker.hold(ONE)
+        for topic in [topic for topic in rig.broker.retained if "/blob/" in topic]:
+            rig.broker.retained[topic] = bytes(3_000_000)
+        rig.broker.desire(DEVICE, {"digits": ONE.order(1)})
+        until(lambda: rig.broker.fetched, "the first answers")
+        for _ in range(8):
+            rig.clock.ahead_s += 2.5
+            threading.Event().wait(0.3)
+        reason = rig.wait(1, OrderOutcome.FAILED).reason
+        assert reason is not None
+        assert reason.code == "hash_mismatch"
