@@ -160,6 +160,7 @@ def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
 
 
 @pytest.mark.broker
+@pytest.mark.slow
 def test_a_real_daemon_has_its_trials_behind_the_socket(mosquitto: Mosquitto, tmp_path: Path) -> None:
     """A good release, one that hangs, and one while nobody answers at the socket."""
     fleet, path = Fleet(mosquitto), tmp_path / "s"
@@ -168,7 +169,7 @@ def test_a_real_daemon_has_its_trials_behind_the_socket(mosquitto: Mosquitto, tm
         good = fleet.publish(tmp_path / "1", seed=1)
         bad = fleet.publish(tmp_path / "2", seed=2, release="2", harm="hang")
         later = fleet.publish(tmp_path / "3", seed=3, release="3")
-        with daemon(tmp_path, mosquitto, f", socket: {path}, wall_s_max: 5"):
+        with daemon(tmp_path, mosquitto, f", socket: {path}, wall_s_max: 10"):
             with listening(path, tmp_path / "tmp") as inetd:
                 fleet.order(1, good)
                 state = fleet.wait(1, "active")
