@@ -119,6 +119,8 @@ def test_the_kernel() -> None:
 
 
 def test_sensors() -> None:
+    assert "unknown)" not in sensing.sensors(SensorFacts())[0].detail
+    assert "(Raspberry Pi 4)" in sensing.sensors(SensorFacts(board="Raspberry Pi 4"))[0].detail
     nothing = said(sensing.sensors(SensorFacts(board="Raspberry Pi 4")))
     assert nothing == {"power": UNKNOWN, "temperature": UNKNOWN, "throttling": UNKNOWN}
     fine = SensorFacts(
@@ -331,6 +333,7 @@ def path(role: places.Role, mode: int, uid: int = 0, gid: int = 990, error: str 
         (path("lock_dir", DIR | 0o755, gid=0), PROBLEM),
         (path("live_dir", DIR | 0o1777), OK),
         (path("live_dir", DIR | 0o777), WARNING),
+        (path("live_dir", DIR | 0o755), OK),
         (path("live_dir", 0, error="missing"), WARNING),
         (path("socket", SOCK | 0o660), OK),
         (path("socket", SOCK | 0o660, gid=0), PROBLEM),

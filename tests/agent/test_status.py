@@ -151,6 +151,7 @@ def test_a_model_in_words() -> None:
     ):  # fmt: skip
         assert words in said, (words, said)
     assert " 0 " not in said
+    assert "last order" not in said, "it has not ended"
 
 
 def test_a_model_that_waits_says_until_when_and_why() -> None:
