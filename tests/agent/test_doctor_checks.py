@@ -258,8 +258,14 @@ def test_the_broker(facts: broker.BrokerFacts, reached: Status, encrypted: Statu
     ],
 )  # fmt: skip
 def test_a_handshake_that_fails_says_why(code: int | None, error: str, words: str) -> None:
-    facts = replace(TLS, failed="tls", verify_code=code, error=error)
+    facts = replace(TLS, failed="tls", verify_code=code, error=error, tls_version="")
     assert words in broker.broker(facts, IDLE)[1].detail
+
+
+def test_a_broker_that_hangs_up_after_the_handshake_may_want_a_certificate() -> None:
+    found = broker.broker(replace(TLS, failed="tls", error="it closed the connection"), IDLE)[1]
+    assert "ends the encrypted connection" in found.detail
+    assert "broker.tls.cert_file" in found.remedy
 
 
 def test_the_last_day_of_a_certificate() -> None:
