@@ -22,7 +22,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.config import BrokerConfig
-from agent.doctor.broker import BrokerFacts
+from agent.doctor.broker import BrokerFacts, Step
 from agent.tls import context
 from wire.codec import decode
 from wire.errors import WireError
@@ -138,12 +138,16 @@ def _log_in(
         if value is not None:
             flags, payload = flags | bit, payload + _text(value)
     keepalive = int(2 * STEP_S_MAX).to_bytes(2, "big")
+    login = _packet(_CONNECT, _text("MQTT") + bytes((4, flags)) + keepalive + payload)
     try:
-        sock.sendall(_packet(_CONNECT, _text("MQTT") + bytes((4, flags)) + keepalive + payload))
+        # A TLS 1.3 broker refuses a client without a certificate only now, perhaps before this is sent; what
+        # it said is still there to be read, unless its reset came with it.
+        with contextlib.suppress(OSError):
+            sock.sendall(login)
         kind, body = _receive(sock)
-    except ssl.SSLError as error:
-        # A TLS 1.3 broker refuses a client without a certificate only now.
-        raise _StepError(replace(facts, failed="tls", error=_words(error))) from None
+    except (ssl.SSLError, ConnectionError) as error:
+        step: Step = "tls" if facts.tls else "login"
+        raise _StepError(replace(facts, failed=step, error=_words(error))) from None
     except OSError as error:
         raise _StepError(replace(facts, failed="login", error=_words(error))) from None
     if kind != _CONNACK or len(body) != 2:

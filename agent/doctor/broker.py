@@ -173,10 +173,18 @@ def _certificate(facts: BrokerFacts) -> tuple[str, str]:
     if code in {_OTHER_NAME, _OTHER_ADDRESS}:
         fix = "use a name that stands in the certificate as `broker.host`, or add this one as subjectAltName"
         return f"the broker's certificate is not for {facts.host}: {facts.error}", fix
+    return _handshake(facts)
+
+
+def _handshake(facts: BrokerFacts) -> tuple[str, str]:
+    """What else may end an encrypted connection before it begins."""
     lowered = facts.error.lower()
     if "certificate required" in lowered or "handshake failure" in lowered:
         fix = "set `broker.tls.cert_file` and `key_file` to what this device was given"
         return f"the broker asks for this device's own certificate: {facts.error}", fix
+    if facts.tls_version:
+        fix = "if it asks for this device's own certificate, set `broker.tls.cert_file` and `key_file`"
+        return f"the broker ends the encrypted connection at once: {facts.error}", f"{fix}; its log says why"
     plain = "wrong version number" in lowered or "record layer failure" in lowered
     what = f"port {facts.port} does not speak TLS" if plain else "no handshake"
     return f"{what}: {facts.error}", "the TLS port is mostly 8883; the broker's own log may say more"

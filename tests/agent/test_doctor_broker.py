@@ -16,6 +16,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from agent.adapters.mqtt import Address, MqttTransport
 from agent.adapters.probe_broker import Answer, ask
 from agent.config import BrokerConfig
+from agent.doctor.broker import AgentFacts, broker
 from agent.errors import ConfigError
 from agent.tls import TlsConfig, context
 from tests.agent.certificates import Authority
@@ -230,7 +231,8 @@ def test_an_authority_that_nobody_trusts(secure: Secure) -> None:
 def test_a_broker_that_asks_for_the_devices_certificate(secure: Secure) -> None:
     facts = asked(secure.config("asks")).facts
     assert facts.failed == "tls"
-    assert "certificate required" in facts.error
+    encrypted = broker(facts, AgentFacts(running=False))[1]
+    assert "cert_file" in encrypted.remedy
     assert asked(secure.config("asks", own=True)).facts.failed is None
 
 

@@ -119,6 +119,8 @@ def test_the_kernel() -> None:
 
 
 def test_sensors() -> None:
+    assert "unknown)" not in sensing.sensors(SensorFacts())[0].detail
+    assert "(Raspberry Pi 4)" in sensing.sensors(SensorFacts(board="Raspberry Pi 4"))[0].detail
     nothing = said(sensing.sensors(SensorFacts(board="Raspberry Pi 4")))
     assert nothing == {"power": UNKNOWN, "temperature": UNKNOWN, "throttling": UNKNOWN}
     fine = SensorFacts(
@@ -256,8 +258,14 @@ def test_the_broker(facts: broker.BrokerFacts, reached: Status, encrypted: Statu
     ],
 )  # fmt: skip
 def test_a_handshake_that_fails_says_why(code: int | None, error: str, words: str) -> None:
-    facts = replace(TLS, failed="tls", verify_code=code, error=error)
+    facts = replace(TLS, failed="tls", verify_code=code, error=error, tls_version="")
     assert words in broker.broker(facts, IDLE)[1].detail
+
+
+def test_a_broker_that_hangs_up_after_the_handshake_may_want_a_certificate() -> None:
+    found = broker.broker(replace(TLS, failed="tls", error="it closed the connection"), IDLE)[1]
+    assert "ends the encrypted connection" in found.detail
+    assert "broker.tls.cert_file" in found.remedy
 
 
 def test_the_last_day_of_a_certificate() -> None:
@@ -331,6 +339,7 @@ def path(role: places.Role, mode: int, uid: int = 0, gid: int = 990, error: str 
         (path("lock_dir", DIR | 0o755, gid=0), PROBLEM),
         (path("live_dir", DIR | 0o1777), OK),
         (path("live_dir", DIR | 0o777), WARNING),
+        (path("live_dir", DIR | 0o755), OK),
         (path("live_dir", 0, error="missing"), WARNING),
         (path("socket", SOCK | 0o660), OK),
         (path("socket", SOCK | 0o660, gid=0), PROBLEM),

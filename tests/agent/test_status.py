@@ -151,6 +151,7 @@ def test_a_model_in_words() -> None:
     ):  # fmt: skip
         assert words in said, (words, said)
     assert " 0 " not in said
+    assert "last order" not in said, "it has not ended"
 
 
 def test_a_model_that_waits_says_until_when_and_why() -> None:
@@ -190,11 +191,11 @@ def test_words_from_outside_cannot_drive_the_terminal() -> None:
     assert not set("\x1b\x07\r") & set(shown(model_picture(evil, None, None)))
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(-1, "0 s"), (59.9, "59 s"), (60, "1 min 0 s"), (86399, "23 h 59 min")]
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+def test_durations() -> None:
+    seconds = (-1, 59.9, 60, 75, 3599, 3600, 7300, 86399, 86400, 93_600, 200_000)
+    words = ["0 s", "59 s", "1 min 0 s", "1 min 15 s", "59 min 59 s", "1 h 0 min", "2 h 1 min", "23 h 59 min",
+             "1 d 0 h", "1 d 2 h", "2 d 7 h"]  # fmt: skip
+    assert [duration(s) for s in seconds] == words
 
 
 # --- counting reports -------------------------------------------------------------------------------
