@@ -324,7 +324,7 @@ def doctor(config: Config, config_path: Path) -> list[Finding]:
     from agent.adapters.doctor import Doctor  # noqa: PLC0415 - not needed by the daemon
 
     # A worker behind a socket has a /tmp of its own, and reads below the state directory.
-    where = config.state_dir if getattr(config.trial, "socket", None) else None
+    where = config.state_dir if config.trial.socket else None
     with tempfile.TemporaryDirectory(prefix="shallop-doctor-", dir=where, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         folder.chmod(0o755)

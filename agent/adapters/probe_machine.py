@@ -17,10 +17,10 @@ from pathlib import Path
 
 from agent.adapters.sensors import read_text
 from agent.doctor.machine import ClockFacts, DiskFacts, KernelFacts, MemoryFacts
+from agent.worker import landlock
 
 _MAX_ERROR_US = 16_000_000
 """A larger error means not synchronised; systemd's own rule (ntp_synced() in src/basic/time-util.c)."""
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_VERSION = 444, 1
 _BOOT_FILES = ("boot/firmware/cmdline.txt", "boot/cmdline.txt")
 _ENTRIES_MAX = 100_000
 
@@ -123,22 +123,13 @@ def memory(root: Path = Path("/")) -> MemoryFacts:
     )
 
 
-def landlock_abi() -> int:
-    """The version of Landlock that this kernel offers (landlock_create_ruleset(2)); 0 for none."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    version: int = libc.syscall(
-        ctypes.c_long(_LANDLOCK_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint(_LANDLOCK_VERSION)
-    )
-    return max(0, version)
-
-
 def kernel(root: Path = Path("/")) -> KernelFacts:
     """What a process can be locked in with."""
     lsm = read_text(root / "sys/kernel/security/lsm")
     status = read_text(root / "proc/self/status") or ""
     return KernelFacts(
         release=platform.release(),
-        landlock_abi=landlock_abi(),
+        landlock_abi=landlock.abi(),
         seccomp=re.search(r"^Seccomp:", status, re.MULTILINE) is not None,
         lsm=tuple(lsm.split(",")) if lsm else None,
     )

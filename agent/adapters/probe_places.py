@@ -68,12 +68,9 @@ def paths(config: Config, config_path: Path) -> tuple[PathFacts, ...]:
             if command:
                 program = shutil.which(command[0]) or command[0]
                 found.append(look("hook", program, f"{model}/{label}"))
-    # Sections that a newer configuration may have.
-    live_dir, socket = getattr(config, "live_dir", None), getattr(config.trial, "socket", None)
-    if live_dir is not None:
-        found.append(look("live_dir", str(live_dir)))
-    if socket is not None:
-        found.append(look("socket", str(socket)))
+    found.append(look("live_dir", config.live_dir))
+    if config.trial.socket is not None:
+        found.append(look("socket", config.trial.socket))
     return tuple(found)
 
 
