@@ -418,6 +418,7 @@ def test_the_hint_that_is_chosen_is_usable_and_no_other_is_cheaper(
 
 def test_a_delta_that_costs_as_much_as_the_chunks_is_not_worth_it() -> None:
     hint, bases = Delta().hint, {model(OLD).sha256}
+    assert cost(hint) == len(Delta().index) + len(Delta().data)
     assert cheapest(model(NEW), [hint], bases, cost(hint)) is None
     assert cheapest(model(NEW), [hint], bases, cost(hint) + 1) == hint
 

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.admission import require_room
 from agent.deployment import Deployment
 from agent.errors import RetryError, disk_error
 from agent.install import RESERVED, Install
@@ -245,6 +246,13 @@ def test_a_full_disk_is_not_a_broken_one(tmp_path: Path, number: int, code: str)
     with mock.patch("agent.store.write_file", side_effect=error), pytest.raises(RetryError) as refused:
         store.put(digest(b"x"), b"x")
     assert refused.value.code == code
+
+
+def test_what_is_to_be_kept_free_is_kept_free() -> None:
+    require_room(10, 5, 15, "here")
+    with pytest.raises(RetryError, match="5 kept free, 14 are free at here") as refused:
+        require_room(10, 5, 14, "here")
+    assert refused.value.code == "disk_full"
 
 
 def test_numbers_rise_on_a_full_disk_and_are_saved_when_it_is_not(tmp_path: Path) -> None:

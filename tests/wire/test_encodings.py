@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tracemalloc
 import zlib
 
@@ -49,6 +50,8 @@ def test_noise_travels_as_it_is_and_text_does_not() -> None:
     noise = b"".join(bytes.fromhex(digest(bytes([n]))) for n in range(200))
     assert packed(noise)[0] == Chunk(sha256=digest(noise), size_bytes=len(noise))
     assert packed(TEXT)[0].encoding == DEFLATE
+    mostly = random.Random(1).randbytes(60_000) + bytes(1500)
+    assert packed(mostly)[0].encoding == RAW, "a few hundredths do not pay for unpacking"
     assert packed(b"\0" * 500)[0].encoding == RAW, "a longer entry for a few hundred bytes does not pay"
 
 
@@ -61,13 +64,14 @@ BLOB = deflate(TEXT)
         (BLOB, chunk_of(BLOB, TEXT, content_bytes=len(TEXT) - 1), "chunk_too_large"),
         (BLOB, chunk_of(BLOB, TEXT, content_bytes=len(TEXT) + 1), "chunk_undecodable"),
         (BLOB[:-9], chunk_of(BLOB[:-9], TEXT), "chunk_undecodable"),
+        (BLOB[:-1], chunk_of(BLOB[:-1], TEXT), "chunk_undecodable"),
         (BLOB + b"x", chunk_of(BLOB + b"x", TEXT), "chunk_undecodable"),
         (b"\xff" * 50, chunk_of(b"\xff" * 50, TEXT), "chunk_undecodable"),
         (b"", chunk_of(b"", TEXT), "chunk_undecodable"),
         (BLOB, chunk_of(BLOB, TEXT, content_sha256="0" * 64), "hash_mismatch"),
         (BLOB, chunk_of(BLOB, TEXT, encoding="zstd"), "unknown_encoding"),
     ],
-    ids=["more", "less", "cut", "followed", "noise", "empty", "other", "zstd"],
+    ids=["more", "less", "cut", "without an end", "followed", "noise", "empty", "other", "zstd"],
 )
 def test_a_blob_that_is_not_what_was_announced_is_refused_by_name(
     blob: bytes, chunk: Chunk, code: str
