@@ -36,13 +36,16 @@ class _Saved(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-ins
     sha256: Digest | None = None
 
 
+_SAVED = msgspec.json.Decoder(_Saved)
+
+
 def _encode(saved: _Saved) -> bytes:
     plain = replace(saved, version=VERSION, sha256=None)
     return msgspec.json.encode(replace(plain, sha256=digest(msgspec.json.encode(plain))))
 
 
 def _decode(data: bytes) -> _Saved:
-    saved = msgspec.json.decode(data, type=_Saved)
+    saved = _SAVED.decode(data)
     if saved.version != 1 and _encode(saved) != data:
         raise msgspec.DecodeError("its checksum does not match its content")
     return saved

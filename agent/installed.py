@@ -95,6 +95,11 @@ def placed(variant: Variant, path: str) -> str:
     return path.removeprefix(prefix) if shared else path
 
 
+# Made by the thread that imports this, as in `wire.codec`.
+INFO = msgspec.json.Decoder(ReleaseInfo)
+MANIFEST = msgspec.json.Decoder(Manifest)
+
+
 def release_info(slot: Slot, variant: Variant, manifest: Manifest) -> ReleaseInfo:
     """What `release.json` says of a variant in a slot."""
     model = next(file for file in variant.files if file.path == variant.model_path)
@@ -133,7 +138,7 @@ def damage(directory: Path, slot: Slot) -> str | None:
 
 
 def _adopted(directory: Path, slot: Slot) -> str | None:
-    info = msgspec.json.decode((directory / RELEASE_JSON).read_bytes(), type=ReleaseInfo)
+    info = INFO.decode((directory / RELEASE_JSON).read_bytes())
     if file_sha256(directory / info.model_file) != slot.digest:
         return f"{info.model_file} is not what was adopted"
     return None
@@ -144,7 +149,7 @@ def _installed(directory: Path, slot: Slot) -> str | None:
         raw = opened.read(MANIFEST_BYTES_MAX + 1)
     if digest(raw) != slot.digest:
         return f"{MANIFEST_JSON} is not that of the release"
-    manifest = msgspec.json.decode(raw, type=Manifest)
+    manifest = MANIFEST.decode(raw)
     variant = manifest.variant(slot.variant)
     if variant is None:
         return f"the manifest has no variant {slot.variant}"
@@ -152,7 +157,7 @@ def _installed(directory: Path, slot: Slot) -> str | None:
         if file_sha256(directory / placed(variant, file.path)) != file.sha256:
             return f"{file.path} is damaged"
     expected = release_info(slot, variant, manifest)
-    info = msgspec.json.decode((directory / RELEASE_JSON).read_bytes(), type=ReleaseInfo)
+    info = INFO.decode((directory / RELEASE_JSON).read_bytes())
     # An order that names what runs already changes the slot's number and no file.
     if replace(info, order=expected.order) != expected:
         return f"{RELEASE_JSON} is not that of the release"

@@ -51,6 +51,7 @@ class _Header(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-jo
 
 
 _ENCODER = msgspec.json.Encoder()
+_JOURNAL = msgspec.json.Decoder(Journal)
 
 
 def encode(journal: Journal) -> bytes:
@@ -78,7 +79,7 @@ def decode(data: bytes) -> Journal:
     if digest(body) != header.sha256:
         raise StateError("journal_damaged", "the journal's checksum does not match its content")
     try:
-        return msgspec.json.decode(body, type=Journal)
+        return _JOURNAL.decode(body)
     except UNREADABLE as error:
         raise StateError("journal_damaged", f"the journal cannot be read: {error}") from None
 

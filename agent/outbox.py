@@ -23,6 +23,7 @@ from wire.topics import REPORT
 
 log = logging.getLogger(__name__)
 MARK_SUFFIX = ".acked"
+_REPORT = msgspec.json.Decoder(Report)
 JUMP_MAX = 1_000_000
 """An acknowledgement further beyond this device's own reports is no registry's; believed, it would use the
 numbers up."""
@@ -79,7 +80,7 @@ class Outbox:
     def _read(self, number: int) -> Report | None:
         path = self._path(number)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Report)
+            return _REPORT.decode(path.read_bytes())
         except (OSError, *UNREADABLE) as error:
             log.warning("report %s cannot be read and is dropped: %s", number, error)
             path.unlink(missing_ok=True)

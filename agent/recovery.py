@@ -10,9 +10,10 @@ import logging
 
 from agent.deployment import Deployment
 from agent.errors import StateError
+from agent.installed import damage
 from agent.journal import Journal, JournalFile
 from agent.slots import Slots
-from wire.messages import Reason
+from wire.messages import Reason, Slot
 
 log = logging.getLogger(__name__)
 
@@ -45,14 +46,27 @@ def load(journal: JournalFile, slots: Slots) -> Journal:
 
 
 def _from_slots(model: str, slots: Slots, why: str) -> Deployment:
-    named = [slots.pointed(model, link) for link in ("current", "previous")]
-    active, previous = (slots.info(model, name) if name else None for name in named)
-    highest = max((info.order for info in (active, previous) if info), default=0)
+    """What the links name; the release before, where only that one is whole."""
+    active, previous = (_named(model, slots, link) for link in ("current", "previous"))
+    highest = max((slot.order for slot in (active, previous) if slot), default=0)
+    lost = active is None or not _whole(model, slots, active)
+    if lost and previous is not None and _whole(model, slots, previous):
+        log.error("%s: the active release is damaged, the one before is taken", model)
+        active, previous = previous, None
     return Deployment(
         model=model,
-        active=active.slot if active else None,
-        previous=previous.slot if previous else None,
+        active=active,
+        previous=previous,
         order=active.order if active else 0,
         order_highest=highest,
         reason=Reason(code="journal_lost", detail=why[:1000]),
     )
+
+
+def _named(model: str, slots: Slots, link: str) -> Slot | None:
+    name = slots.pointed(model, link)
+    return slots.slot(model, name) if name else None
+
+
+def _whole(model: str, slots: Slots, slot: Slot) -> bool:
+    return damage(slots.directory(model, slot), slot) is None

@@ -23,7 +23,9 @@ import msgspec
 from agent.durable import exchange, fsync_dir, point_link, sync_filesystem, write_file
 from agent.errors import UNREADABLE, FinalError, StateError, disk_error
 from agent.installed import (
+    INFO,
     LABELS_JSON,
+    MANIFEST,
     MANIFEST_JSON,
     OWN_FILES,
     PREPROCESSING_JSON,
@@ -208,9 +210,21 @@ class Slots:
         """`release.json` of a directory by its name; None where it cannot be read."""
         try:
             data = (self._releases(model) / name / RELEASE_JSON).read_bytes()
-            return msgspec.json.decode(data, type=ReleaseInfo)
+            return INFO.decode(data)
         except (OSError, *UNREADABLE):
             return None
+
+    def slot(self, model: str, name: str) -> Slot | None:
+        """What fills the directory of that name: by `release.json`, else by the manifest."""
+        info = self.info(model, name)
+        if info is not None and directory_name(info.slot) == name:
+            return info.slot
+        directory = self._releases(model) / name
+        found = _manifest_of(directory)
+        if found is None:
+            return None
+        manifest, variant = found
+        return Slot(digest=name.partition("-")[0], release=manifest.release, variant=variant.id)
 
     def manifest_bytes(self, model: str, slot: Slot) -> bytes | None:
         """The exact manifest of an installed release, if it is there and still has its digest."""
@@ -270,16 +284,22 @@ class Slots:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def _installed_files(entry: Path) -> Iterator[tuple[Path, File]]:
+def _manifest_of(entry: Path) -> tuple[Manifest, Variant] | None:
     """By the manifest and the directory's name alone, so that a damaged release still gives its chunks."""
     try:
-        manifest = msgspec.json.decode((entry / MANIFEST_JSON).read_bytes(), type=Manifest)
+        manifest = MANIFEST.decode((entry / MANIFEST_JSON).read_bytes())
     except (OSError, *UNREADABLE):
-        return
+        return None
     named = entry.name.partition("-")[2]
-    for variant in (one for one in manifest.variants if one.id.replace("/", "-") == named):
-        for file in variant.files:
-            yield entry / placed(variant, file.path), file
+    variant = next((one for one in manifest.variants if one.id.replace("/", "-") == named), None)
+    return None if variant is None else (manifest, variant)
+
+
+def _installed_files(entry: Path) -> Iterator[tuple[Path, File]]:
+    found = _manifest_of(entry)
+    if found is not None:
+        for file in found[1].files:
+            yield entry / placed(found[1], file.path), file
 
 
 def _set_aside(link: Path) -> None:

@@ -8,7 +8,7 @@ An empty retained payload means *cleared*, not corrupt: callers ask `is_cleared`
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -25,6 +25,11 @@ class _Header(msgspec.Struct):
     version: int
 
 
+# Made here, by the thread that imports this: msgspec 0.22 crashes where two threads decode into a type for
+# the first time at once, and threads decode in agent and registry (tests/crash/test_first_decode.py).
+_DECODERS: dict[Any, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (*get_args(Message), Manifest, Root)
+}
 _HEADER = msgspec.json.Decoder(_Header)
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 
@@ -71,6 +76,7 @@ def decode(payload: bytes, expected: type[M], size_bytes_max: int) -> M:
             f"{kind} version {header.version}, this program speaks {VERSION}; update the older side",
         )
     try:
-        return msgspec.json.decode(payload, type=expected)
+        found: M = _DECODERS[expected].decode(payload)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise WireError("invalid_field", f"{kind} cannot be read: {error}") from None
+    return found

@@ -61,6 +61,10 @@ class Envelope(Struct, frozen=True, kw_only=True, rename="camel"):
     signatures: Annotated[tuple[Signature, ...], Meta(max_length=16)]
 
 
+# Made by the thread that imports this, as in `wire.codec`.
+_ENVELOPE = msgspec.json.Decoder(Envelope)
+
+
 class Signer(Protocol):
     """Holds a private key."""
 
@@ -132,7 +136,7 @@ def unwrap(data: bytes, kind: str, size_bytes_max: int) -> tuple[bytes, list[tup
     if len(data) > size_bytes_max:
         raise WireError("oversized", f"{len(data)} bytes, at most {size_bytes_max} are read")
     try:
-        envelope = msgspec.json.decode(data, type=Envelope)
+        envelope = _ENVELOPE.decode(data)
         payload = base64.b64decode(envelope.payload, validate=True)
         signatures = [(s.keyid, base64.b64decode(s.sig, validate=True)) for s in envelope.signatures]
     except (msgspec.DecodeError, binascii.Error, ValueError, RecursionError) as error:

@@ -21,7 +21,8 @@ from agent.journal import Journal, JournalFile, decode, encode
 from agent.outbox import Outbox
 from agent.slots import Slots, directory_name
 from tests.agent.rig import DEVICE, ONE, TWO, Rig, deploy, running
-from tests.agent.twins import MemoryBroker, until
+from tests.agent.twins import MemoryBroker, Release, until
+from tests.crash.checks import incomplete
 from tests.crash.test_repair import slot_of
 from wire.chunks import digest
 from wire.messages import OrderEnded, OrderOutcome, Phase, Report
@@ -246,3 +247,43 @@ def test_the_agent_refuses_a_newer_journal_and_leaves_it_as_it_is(tmp_path: Path
     assert done.returncode != 0
     assert "journal_version" in done.stderr + done.stdout
     assert {p.name: p.read_bytes() for p in state.glob("journal*")} == before
+
+
+def harmed(root: Path, which: Release, name: str) -> Path:
+    release = root / "models" / "digits" / "releases" / directory_name(slot_of(which))
+    (release / name).write_bytes(b"?")
+    return release
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "release.json", "manifest.json"])
+def test_a_lost_journal_beside_a_damaged_release_leaves_the_whole_one(tmp_path: Path, name: str) -> None:
+    with running(tmp_path) as rig:
+        deploy(rig)
+        deploy(rig, TWO, 2)
+    harmed(tmp_path, TWO, name)
+    put(tmp_path, b"", b"")
+    rig = Rig(tmp_path, MemoryBroker())
+    rig.start()
+    try:
+        until(lambda: rig.running == ONE.digest, "the release before")
+        until(rig.reported, "the reported state")
+        state = rig.reported()
+        assert state is not None
+        assert (state.order_highest, state.previous) == (1 if name == "release.json" else 2, None)
+    finally:
+        rig.stop()
+
+
+def test_a_lost_journal_and_a_lost_description_are_mended_together(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        deploy(rig)
+        broker = rig.broker
+    release = harmed(tmp_path, ONE, "release.json")
+    put(tmp_path, b"", b"")
+    again = Rig(tmp_path, broker)
+    again.start()
+    try:
+        until(lambda: incomplete(release) is None, "the mending")
+        assert again.running == ONE.digest
+    finally:
+        again.stop()

@@ -22,7 +22,7 @@ from tests.crash.native import built
 from tests.crash.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parent.parent.parent
-POINTS, PAIRS = 6, 1
+POINTS, PAIRS = 5, 1
 
 
 @pytest.fixture(scope="session")
