@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.worker.limits import WorkerLimits, restrict
+from agent.worker.sandbox import confine
 from wire.errors import ShallopError
 from wire.types import Code, Count, Text
 
@@ -64,6 +65,8 @@ def main(arguments: list[str], load: Callable[[], Apply]) -> int:
     order = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=DeltaOrder)
     restrict(order.limits, order.parent_pid)
     result = Path(order.result_path)
+    # A delta comes from outside; what reads it reaches its own files and nothing else.
+    confine([Path(order.base).parent, Path(order.delta).parent], {Path(order.output).parent, result.parent})
     part = result.with_name(result.name + ".part")
     part.write_bytes(msgspec.json.encode(_outcome(order, load)))
     part.replace(result)
