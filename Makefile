@@ -77,7 +77,7 @@ system-packages:
 	else echo "not installed, their tests will be skipped: sudo apt-get install$$missing"; fi
 
 test: setup-dev system-packages tflite-runtime ## Run every kind of test, the big matrices as a seeded sample
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	@$(BIN)/python -m pytest -q -n 2
 
 wheels: $(BIN)/python ## Fill dist/wheels for machines without a network (ARCH=aarch64 PY=3.11 EXTRAS=onnx)
 	@BUILDER=$(BIN)/python systemd/wheels.sh $(if $(ARCH),--arch $(ARCH)) $(if $(PY),--python $(PY)) $(if $(EXTRAS),--extras $(EXTRAS)) dist/wheels

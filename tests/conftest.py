@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,3 +27,11 @@ def tflite_runtime_python() -> str:
     if not python.exists():
         pytest.skip("tflite-runtime has no environment of its own: make tflite-runtime (with Python 3.11)")
     return str(python)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:  # noqa: ANN401 - pytest-xdist's
+    """Which worker runs which test, where `-n` asks for several."""
+    from tests.scheduling import MachineScheduling  # noqa: PLC0415 - pytest-xdist may not be installed
+
+    return MachineScheduling(config, log)
