@@ -83,7 +83,7 @@ system-packages:
 	else echo "not installed, their tests will be skipped: sudo apt-get install$$missing"; fi
 
 test: setup-dev system-packages tflite-runtime ## Run every kind of test, the big matrices as a seeded sample
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not arm'
+	@$(BIN)/python -m pytest -q -n 2 -m 'not arm'
 
 # What brings a Raspberry Pi's processor and file system to this machine.
 arm-packages:
@@ -98,7 +98,7 @@ test-arm: setup-dev system-packages arm-packages ## The agent as aarch64 process
 
 # Half an hour on two cores. As root and with loop devices it cuts the power, too; else that part is skipped.
 test-full: setup-dev system-packages tflite-runtime ## Every test, the big matrices as a whole
-	@$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not arm' --full
+	@$(BIN)/python -m pytest -q -n 2 -m 'not arm' --full
 
 wheels: $(BIN)/python ## Fill dist/wheels for machines without a network (ARCH=aarch64 PY=3.11 EXTRAS=onnx)
 	@BUILDER=$(BIN)/python systemd/wheels.sh $(if $(ARCH),--arch $(ARCH)) $(if $(PY),--python $(PY)) $(if $(EXTRAS),--extras $(EXTRAS)) dist/wheels

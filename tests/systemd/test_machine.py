@@ -18,7 +18,7 @@ from tests.systemd.machine import SHARED, Machine
 from tests.systemd.units import EXPOSURE_MAX
 from wire.messages import ModelState, OrderOutcome, Phase
 
-pytestmark = [pytest.mark.xdist_group("machine"), pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 AGENT, WORKER = "shallop-agent.service", "shallop-worker.socket"
 UNITS = ("shallop-agent.service", "shallop-worker.socket", "shallop-worker@.service")

@@ -10,7 +10,7 @@ from tests.systemd.conftest import INSTALL
 from tests.systemd.machine import SHARED, Machine
 from tests.systemd.units import EXPOSURE_MAX
 
-pytestmark = [pytest.mark.xdist_group("machine"), pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 FLEET = "shallop-fleet.service"
 

@@ -22,7 +22,7 @@ from tests.systemd.machine import SHARED, Machine
 from wire import topics
 from wire.messages import OrderOutcome
 
-pytestmark = [pytest.mark.xdist_group("machine"), pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 DROP_IN = "/etc/systemd/system/shallop-worker@.service.d/probe.conf"
 PLACE = "/var/lib/shallop/probe"

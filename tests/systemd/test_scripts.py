@@ -12,7 +12,7 @@ from tests.systemd.conftest import INSTALL
 from tests.systemd.machine import SHARED, Machine
 from tests.systemd.units import SYSTEMD, require
 
-machine_test = [pytest.mark.xdist_group("machine"), pytest.mark.timeout(300), pytest.mark.slow]
+machine_test = [pytest.mark.timeout(300), pytest.mark.slow]
 SCRIPTS = sorted(path.name for path in SYSTEMD.glob("*.sh"))
 # Answers what install.sh asks an interpreter, but for one question.
 PYTHON = """#!/bin/sh

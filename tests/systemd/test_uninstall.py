@@ -8,7 +8,7 @@ from tests.systemd.conftest import INSTALL
 from tests.systemd.machine import SHARED, Machine
 from tests.systemd.units import SYSTEMD
 
-pytestmark = [pytest.mark.xdist_group("machine"), pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 
 def test_the_two_ways_of_installing_do_not_hide_one_another(machine: Machine) -> None:
