@@ -108,6 +108,8 @@ def mounted(disk: Path, folder: Path, options: str) -> Iterator[Path]:
     folder.mkdir(exist_ok=True)
     device = _tool("losetup", "--find", "--show", str(disk))
     try:
+        # What the kernel may still hold of an earlier image, if somebody else had the device open.
+        _tool("blockdev", "--flushbufs", device)
         _tool("mount", "-t", "ext4", "-o", f"noatime{',' + options if options else ''}", device, str(folder))
         try:
             yield folder

@@ -33,7 +33,9 @@ SEED = int(os.environ.get("SHALLOP_SEED", "1"))
 @pytest.fixture(scope="session")
 def recorder(tmp_path_factory: pytest.TempPathFactory) -> str:
     missing = [
-        name for name in ("mkfs.ext4", "losetup", "mount", "fusermount3") if shutil.which(name) is None
+        name
+        for name in ("mkfs.ext4", "losetup", "blockdev", "mount", "fusermount3")
+        if shutil.which(name) is None
     ]
     if missing:
         pytest.skip(f"{missing[0]} is not installed: apt-get install e2fsprogs mount fuse3")

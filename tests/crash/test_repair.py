@@ -138,6 +138,19 @@ def test_the_only_release_is_mended_in_place_from_the_broker(roof: Roof, name: s
     assert sorted(p.name for p in rig.current.resolve().parent.iterdir()) == [directory_name(slot_of(ONE))]
 
 
+def test_descriptions_that_say_something_else_are_damage(roof: Roof) -> None:
+    release = roof.release(ONE)
+    roof.off()
+    told = (release / "release.json").read_text()
+    (release / "release.json").write_text(told.replace('"release": "1"', '"release": "2"'))
+    assert damage(release, slot_of(ONE)) == "release.json is not that of the release"
+    (release / "release.json").write_text(told)
+    (release / "preprocessing.json").write_text('{"x": {}}')
+    assert damage(release, slot_of(ONE)) == "preprocessing.json is damaged"
+    roof.on()
+    until(lambda: damage(release, slot_of(ONE)) is None, "the mending")
+
+
 def test_only_the_damaged_chunk_is_fetched(roof: Roof) -> None:
     roof.off()
     first = ONE.manifest.variants[0].files[0].chunks[0].sha256
@@ -150,6 +163,7 @@ def test_only_the_damaged_chunk_is_fetched(roof: Roof) -> None:
 def test_what_the_agent_wrote_itself_is_mended_without_a_broker(roof: Roof) -> None:
     roof.off()
     (roof.release(ONE) / "labels.json").write_bytes(b"[]")
+    assert damage(roof.release(ONE), slot_of(ONE)) == "labels.json is damaged"
     roof.broker.up = False
     rig = roof.on()
     until(lambda: damage(roof.release(ONE), slot_of(ONE)) is None, "the mending")
