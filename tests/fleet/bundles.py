@@ -39,12 +39,16 @@ def write_bundle(
     shared_bytes: int = 0,
     chunk_bytes_max: int = 16 * 1024,
     shards: int = 2,
+    content: bytes | None = None,
 ) -> Manifest:
-    """Writes a bundle; the first `shared_bytes` of its model are the same whatever `seed` is."""
+    """Writes a bundle; the first `shared_bytes` of its model are the same whatever `seed` is.
+
+    `content`: of the model, instead of random bytes.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    content = random.Random(0).randbytes(shared_bytes) + random.Random(seed).randbytes(
-        size_bytes - shared_bytes
-    )
+    if content is None:
+        content = random.Random(0).randbytes(shared_bytes)
+        content += random.Random(seed).randbytes(size_bytes - shared_bytes)
     model_file = _file(directory, "model/model.onnx", content, chunk_bytes_max)
     validation = tuple(
         Shard(
