@@ -41,14 +41,11 @@ def write_bundle(
     shards: int = 2,
     content: bytes | None = None,
 ) -> Manifest:
-    """Writes a bundle; the first `shared_bytes` of its model are the same whatever `seed` is.
-
-    `content`: of the model, instead of random bytes.
-    """
+    """Writes a bundle; the first `shared_bytes` of its model are the same whatever `seed` is."""
     directory.mkdir(parents=True, exist_ok=True)
-    if content is None:
-        content = random.Random(0).randbytes(shared_bytes)
-        content += random.Random(seed).randbytes(size_bytes - shared_bytes)
+    content = content or random.Random(0).randbytes(shared_bytes) + random.Random(seed).randbytes(
+        size_bytes - shared_bytes
+    )
     model_file = _file(directory, "model/model.onnx", content, chunk_bytes_max)
     validation = tuple(
         Shard(
