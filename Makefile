@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := .venv-tflite-runtime
 
-.PHONY: help setup setup-dev tflite-runtime demo check format test test-full test-arm bench bench-converter bench-tflite bench-memory clean system-packages arm-packages wheels deb
+.PHONY: help setup setup-dev tflite-runtime demo check format test test-full test-arm bench bench-converter bench-tflite bench-delta bench-memory clean system-packages arm-packages wheels deb
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -114,6 +114,9 @@ bench-converter: setup-dev ## The converter beside onnxruntime and NNCF (SHARED=
 
 bench-tflite: setup-dev ## The TFLite twin beside onnx2tf and litert-quantizer (SHARED=folder of the models)
 	@$(BIN)/python -m bench.tflite $(if $(SHARED),--shared $(SHARED)) $(if $(TOOLS),--environments $(TOOLS))
+
+bench-delta: setup-dev ## Deltas beside zstd, bsdiff, xdelta3 and casync (SHARED=folder of the models, TORCH=its Python)
+	@$(BIN)/python -m bench.delta $(if $(SHARED),--shared $(SHARED)) $(if $(TORCH),--torch $(TORCH))
 
 bench-memory: setup-dev ## Peak memory of a conversion's calibration, 50 samples against 2,000
 	@$(BIN)/python -m bench.calibration_memory

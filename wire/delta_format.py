@@ -58,7 +58,7 @@ class Scaling(Struct, frozen=True, array_like=True):
     """By which ratio the base's elements are scaled: `gain`, times a quotient of two float32 vectors.
 
     Attributes:
-        gain: of all elements.
+        gain: of all elements; a ratio that is not finite counts as 1.
         count: elements of each vector; 0 where there is none.
         inner: neighbouring elements of the tensor that share a vector's element.
         base_at: where the vector lies in the base.

@@ -13,6 +13,9 @@ from typing import Any
 
 from wire import delta_format as df
 
+GAIN_MAX = 1e12
+"""Beyond it, a ratio is taken for 1, as is one that is no number: products stay finite."""
+
 Array = Any
 """A numpy array; its type cannot be named without importing numpy."""
 
@@ -138,11 +141,11 @@ def ratios(np: Any, scaling: df.Scaling, base: Array, new: Array, first: int, co
         count: how many are.
     """
     if not len(base):
-        return np.full(count, scaling.gain)
+        return np.full(count, scaling.gain if abs(scaling.gain) < GAIN_MAX else 1.0)
     above, below = (new, base) if scaling.inverse else (base, new)
     with np.errstate(all="ignore"):
         quotients = above.astype(np.float64) / below.astype(np.float64) * scaling.gain
-    quotients[~np.isfinite(quotients)] = 1.0
+    quotients[~(np.abs(quotients) < GAIN_MAX)] = 1.0
     return quotients[(np.arange(first, first + count) // scaling.inner) % len(quotients)]
 
 

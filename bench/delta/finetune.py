@@ -156,26 +156,35 @@ def main() -> None:
         row[list(one)] = 1.0
     options.out.mkdir(parents=True, exist_ok=True)
     source = options.shared / "imagenet_like" / "effnet_lite0_fp32.onnx"
+    _write_data(loaders, options.out.parent / "data", images, ids)
     told = {}
     for name, update in UPDATES.items():
-        if (options.out / f"{name}.onnx").exists():
-            continue
-        network, began = Network(onnx.load(source)), time.monotonic()
-        losses = fine_tune(network, update, torch.from_numpy(images), accepted, options.steps)
-        onnx.save(network.saved(), options.out / f"{name}.onnx")
-        told[name] = dict(update) | {
-            "steps": options.steps,
-            "batch": BATCH,
-            "losses": losses[:: max(1, options.steps // 10)],
-        }
-        print(
-            f"{name}: {time.monotonic() - began:.0f} s, loss {losses[0]} -> {losses[-1]}",
-            file=sys.stderr,
-            flush=True,
-        )
+        target = options.out / f"{name}.onnx"
+        note = target.with_suffix(".json")
+        if not target.exists():
+            network, began = Network(onnx.load(source)), time.monotonic()
+            losses = fine_tune(network, update, torch.from_numpy(images), accepted, options.steps)
+            onnx.save(network.saved(), target)
+            print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            made: dict[str, Any] = {"steps": options.steps, "batch": BATCH, "pixels": TRAINED_SIZE}
+            note.write_text(
+                json.dumps(dict(update) | made | {"loss": [losses[0], losses[-1]]}), encoding="utf-8"
+            )
+        told[name] = json.loads(note.read_text(encoding="utf-8")) if note.exists() else dict(update)
     # The same graph through the same writer, so that no difference is the writer's.
-    onnx.save(Network(onnx.load(source)).saved(), options.out / "pretrained.onnx")
+    onnx.save(Network(onnx.load(source)).saved(), options.out / "base.onnx")
     (options.out / "updates.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+
+def _write_data(loaders: Any, folder: Path, images: Any, ids: list[list[int]]) -> None:  # noqa: ANN401
+    """Two disjoint calibration sets of 32 photographs, and 40 labelled ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    photographs = loaders.imagenet_calib(64)
+    np.savez(folder / "calibration_a.npz", input=photographs[:32])
+    np.savez(folder / "calibration_b.npz", input=photographs[32:])
+    labels = np.array([one[0] for one in ids[:40]], dtype=np.int64)
+    np.savez(folder / "validation.npz", input=images[:40], labels=labels)
+    (folder / "sla.yaml").write_text("accuracy: {min: 0.0}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

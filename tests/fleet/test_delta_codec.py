@@ -45,16 +45,33 @@ def test_integers_that_follow_their_scales_cost_little(tmp_path: Path) -> None:
     assert _xz_of_difference(base, target) > 3 * len(delta)
 
 
-def test_weights_of_channels_that_were_scaled_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unsigned", [False, True])
+def test_weights_of_channels_that_were_scaled_anew(tmp_path: Path, unsigned: bool) -> None:
     """One weight of each channel grows: all its integers change, and hardly one that was not foreseen."""
     old, new = Weights(channels=400), Weights(channels=400)
     new.real[:, 0, 0, 0] = np.abs(old.real).max(axis=(1, 2, 3)) * 1.3
     chosen = ("scales", "weights")
-    base, target = (onnx_of({name: one.arrays()[name] for name in chosen}) for one in (old, new))
+    held = [{name: one.arrays()[name] for name in chosen} for one in (old, new)]
+    if unsigned:
+        for arrays in held:
+            arrays["weights"] = (arrays["weights"].astype(np.int16) + 128).astype(np.uint8)
+    base, target = map(onnx_of, held)
     delta, found = round_trip(tmp_path, base, target)
     assert delta is not None
     assert found == target
     assert len(delta) < 0.5 * _xz_of_difference(base, target)
+
+
+def test_a_scale_that_follows_one_which_itself_follows_another(tmp_path: Path) -> None:
+    """The third is a multiple of the second, which is nearly one of the first: what is read must be there."""
+    random = np.random.default_rng(4)
+    first = random.uniform(0.01, 0.1, (2, 3000)).astype(np.float32)
+    second = (first * 0.02 * (1 + random.normal(0, 3e-6, (2, 3000)))).astype(np.float32)
+    third = (second * np.float32(8.0)).astype(np.float32)
+    base, target = (onnx_of({"a": first[i], "b": second[i], "c": third[i]}) for i in range(2))
+    delta, found = round_trip(tmp_path, base, target)
+    assert delta is not None
+    assert found == target
 
 
 def test_fine_tuned_weights_beat_a_byte_wise_difference(tmp_path: Path) -> None:

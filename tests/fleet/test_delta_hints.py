@@ -185,6 +185,8 @@ def test_deltas_are_cleared_with_their_release_and_come_back(house: House, tmp_p
     assert for_two
     assert not any(house.blob(name) for name in for_two), "nobody needs release 2 any more"
     assert house.blob(now.index)
+    for_four = [name for name, data in house.blobs.content.items() if data == b"the delta to 4"]
+    assert all(house.blob(name) for name in for_four), "the device may go back to release 4"
     release = house.publish(tmp_path / "v2")
     house.maker.content = b"the delta back"
     assert house.shelf.work(release) > 0, "from releases 4 and 5 there was none"
