@@ -30,6 +30,7 @@ from wire import topics as wt
 from wire.bundle import Chunk, File, Manifest
 from wire.chunks import cut, digest, pieces
 from wire.deltas import HINTS_MAX, DeltaHint, DeltaIndex
+from wire.encodings import decoded
 from wire.errors import ContentError, ShallopError
 from wire.topics import Topics
 
@@ -185,7 +186,7 @@ def content_of(blobs: Blobs, file: File) -> bytes:
     Raises:
         ContentError: `hash_mismatch` or `blob_lost`: its chunks do not make it up.
     """
-    content = b"".join(blobs.read(chunk.sha256) for chunk in file.chunks)
+    content = b"".join(decoded(blobs.read(chunk.sha256), chunk) for chunk in file.chunks)
     if hashlib.sha256(content).hexdigest() != file.sha256:
         raise ContentError("hash_mismatch", f"the chunks of {file.path} do not make it up")
     return content

@@ -9,22 +9,27 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from fleet.adapters.blob_files import BlobFiles
 from fleet.adapters.delta_maker import DeltaProcess
 from fleet.config import load
 from fleet.inventory import Device, Install
 from fleet.people import RolloutAsk
 from fleet.ports import DeltaError
 from fleet.publish.hints import BASES_MAX, Wanted, lacking_bytes, pays, wanted
-from fleet.publish.shelf import DeltaShelf
+from fleet.publish.shelf import DeltaShelf, content_of
 from tests.fleet.bundles import VARIANT, write_bundle
 from tests.fleet.delta_samples import Weights, applied
 from tests.fleet.scripted import UNSIGNED
 from tests.fleet.twins import TOPICS, Harness
 from wire import topics as wt
-from wire.bundle import Chunk, File, Manifest
+from wire.bundle import RAW, Chunk, File, Manifest
+from wire.chunks import digest
 from wire.codec import decode
 from wire.deltas import HINTS_MAX, DeltaHint, DeltaIndex
+from wire.encodings import packed
+from wire.errors import ContentError
 from wire.messages import Desired, ModelState, Phase, Reported, Slot
 from wire.trust import open_envelope
 
@@ -280,3 +285,16 @@ def test_what_a_device_lacks_is_what_the_base_does_not_share() -> None:
     assert lacking_bytes(one) == 200
     assert pays(one, 140)
     assert not pays(one, 141)
+
+
+def test_a_base_whose_chunks_travel_deflated_is_read_as_the_file_it_is(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 300
+    chunk, blob = packed(content)
+    assert chunk.encoding != RAW
+    (tmp_path / "blobs").mkdir()
+    blobs = BlobFiles(tmp_path / "blobs")
+    blobs.put(chunk.sha256, iter([blob]), len(blob))
+    file = File(path="m/model.onnx", size_bytes=len(content), sha256=digest(content), chunks=(chunk,))
+    assert content_of(blobs, file) == content
+    with pytest.raises(ContentError, match="do not make it up"):
+        content_of(blobs, replace(file, sha256="0" * 64))
