@@ -57,6 +57,8 @@ from agent.store import BlobStore
 from agent.trust import Trust
 from agent.uplink import Self, Uplink
 from wire.messages import Hardware, OrderOutcome
+from wire.roots import Root
+from wire.topics import ROOT as ROOT_DOCUMENT
 from wire.topics import Topics
 
 if TYPE_CHECKING:
@@ -377,6 +379,22 @@ def _rollback_offline(config: Config, state: State, model: str) -> str:
 
 def _save(state: State, journal: Journal, changed: Deployment) -> None:
     state.journal.save(replace(journal, models={**journal.models, changed.model: changed}))
+
+
+def trust_root(config: Config, path: Path, root_sha256: str) -> Root:
+    """Trusts the root document in a file, whose digest was brought here by another way.
+
+    Raises:
+        StateError: `state_locked` (the daemon runs), `root_unreadable`, `trust_version`.
+        WireError, TrustError: it is not that root, or not signed by its own keys.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(ROOT_DOCUMENT.size_bytes_max + 1)
+    except OSError as error:
+        raise StateError("root_unreadable", f"{path} cannot be read: {error}") from None
+    with opened(config) as state:
+        return Trust(state.root, verify).pin(data, root_sha256.lower())
 
 
 def adopt(config: Config, model: str, path: Path, release: str) -> Deployment:

@@ -89,6 +89,13 @@ def _adopt(config: Config, arguments: argparse.Namespace) -> None:
     sys.stdout.write(_line(adopted) + "\n")
 
 
+def _trust(config: Config, arguments: argparse.Namespace) -> None:
+    from agent.app import trust_root  # noqa: PLC0415
+
+    root = trust_root(config, arguments.path, arguments.sha256)
+    sys.stdout.write(f"root {root.number} is trusted; from now on this device believes signed words only\n")
+
+
 def _rollback(config: Config, arguments: argparse.Namespace) -> None:
     from agent.app import rollback  # noqa: PLC0415
 
@@ -188,6 +195,12 @@ def parser() -> argparse.ArgumentParser:
     adopted.add_argument("model", type=_model_name)
     adopted.add_argument("path", type=Path)
     adopted.add_argument("--release", type=_release_name, default="adopted", help="its name")
+    trusted = command(
+        "trust", _trust, "Trust a fleet's root document, known by its digest (`shallop-fleet keys show`).",
+        "shallop-agent trust root-1.json --sha256 5e1f...",
+    )  # fmt: skip
+    trusted.add_argument("path", type=Path)
+    trusted.add_argument("--sha256", required=True, help="of the document, brought here by another way")
     back = command(
         "rollback", _rollback, "Go back to the previous release, with or without the daemon or a network.",
         "shallop-agent rollback digits",

@@ -125,9 +125,12 @@ class Trust:
         if self._damage is not None:
             raise TrustError(
                 "trust_damaged",
-                f"{self._damage}; nothing is believed until `shallop-agent enrol` is run again",
+                f"{self._damage}; nothing is believed until `shallop-agent trust` is run again",
             )
-        raise TrustError("not_enrolled", "this device has no trusted root; run `shallop-agent enrol TOKEN`")
+        raise TrustError(
+            "not_enrolled",
+            "this device has no trusted root; run `shallop-agent trust ROOT.json --sha256 DIGEST`",
+        )
 
     def policy(self, *, insecure_unsigned: bool) -> Policy:
         """How envelopes are opened here; once enrolled, signatures are checked whatever is configured."""

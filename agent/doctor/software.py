@@ -155,7 +155,7 @@ class TrustFacts(Struct, frozen=True, kw_only=True):
 def trust(facts: TrustFacts) -> list[Finding]:
     """Whom the agent believes."""
     name = "trust"
-    enrol = "`shallop-agent enrol TOKEN`, with a token from the registry"
+    enrol = "`shallop-agent trust ROOT.json --sha256 DIGEST`, both from `shallop-fleet keys show`"
     if facts.error:
         return [problem(name, f"{facts.error}: nothing is believed, what runs goes on running", enrol)]
     if facts.enrolled is None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from agent import app, cli
+from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
 from agent.adapters.locks import MachineLock, StateLock
 from agent.adapters.system import SystemClock, SystemDisk, SystemRandom
@@ -31,8 +32,10 @@ from agent.journal import Journal, JournalFile
 from agent.lanes import Lane
 from agent.requests import Requests
 from agent.slots import Slots
+from agent.trust import Trust
 from tests.agent.test_disk import ONE, TWO, assemble
 from tests.agent.twins import MemoryBroker, until
+from tests.keys import root_of, root_sha256, sealed_root
 from wire.messages import Phase
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +114,7 @@ def installed(config_file: Path) -> Path:
     return state
 
 
-@pytest.mark.parametrize("command", ["run", "status", "doctor", "adopt", "rollback"])
+@pytest.mark.parametrize("command", ["run", "status", "doctor", "adopt", "trust", "rollback"])
 def test_every_command_helps_with_an_example_and_exit_codes(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,7 +133,7 @@ def test_completion_is_printed(shell: str, capsys: pytest.CaptureFixture[str]) -
         cli.main(["--print-completion", shell])
     assert ended.value.code == 0
     script = capsys.readouterr().out
-    assert all(command in script for command in ("run", "status", "doctor", "adopt", "rollback"))
+    assert all(command in script for command in ("run", "status", "doctor", "adopt", "trust", "rollback"))
     assert re.search("_shtab_compgen_files" if shell == "bash" else "_files", script), "paths are completed"
     if shutil.which(shell):
         assert subprocess.run([shell, "-n"], input=script, text=True, check=False, timeout=20).returncode == 0
@@ -393,3 +396,20 @@ def test_the_daemon_loads_neither_numpy_nor_a_runtime() -> None:
         [sys.executable, "-c", program, *heavy], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_root_is_trusted_by_its_digest_only(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "root-1.json"
+    document.write_bytes(sealed_root(root_of()))
+    run = ["trust", str(document), "--config", str(config_file), "--sha256"]
+    assert cli.main([*run, "0" * 64]) != 0
+    assert "wrong_root" in capsys.readouterr().err
+    assert cli.main([*run, root_sha256(root_of()).upper()]) == 0
+    assert "root 1 is trusted" in capsys.readouterr().out
+    assert Trust(tmp_path / "state", verify).state.root == root_of()
+    assert (
+        cli.main(["trust", str(tmp_path / "none"), "--config", str(config_file), "--sha256", "0" * 64]) != 0
+    )
+    assert "root_unreadable" in capsys.readouterr().err
