@@ -145,6 +145,32 @@ def _complete_paths(parser: argparse.ArgumentParser, how: object) -> None:
                 _complete_paths(sub, how)
 
 
+_Command = Callable[
+    [str, Callable[[Config, argparse.Namespace], int | None], str, str], argparse.ArgumentParser
+]
+
+
+def _looking(command: _Command) -> None:
+    """The commands that only look."""
+    status = command(
+        "status", _status, "Show what runs, what waits and why, with or without the daemon.",
+        "shallop-agent status --watch 5",
+    )  # fmt: skip
+    status.add_argument("--json", action="store_true", help="as JSON")
+    status.add_argument(
+        "--watch", type=_seconds, nargs="?", const=2.0, metavar="SECONDS",
+        help="show it again whenever it changes, looking every SECONDS (2)",
+    )  # fmt: skip
+    doctor = command(
+        "doctor", _doctor,
+        "Examine clock, disk, sensors, runtimes, broker, permissions, state; say what to do about each.",
+        "shallop-agent doctor --json",
+    )  # fmt: skip
+    doctor.add_argument(
+        "--json", action="store_true", help="as JSON: name, status, detail and remedy of each"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
@@ -171,23 +197,7 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     command("run", _run, "Run the daemon until SIGTERM.", "shallop-agent run --config agent.yaml")
-    status = command(
-        "status", _status, "Show what runs, what waits and why, with or without the daemon.",
-        "shallop-agent status --watch 5",
-    )  # fmt: skip
-    status.add_argument("--json", action="store_true", help="as JSON")
-    status.add_argument(
-        "--watch", type=_seconds, nargs="?", const=2.0, metavar="SECONDS",
-        help="show it again whenever it changes, looking every SECONDS (2)",
-    )  # fmt: skip
-    doctor = command(
-        "doctor", _doctor,
-        "Examine clock, disk, sensors, runtimes, broker, permissions, state; say what to do about each.",
-        "shallop-agent doctor --json",
-    )  # fmt: skip
-    doctor.add_argument(
-        "--json", action="store_true", help="as JSON: name, status, detail and remedy of each"
-    )
+    _looking(command)
     adopted = command(
         "adopt", _adopt, "Import a model file that you already run as the first good release.",
         "shallop-agent adopt digits /opt/app/digits.onnx --release before-shallop",

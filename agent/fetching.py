@@ -57,21 +57,41 @@ class Errand:
         self.received_bytes = 0
 
 
+_Place = tuple[Path, int, int]
+"""Of a chunk's content in an installed file: the file, the offset, the bytes."""
+
+
+def _content(place: _Place, chunk: Chunk) -> bytes | None:
+    """What lies there, if it is still what the chunk's name says."""
+    path, offset, size = place
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+    except OSError:
+        return None
+    return data if digest(data) == chunk.content else None
+
+
 class Sources:
     """Where chunks already lie: fetched blobs, and files of installed releases."""
 
     def __init__(self, store: BlobStore, slots: Slots) -> None:
         self._store = store
         self._slots = slots
-        self._installed: dict[str, tuple[Path, int, int]] = {}
+        self._installed: dict[str, _Place] = {}
+        self._elsewhere: dict[str, list[_Place]] = {}
 
     def refresh(self) -> None:
         """Looks anew at what is installed."""
-        self._installed = {}
+        self._installed, self._elsewhere = {}, {}
         for path, file in self._slots.chunk_sources():
             offset = 0
             for chunk in file.chunks:
-                self._installed[chunk.content] = (path, offset, chunk.length)
+                place = (path, offset, chunk.length)
+                if self._installed.setdefault(chunk.content, place) is not place:
+                    # One of the two may be damaged.
+                    self._elsewhere.setdefault(chunk.content, []).append(place)
                 offset += chunk.length
 
     def held(self, chunks: Iterable[Chunk]) -> set[str]:
@@ -83,17 +103,9 @@ class Sources:
         }
 
     def _from_installed(self, chunk: Chunk) -> bytes | None:
-        found = self._installed.get(chunk.content)
-        if found is None:
-            return None
-        path, offset, size = found
-        try:
-            with path.open("rb") as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError:
-            return None
-        return data if digest(data) == chunk.content else None
+        first = self._installed.get(chunk.content)
+        places = [] if first is None else [first, *self._elsewhere.get(chunk.content, ())]
+        return next((data for place in places if (data := _content(place, chunk)) is not None), None)
 
     def read(self, chunk: Chunk) -> bytes:
         """A chunk's checked content.

@@ -11,7 +11,7 @@ from agent.trust import Trust
 from examples.demo.house import House, HouseError, wait_for
 from fleet.adapters import key_files, keychain
 from fleet.adapters.key_files import KeyPair
-from tests.integration.bundles import digest_of, make_bundle
+from tests.integration.bundles import make_bundle
 from tests.integration.hand import Hand
 from wire import topics as wt
 from wire import trust
@@ -59,8 +59,7 @@ class Signed:
 
     def release(self, name: str, folder: Path, *options: str) -> str:
         make_bundle(folder / name, release=name, seed=int(name))
-        self.house.fleet("publish", str(folder / name), *options)
-        return digest_of(folder / name)
+        return str(self.house.fleet("publish", str(folder / name), *options)["digest"])
 
     def roll_out(self, name: str) -> None:
         options = ["--waves", "100%", "--deadline", "120", "--soak", "0"]
