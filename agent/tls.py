@@ -7,11 +7,14 @@ Not for: connecting (`agent.adapters.mqtt`), or authority, which is in signature
 
 from __future__ import annotations
 
-import ssl
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from agent.errors import ConfigError
+
+if TYPE_CHECKING:
+    import ssl
 
 
 class TlsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,6 +37,8 @@ def context(config: TlsConfig) -> ssl.SSLContext:
     Raises:
         ConfigError: `tls_unusable`: a file cannot be read or does not hold what it should.
     """
+    import ssl  # noqa: PLC0415 - 1.4 MiB of a daemon whose connection is not encrypted
+
     if config.key_file is not None and config.cert_file is None:
         raise ConfigError("tls_unusable", "broker.tls.key_file is set without broker.tls.cert_file")
     try:

@@ -19,8 +19,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import ssl
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import paho.mqtt.client as paho
 from msgspec import Struct
@@ -29,6 +29,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.ports import Listener, Randomness
 from agent.reconnect import wait_s
+
+if TYPE_CHECKING:
+    import ssl
 
 log = logging.getLogger(__name__)
 

@@ -64,6 +64,11 @@ def test_the_daemon_does_without_what_is_put_off() -> None:
     assert "http.client" in _ran(DAEMON.format(late=False) + shown)
 
 
+def test_the_command_line_imports_none_of_it_before_it_puts_it_off() -> None:
+    shown = "print([name for name in ('_ssl', 'ssl', 'urllib.request') if name in sys.modules])"
+    assert _ran(f"import sys, agent.cli; {shown}") == "[]"
+
+
 def test_what_was_put_off_is_all_there() -> None:
     """For whoever imported it while it waited, and for whoever comes later."""
     paho = "import paho.mqtt.client as p; c = p.Client(p.CallbackAPIVersion.VERSION2); "
