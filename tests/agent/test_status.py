@@ -224,7 +224,7 @@ def test_pending_reports_are_counted_without_touching_them(tmp_path: Path) -> No
 def config_in(folder: Path, port: int = 1) -> Path:
     path = folder / "agent.yaml"
     where = f"device: {DEVICE}\nstate_dir: {folder}/state\nbroker: {{port: {port}}}\n"
-    path.write_text(f"{where}insecure_unsigned: true\n")
+    path.write_text(f"{where}insecure_unsigned: true\ntransfer: {{reconnect_spread_s: 0.2}}\n")
     return path
 
 
