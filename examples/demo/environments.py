@@ -15,8 +15,6 @@ import venv
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-AGENT = ("msgspec", "paho-mqtt", "PyYAML", "numpy")
-"""What the agent and its worker need beside a runtime (pyproject.toml)."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -32,9 +30,16 @@ def environment(folder: Path, runtime: str) -> Path:
     """
     venv.create(folder, with_pip=False, symlinks=True)
     (place,) = folder.glob("lib/python3*/site-packages")
-    for found in _with_what_they_need((*AGENT, runtime)):
+    # The base dependencies are the agent's, its worker needs numpy beside the runtime.
+    for found in _with_what_they_need((*_required("shallop"), "numpy", runtime)):
         _link(found, place)
     return folder / "bin" / "python"
+
+
+def _required(name: str) -> list[str]:
+    """What a distribution requires without any extra, by the metadata that pyproject.toml became."""
+    lines = distribution(name).requires or ()
+    return [match[0] for line in lines if "extra ==" not in line and (match := _NAME.match(line))]
 
 
 def _with_what_they_need(names: tuple[str, ...]) -> list[Distribution]:
@@ -51,10 +56,7 @@ def _with_what_they_need(names: tuple[str, ...]) -> list[Distribution]:
             if name in names:
                 raise
             continue
-        for line in found[key].requires or ():
-            match = _NAME.match(line)
-            if match and "extra ==" not in line:
-                waiting.append(match[0])
+        waiting += _required(name)
     return list(found.values())
 
 
