@@ -67,6 +67,7 @@ class TrialProcess:
 
     def __init__(self, scratch: Path, limits: WorkerLimits, python: str = sys.executable) -> None:
         self._scratch, self._limits = scratch.absolute(), limits
+        self._sweeping = threading.Lock()
         # The worker starts in a directory of its own, from where a relative path leads nowhere.
         self._python = str(Path(python).absolute()) if os.sep in python else python
         self._swept = False
@@ -90,11 +91,13 @@ class TrialProcess:
 
     def _sweep(self) -> None:
         """Once: makes the scratch directory, and removes what a killed daemon left in it."""
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        if not self._swept:
-            for left in self._scratch.glob("trial-*"):
-                shutil.rmtree(left, ignore_errors=True)
-            self._swept = True
+        # One at a time: `doctor` tries several runtimes at once, and one's folder is no leftover to another.
+        with self._sweeping:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+            if not self._swept:
+                for left in self._scratch.glob("trial-*"):
+                    shutil.rmtree(left, ignore_errors=True)
+                self._swept = True
 
     def _run(self, job: TrialJob, cancel: threading.Event, folder: Path) -> TrialResult:
         result = folder / "result.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -358,3 +359,30 @@ def test_a_shard_too_many_is_the_workers_reason_too(tmp_path: Path) -> None:
             job_of(Path(job.candidate.model_path), broken), never()
         )
     assert raised.value.code == "shard_unreadable"
+
+
+def test_two_first_trials_at_once_leave_each_others_folders_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a killed daemon left is removed before any trial has a folder, however long that takes."""
+    (tmp_path / "trial-left").mkdir()
+    removing, may_go_on = threading.Event(), threading.Event()
+    remove = shutil.rmtree
+
+    def slowly(path: Path, **options: bool) -> None:
+        removing.set()
+        assert may_go_on.wait(20)
+        remove(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    trials = TrialProcess(tmp_path, WorkerLimits())
+    threads = [threading.Thread(target=trials._sweep) for _ in range(2)]
+    threads[0].start()
+    assert removing.wait(20)
+    threads[1].start()
+    threads[1].join(0.2)
+    assert threads[1].is_alive(), "it would make a folder that the first one still removes"
+    may_go_on.set()
+    for thread in threads:
+        thread.join(20)
+    assert list(tmp_path.iterdir()) == []
