@@ -8,27 +8,23 @@ Not for: believing the output: the caller hashes it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
-from agent.errors import Cancelled, FinalError, RetryError
+from agent.adapters import worker_process
+from agent.errors import FinalError, RetryError
 from agent.worker.delta_job import DeltaOrder, read_outcome
 from agent.worker.limits import WorkerLimits
 
-_POLL_S = 0.05
 _LOG_TAIL_BYTES = 600
-_PACKAGE_ROOT = Path(__file__).parent.parent.parent
 
 
 class DeltaProcess:
@@ -74,56 +70,28 @@ class DeltaProcess:
 
     def _run(self, order: DeltaOrder, folder: Path, cancel: threading.Event) -> None:
         (folder / "order.json").write_bytes(msgspec.json.encode(order))
-        worker = self._start(folder)
+        worker = self._start(folder / "order.json")
         try:
-            self._wait(worker, cancel)
+            in_time = worker_process.ended(worker, self._limits.wall_s_max, cancel)
         finally:
-            with contextlib.suppress(ProcessLookupError):  # it has ended, and so has all that it started
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
+            worker_process.kill_group(worker)
+        if not in_time:
+            raise FinalError(
+                "delta_timeout",
+                f"the delta was not applied within {self._limits.wall_s_max:.0f} s and its worker killed",
+            )
         try:
             outcome = read_outcome(folder / "result.json")
         except (OSError, ValueError) as error:
-            how = f"ended with {worker.returncode} and left no outcome ({error}): {_tail(folder / 'log')}"
+            said = worker_process.tail(folder / "log", _LOG_TAIL_BYTES)
+            how = f"ended with {worker.returncode} and left no outcome ({error}): {said}"
             raise FinalError("delta_crashed", f"the delta's worker {how}"[:1000]) from None
         if outcome.code is not None:
             kind = RetryError if outcome.code == "disk_full" else FinalError
             raise kind(outcome.code, outcome.detail)
 
-    def _start(self, folder: Path) -> subprocess.Popen[bytes]:
-        installed = _PACKAGE_ROOT.name in {"site-packages", "dist-packages"}
-        environment = {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": str(folder), "TMPDIR": str(folder),
-            "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1",
-            # As for trials: never one environment's packages before another's.
-            **({} if installed and self._python != sys.executable else {"PYTHONPATH": str(_PACKAGE_ROOT)}),
-        }  # fmt: skip
-        command = [self._python, "-m", self._module, str(folder / "order.json")]
+    def _start(self, order: Path) -> subprocess.Popen[bytes]:
         try:
-            with (folder / "log").open("wb") as log:
-                return subprocess.Popen(
-                    command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
-                )  # fmt: skip
+            return worker_process.start(self._python, self._module, order, {"OMP_NUM_THREADS": "1"})
         except OSError as error:
             raise RetryError("delta_not_started", f"cannot start {self._python}: {error}") from None
-
-    def _wait(self, worker: subprocess.Popen[bytes], cancel: threading.Event) -> None:
-        deadline = time.monotonic() + self._limits.wall_s_max
-        while worker.poll() is None:
-            if cancel.wait(_POLL_S):
-                raise Cancelled
-            if time.monotonic() > deadline:
-                raise FinalError(
-                    "delta_timeout",
-                    f"the delta was not applied within {self._limits.wall_s_max:.0f} s and its worker killed",
-                )
-
-
-def _tail(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
-            return file.read(_LOG_TAIL_BYTES).decode(errors="replace").strip()
-    except OSError:
-        return ""

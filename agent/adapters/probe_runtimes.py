@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent.adapters import worker_process
 from agent.doctor.software import RuntimeFacts, RuntimeTry
 from agent.errors import AgentError
 from agent.hardware import RUNTIME_OF, runtimes_of
@@ -30,16 +31,6 @@ from wire.messages import RuntimeInfo
 
 ASK_S_MAX = 15.0
 NEEDED = ("numpy", "msgspec")
-_ASK = """
-import importlib.metadata as m, json, platform, sys
-found = {"python": platform.python_version()}
-for name in sys.argv[1:]:
-    try:
-        found[name] = m.version(name)
-    except m.PackageNotFoundError:
-        pass
-print(json.dumps(found))
-"""
 
 # `y = max(x, 0)` for four float32 numbers; tests/agent/test_doctor_runtimes.py makes them anew and runs them.
 _ONNX = "CAcSADo9CgwKAXgSAXkiBFJlbHUSAXRaFAoBeBIPCg0IARIJCgMSAU4KAggEYhQKAXkSDwoNCAESCQoDEgFOCgIIBEIECgAQDQ=="
@@ -60,11 +51,7 @@ def runtimes(python: str | None, runner: TrialRunner, folder: Path) -> RuntimeFa
     """
     chosen = python or sys.executable
     try:
-        said = subprocess.run(
-            [chosen, "-I", "-c", _ASK, *RUNTIME_OF, *NEEDED], stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=ASK_S_MAX, check=True,
-        )  # fmt: skip
-        versions = msgspec.json.decode(said.stdout[:65536], type=dict[str, str])
+        versions = worker_process.versions(chosen, (*RUNTIME_OF, *NEEDED), ASK_S_MAX)
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as error:
         return RuntimeFacts(python=chosen, error=str(error)[:300])
     packages = {name: versions.get(name) for name in NEEDED}

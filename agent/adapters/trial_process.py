@@ -9,7 +9,6 @@ Not for: measuring, or a sandbox against code in the runtime; that is systemd's 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -17,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import msgspec
 
-from agent.errors import AgentError, Cancelled, FinalError, RetryError
+from agent.adapters import worker_process
+from agent.errors import AgentError, FinalError, RetryError
 from agent.hardware import RUNTIME_OF, runtimes, runtimes_of
 from agent.worker.job import TrialJob, WorkerOrder, read_outcome, result_of, write_file
 from agent.worker.limits import WorkerLimits
@@ -31,7 +30,6 @@ from wire.messages import RuntimeInfo
 
 LOG_CHARS_MAX = 600
 _LOG_TAIL_BYTES = 4096
-_POLL_S = 0.05
 _OUT_OF_MEMORY = (
     "bad_alloc",
     "bad allocation",
@@ -41,18 +39,7 @@ _OUT_OF_MEMORY = (
     "out of memory",
     "memory allocation",
 )
-_PACKAGE_ROOT = Path(__file__).parent.parent.parent
 _ASK_TIMEOUT_S = 20.0
-_ASK = """
-import importlib.metadata as m, json, sys
-found = {}
-for name in sys.argv[1:]:
-    try:
-        found[name] = m.version(name)
-    except m.PackageNotFoundError:
-        pass
-print(json.dumps(found))
-"""
 
 
 class TrialProcess:
@@ -103,74 +90,31 @@ class TrialProcess:
         result = folder / "result.json"
         order = WorkerOrder(job=job, result_path=str(result), limits=self._limits, parent_pid=os.getpid())
         write_file(folder / "job.json", order)
-        worker = self._start(folder, job.settings.threads)
+        worker = self._start(folder / "job.json", job.settings.threads)
         try:
-            self._wait(worker, cancel)
+            in_time = worker_process.ended(worker, self._limits.wall_s_max, cancel)
         finally:
-            _kill_group(worker)
+            worker_process.kill_group(worker)
+        if not in_time:
+            raise FinalError(
+                "trial_timeout",
+                f"the trial did not end within {self._limits.wall_s_max:.0f} s and was killed",
+            )
         if worker.returncode != 0 or not result.exists() or not result.stat().st_size:
-            raise _died(worker.returncode, _tail(folder / "log"))
+            said = worker_process.tail(folder / "log", _LOG_TAIL_BYTES)
+            raise _died(worker.returncode, said[-LOG_CHARS_MAX:])
         return result_of(read_outcome(result))
 
-    def _start(self, folder: Path, threads: int) -> subprocess.Popen[bytes]:
+    def _start(self, order: Path, threads: int) -> subprocess.Popen[bytes]:
         environment = {
-            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-            "HOME": str(folder),
-            "TMPDIR": str(folder),
-            "LANG": "C.UTF-8",
             "ORT_DISABLE_TELEMETRY": "1",
             "OMP_NUM_THREADS": str(threads),
-            "OPENBLAS_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
-            **_package_path(self._python),
         }
-        command = [self._python, "-m", "agent.worker.trial", str(folder / "job.json")]
         try:
-            with (folder / "log").open("wb") as log:
-                return subprocess.Popen(
-                    command, cwd=folder, env=environment, stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL, stderr=log, start_new_session=True,
-                )  # fmt: skip
+            return worker_process.start(self._python, "agent.worker.trial", order, environment)
         except OSError as error:
             raise RetryError("trial_not_started", f"cannot start {self._python}: {error}") from None
-
-    def _wait(self, worker: subprocess.Popen[bytes], cancel: threading.Event) -> None:
-        deadline = time.monotonic() + self._limits.wall_s_max
-        while worker.poll() is None:
-            if cancel.wait(_POLL_S):
-                raise Cancelled
-            if time.monotonic() > deadline:
-                raise FinalError(
-                    "trial_timeout",
-                    f"the trial did not end within {self._limits.wall_s_max:.0f} s and was killed",
-                )
-
-
-def _package_path(python: str) -> dict[str, str]:
-    """Where the worker finds Shallop, if its interpreter might not know.
-
-    A site-packages directory is never put before those of another environment: its numpy may be of the
-    wrong version for the runtime there.
-    """
-    installed = _PACKAGE_ROOT.name in {"site-packages", "dist-packages"}
-    return {} if installed and python != sys.executable else {"PYTHONPATH": str(_PACKAGE_ROOT)}
-
-
-def _kill_group(worker: subprocess.Popen[bytes]) -> None:
-    """Kills the worker and whatever it started, and collects it."""
-    with contextlib.suppress(ProcessLookupError):  # it has ended, and so has everything it started
-        os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
-
-
-def _tail(log: Path) -> str:
-    """The last words of a log, however long it is."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL_BYTES))
-            return file.read(_LOG_TAIL_BYTES).decode(errors="replace").strip()[-LOG_CHARS_MAX:]
-    except OSError:
-        return ""
 
 
 def _died(returncode: int, tail: str) -> AgentError:
@@ -205,10 +149,6 @@ def installed_runtimes(python: str | None = None) -> tuple[RuntimeInfo, ...]:
     if python is None or python == sys.executable:
         return runtimes()
     try:
-        said = subprocess.run(
-            [python, "-I", "-c", _ASK, *RUNTIME_OF], stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=_ASK_TIMEOUT_S, check=True,
-        )  # fmt: skip
-        return runtimes_of(msgspec.json.decode(said.stdout[:65536], type=dict[str, str]))
+        return runtimes_of(worker_process.versions(python, RUNTIME_OF, _ASK_TIMEOUT_S))
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError):
         return ()

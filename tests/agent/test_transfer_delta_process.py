@@ -49,7 +49,7 @@ def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> DeltaProc
         "sys.exit(delta_job.main(sys.argv[1:], lambda: apply))\n"
     )
     root = Path(plain_delta.__file__).parents[2]
-    monkeypatch.setattr("agent.adapters.delta_process._PACKAGE_ROOT", _Both(f"{root}{os.pathsep}{package}"))
+    monkeypatch.setattr("agent.adapters.worker_process._PACKAGE_ROOT", _Both(f"{root}{os.pathsep}{package}"))
     return process(tmp_path, "bad_delta")
 
 
