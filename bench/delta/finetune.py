@@ -91,7 +91,7 @@ def _run(node: onnx.NodeProto, inputs: list[Any]) -> torch.Tensor:
         return inputs[0].flatten(1)
     if node.op_type == "Gemm":
         return functional.linear(inputs[0], inputs[1], inputs[2])
-    raise NotImplementedError(node.op_type)
+    raise ValueError(f"{node.op_type} is no operator of the network that is fine-tuned here")
 
 
 def trained_names(network: Network, update: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from fleet.adapters.durable import fsync_directory
 from wire.errors import ContentError
 
 
@@ -57,8 +58,8 @@ class BlobFiles:
     def settle(self, digests: Collection[str]) -> None:
         """Makes the names of these blobs durable; before that a power cut may lose whole ones."""
         for directory in sorted({digest[:2] for digest in digests}):
-            _fsync_directory(self._root / directory)
-        _fsync_directory(self._root)
+            fsync_directory(self._root / directory)
+        fsync_directory(self._root)
 
     def read(self, digest: str) -> bytes:
         """The content.
@@ -99,7 +100,7 @@ class PayloadFiles:
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
-        _fsync_directory(self._root)
+        fsync_directory(self._root)
 
 
 def _write_checked(part: Path, digest: str, content: Iterator[bytes], size_bytes_max: int) -> int:
@@ -118,11 +119,3 @@ def _write_checked(part: Path, digest: str, content: Iterator[bytes], size_bytes
             "hash_mismatch", f"the bytes sent as blob {digest} hash to {hasher.hexdigest()}; send them again"
         )
     return size
-
-
-def _fsync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

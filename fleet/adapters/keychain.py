@@ -12,7 +12,6 @@ Not for: deciding what a root becomes (`fleet.keys`), or publishing (`fleet.sign
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from msgspec import Struct
 
 from fleet import keys
 from fleet.adapters import key_files
+from fleet.adapters.durable import fsync_directory
 from fleet.adapters.key_files import KeyPair
 from fleet.keys import KeysError
 from wire import roots, trust
@@ -210,13 +210,5 @@ def carry_out(
     using = [signing[name] for name in sorted(named) if name in signing]
     written.append(folder / f"root-{change.after.number}.json")
     key_files.write_new(written[-1], trust.seal("root", encode(change.after), using))
-    _fsync(folder)
+    fsync_directory(folder)
     return written
-
-
-def _fsync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
