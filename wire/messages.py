@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from wire.certificates import Certificate, CertificateRefused, Renewal
 from wire.deltas import HINTS_MAX, DeltaHint
 from wire.measures import TrialResult
 from wire.sla import Verdict
@@ -38,8 +39,9 @@ from wire.types import (
 VERSION = 1
 
 MODELS_MAX = 64
-BARRED_MAX = 1000
 """Models on one device."""
+BARRED_MAX = 1000
+"""Releases in one list of barred ones."""
 
 
 class Phase(StrEnum):
@@ -487,4 +489,7 @@ class Seed(Struct, frozen=True, kw_only=True, tag_field="kind", tag="seed"):
     generation: Count
 
 
-Message = Status | Identity | Reported | Report | Reply | Desired | Command | Ack | Seed | Bars
+Message = (
+    Status | Identity | Reported | Report | Reply | Renewal
+    | Desired | Command | Ack | Seed | Bars | Certificate | CertificateRefused
+)  # fmt: skip

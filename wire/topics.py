@@ -84,6 +84,18 @@ REPLY = Channel(
     name="reply", pattern="device/{device}/up/reply/{id}", retain=False, qos=1,
     size_bytes_max=64 * _KIB, sender="agent", kind="reply",
 )  # fmt: skip
+RENEWAL = Channel(
+    name="renewal", pattern="device/{device}/up/renewal", retain=False, qos=1,
+    size_bytes_max=4 * _KIB, sender="agent", kind="renewal",
+)  # fmt: skip
+CERTIFICATE = Channel(
+    name="certificate", pattern="device/{device}/down/certificate", retain=False, qos=1,
+    size_bytes_max=64 * _KIB, sender="fleet", kind="certificate", enveloped=True,
+)  # fmt: skip
+CERTIFICATE_REFUSED = Channel(
+    name="certificate_refused", pattern="device/{device}/down/certificate-refused", retain=False, qos=1,
+    size_bytes_max=4 * _KIB, sender="fleet", kind="certificate_refused",
+)  # fmt: skip
 DESIRED = Channel(
     name="desired", pattern="device/{device}/down/desired", retain=True, qos=1,
     size_bytes_max=512 * _KIB, sender="fleet", kind="desired", enveloped=True,
@@ -126,8 +138,8 @@ BARS = Channel(
 )  # fmt: skip
 
 CHANNELS: tuple[Channel, ...] = (
-    STATUS, IDENTITY, REPORTED, REPORT, REPLY, DESIRED, COMMAND, COMMAND_GROUP, COMMAND_ALL,
-    RELEASE, BLOB, ACK, SEED, ROOT, BARS,
+    STATUS, IDENTITY, REPORTED, REPORT, REPLY, RENEWAL, DESIRED, COMMAND, COMMAND_GROUP, COMMAND_ALL,
+    RELEASE, BLOB, ACK, SEED, ROOT, BARS, CERTIFICATE, CERTIFICATE_REFUSED,
 )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ PAYLOAD_TYPES: dict[str, Role] = {
     "application/vnd.shallop.bars.v1+json": Role.RELEASE,
     "application/vnd.shallop.desired.v1+json": Role.ORDER,
     "application/vnd.shallop.command.v1+json": Role.ORDER,
+    "application/vnd.shallop.certificate.v1+json": Role.ORDER,
 }
 
 

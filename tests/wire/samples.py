@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wire import bundle, messages
+from wire import bundle, certificates, messages
 from wire.figures import PairedCounts
 from wire.measures import Conformance, Latency, Measure, TrialResult
 from wire.sla import AccuracyLimit, Finding, Limits, Outcome, Verdict
@@ -70,6 +70,23 @@ MESSAGES: tuple[messages.Message, ...] = (
     messages.Ack(install_id=INSTALL, number=9),
     messages.Seed(registry_id=INSTALL, generation=12),
     messages.Bars(number=3, digests=(DIGEST,)),
+    certificates.Renewal(
+        device="roof-17",
+        install_id=INSTALL,
+        public=DIGEST,
+        proof=DIGEST * 2,
+        proof_before=OTHER * 2,
+        root_number=1,
+    ),
+    certificates.Certificate(
+        device="roof-17",
+        public=DIGEST,
+        pem="PEM",
+        authorities_pem="PEM",
+        not_before="2026-11-21T12:00:00+00:00",
+        not_after="2027-02-19T12:00:00+00:00",
+    ),
+    certificates.CertificateRefused(code="revoked", detail="roof-17 was revoked"),
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from wire import bundle, messages, roots, sla, topics, trust
+from wire import bundle, certificates, messages, roots, sla, topics, trust
 from wire.codec import kind_of
 
 _MESSAGES: tuple[type[messages.Message | bundle.Manifest | roots.Root], ...] = (
@@ -22,11 +22,14 @@ _MESSAGES: tuple[type[messages.Message | bundle.Manifest | roots.Root], ...] = (
     messages.Reported,
     messages.Report,
     messages.Reply,
+    certificates.Renewal,
     messages.Desired,
     messages.Command,
     messages.Ack,
     messages.Seed,
     messages.Bars,
+    certificates.Certificate,
+    certificates.CertificateRefused,
     roots.Root,
     bundle.Manifest,
 )
