@@ -7,13 +7,14 @@ Not for: deciding anything, or the adapters themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from fleet.audit import AuditEntry
 from fleet.inventory import Device
 from wire.errors import ShallopError
 from wire.messages import DesiredModel, Report
@@ -252,6 +253,38 @@ class Tx(Protocol):  # the one port that is large: a transaction sees all tables
 
     def save_rollback(self, row: RollbackRow) -> None:
         """Writes one."""
+
+    def audit(
+        self,
+        *,
+        at: float,
+        who: str,
+        what: str,
+        subject: str = "",
+        why: str = "",
+        details: Mapping[str, object] | None = None,
+    ) -> AuditEntry:
+        """Writes the next entry of the audit log; it is kept if and only if this transaction is.
+
+        Every verb that changes something calls it once, in the transaction of the change.
+
+        Args:
+            at: seconds since 1970.
+            who: a token's name, `local:USER`, or `fleet.audit.REGISTRY` for the registry's own acts.
+            what: the verb, such as `rollout.start`.
+            subject: an id, or MODEL@RELEASE.
+            why: in the words of who did it.
+            details: plain JSON values.
+        """
+
+    def audit_last(self) -> AuditEntry | None:
+        """The newest entry."""
+
+    def audit_entries(self, after: int, limit: int) -> list[AuditEntry]:
+        """At most `limit` entries above number `after`, oldest first."""
+
+    def audit_newest(self, limit: int, who: str | None, subject: str | None) -> list[AuditEntry]:
+        """The newest entries by someone or about something, oldest first; None: whoever, whatever."""
 
     def post(self, posts: Iterable[Post]) -> None:
         """Puts posts into the outbox; a retained one takes the place of an older one of its topic.
