@@ -25,8 +25,10 @@ from fleet.adapters.key_files import PASSPHRASE, verify
 from fleet.adapters.mqtt_broker import MqttBroker
 from fleet.adapters.sql_store import SqlStore
 from fleet.adapters.web_server import WebServer
-from fleet.api.guard import allowed_hosts
+from fleet.api.guard import LOOPBACK, allowed_hosts
 from fleet.api.http import Health, Services, build
+from fleet.api.people_routes import Crew
+from fleet.audit_log import AuditLog
 from fleet.conductor import OPEN_STATES, Conductor, Ports
 from fleet.config import Config
 from fleet.ingest import Ingest
@@ -38,6 +40,7 @@ from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
 from fleet.signing import renew
+from fleet.tokens import Tokens
 from wire.roots import Root, require_signatures
 from wire.topics import Topics
 from wire.trust import Policy, Role
@@ -136,10 +139,13 @@ def assemble(config: Config) -> Parts:
     Raises:
         StoreError: the database cannot be used.
         BrokerError: the broker's URL cannot be read.
+        ConflictError: `tokens_missing`.
     """
     data, clock = Path(config.data), SystemClock()
     desk = _desk(config)
     store = SqlStore(config.database_url, secrets.token_hex(16))
+    tokens = Tokens(store, clock)
+    require_guarded(config, tokens)
     with store.begin() as tx:
         registry_id = tx.mark().registry_id
     broker = MqttBroker(config.broker, f"shallop-registry-{registry_id[:12]}")
@@ -158,13 +164,35 @@ def assemble(config: Config) -> Parts:
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
+        crew=Crew(tokens=tokens, log=AuditLog(store, clock, desk)),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
-        health=lambda: _health(store, broker, publisher, conductor, ingest, desk, config),
+        health=lambda: _health(store, broker, publisher, conductor, ingest, desk, tokens),
         wake=loop.ask,
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
         deltas=deltas,
+    )  # fmt: skip
+
+
+def require_guarded(config: Config, tokens: Tokens) -> None:
+    """Returns if nobody but people of this machine can reach a registry that asks nobody who they are.
+
+    Raises:
+        ConflictError: `tokens_missing`.
+    """
+    if tokens.demanded():
+        return
+    if config.listen_address[0] not in LOOPBACK:
+        raise ConflictError(
+            "tokens_missing",
+            f"listening on {config.listen} without any token would let everybody in who reaches it; make the "
+            "first one here: `shallop-fleet tokens create NAME --scope administer "
+            f"{f'--database {config.database}' if config.database else f'--data {config.data}'}`",
+        )
+    _LOG.warning(
+        "open: no token was ever made, so whoever reaches %s may do everything; "
+        "`shallop-fleet tokens create NAME --scope administer --data DIR` closes it", config.listen,
     )  # fmt: skip
 
 
@@ -230,12 +258,13 @@ def _health(
     conductor: Conductor,
     ingest: Ingest,
     desk: Desk,
-    config: Config,
+    tokens: Tokens,
 ) -> Health:
     with store.begin() as tx:
         mark, pending = tx.mark(), tx.pending_count()
     return Health(
         status="ok" if broker.connected and not publisher.syncing else "waiting_for_broker",
+        access="tokens" if tokens.demanded() else "open",
         broker_connected=broker.connected,
         syncing=publisher.syncing,
         outbox_pending=pending,
@@ -243,7 +272,7 @@ def _health(
         generation=mark.generation,
         refused={code: count for code, count in ingest.refused.items() if count},
         failures=dict(conductor.failures),
-        root=config.root,
+        root=desk.topics.root,
         signed=bool(desk.signers),
     )
 

@@ -24,6 +24,7 @@ from fleet.orders import Desk, give
 from fleet.ports import Broker, Clock, Delivery, Store, StoreError
 from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
+from fleet.record import record
 from fleet.rollback import follow_up
 from fleet.rollout import ENDS, RolloutState, advance
 from fleet.upkeep import upkeep
@@ -158,6 +159,7 @@ class Conductor:
             shelf = self._ports.deltas
             offered = orders if shelf is None else shelf.with_hints(tx, orders)
             give(tx, self._desk, offered, rollout_id, now)
+            record(tx, before, after, orders, now)
         if after.state is not before.state:
             _LOG.info("rollout %s is %s: %s", rollout_id, after.state.value, after.reason)
 

@@ -40,7 +40,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         data: directory for blobs and, unless `database` says otherwise, the database.
         database: URL for SQLAlchemy; None is SQLite at DATA/fleet.db.
         broker: mqtt://HOST:PORT.
-        listen: HOST:PORT of the HTTP API. There is no login: beyond loopback put a proxy before it.
+        listen: HOST:PORT of the HTTP API. Beyond loopback a token
+            must have been made (`shallop-fleet tokens create`).
         root: of the topic tree.
         keys: directory of the root documents and the online keys (`shallop-fleet keys init`); None is
             DATA/keys. With keys there everything is signed.

@@ -1,6 +1,7 @@
 """What people can ask of the registry: each verb is one transaction.
 
-For: rollouts, rollbacks, labels, groups and forgetting; whoever speaks (HTTP today) calls these.
+For: rollouts, rollbacks, labels, groups and forgetting; whoever speaks (HTTP today) calls these, and says
+who it is by: every verb that changes something writes its entry into the audit log.
 Not for: HTTP, printing, or taking in bundles (`fleet.publish.intake`).
 """
 
@@ -10,10 +11,12 @@ import re
 import secrets
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from fleet import rollback as rollbacks
+from fleet.audit import NOBODY_SAID, By
 from fleet.config import Config
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.gates import parse_gate
@@ -130,7 +133,7 @@ class People:
         with self._store.begin() as tx:
             return device_view(_device(tx, device))
 
-    def forget(self, device: str) -> None:
+    def forget(self, device: str, by: By = NOBODY_SAID) -> None:
         """Deletes a device and what the broker keeps of it; if it lives, it comes back as a new one.
 
         Raises:
@@ -141,8 +144,9 @@ class People:
             tx.forget_device(device)
             channels = (wt.STATUS, wt.IDENTITY, wt.REPORTED, wt.DESIRED)
             tx.post([clearing(self._desk.topics.topic(channel, device=device)) for channel in channels])
+            self._record(tx, by, "device.forget", device)
 
-    def label(self, device: str, changes: dict[str, str | None]) -> DeviceView:
+    def label(self, device: str, changes: dict[str, str | None], by: By = NOBODY_SAID) -> DeviceView:
         """Sets labels of the registry; None removes one.
 
         Raises:
@@ -163,9 +167,10 @@ class People:
                 raise RegistryError("label_malformed", f"at most {LABELS_MAX} labels a device")
             view = labelled(view, labels, view.groups)
             tx.save_labels(view)
+            self._record(tx, by, "device.label", device, changes=changes)
             return device_view(view)
 
-    def group(self, device: str, groups: tuple[str, ...]) -> DeviceView:
+    def group(self, device: str, groups: tuple[str, ...], by: By = NOBODY_SAID) -> DeviceView:
         """Sets the device's groups, and tells it, since it obeys only groups that its document names.
 
         Raises:
@@ -174,13 +179,14 @@ class People:
         """
         self.require_authority()
         with self._store.begin() as tx:
-            view = _device(tx, device)
-            view = labelled(view, view.labels_own, groups)
+            before = _device(tx, device)
+            view = labelled(before, before.labels_own, groups)
             tx.save_labels(view)
+            self._record(tx, by, "device.group", device, groups=groups, before=before.groups)
             tx.post([desired_post(tx, self._desk, device, self._clock.now())])
             return device_view(view)
 
-    def clear_duplicate(self, device: str) -> DeviceView:
+    def clear_duplicate(self, device: str, by: By = NOBODY_SAID) -> DeviceView:
         """Takes the mark of a duplicate identity away, after a person has sorted it out.
 
         Raises:
@@ -189,11 +195,12 @@ class People:
         with self._store.begin() as tx:
             view = cleared_duplicate(_device(tx, device))
             tx.save_device(view)
+            self._record(tx, by, "device.clear-duplicate", device)
             return device_view(view)
 
     # --- rollouts -------------------------------------------------------------------------------------
 
-    def start(self, ask: RolloutAsk) -> RolloutView:
+    def start(self, ask: RolloutAsk, by: By = NOBODY_SAID) -> RolloutView:
         """A new rollout, with its two order numbers and its ready rollback payload.
 
         Raises:
@@ -235,6 +242,8 @@ class People:
             restore_content(tx, release, self._desk)
             row = self._row(rollout, now)
             tx.save_rollout(row)
+            said = {**msgspec.to_builtins(ask), "digest": release.digest, "order": order}
+            self._record(tx, by, "rollout.start", row.id, **said)
             # Before the commit: a rollout never runs without its way back lying ready.
             self._files.write(row.id, row.rollback_payload)
             return rollout_view(rollout)
@@ -306,7 +315,7 @@ class People:
         envelope = rollback_envelope(self._desk, scope, action, self._clock.now())
         return command_topic(self._desk.topics, scope), envelope
 
-    def pause(self, rollout_id: str, why: str) -> RolloutView:
+    def pause(self, rollout_id: str, by: By = NOBODY_SAID) -> RolloutView:
         """Opens no further wave until resumed.
 
         Raises:
@@ -315,11 +324,12 @@ class People:
         """
         with self._store.begin() as tx:
             row = _rollout(tx, rollout_id)
-            rollout = pause(read_rollout(row), why)
+            rollout = pause(read_rollout(row), by.why)
             tx.save_rollout(with_rollout(row, rollout))
+            self._record(tx, by, "rollout.pause", rollout_id)
             return rollout_view(rollout)
 
-    def resume(self, rollout_id: str) -> RolloutView:
+    def resume(self, rollout_id: str, by: By = NOBODY_SAID) -> RolloutView:
         """Goes on.
 
         Raises:
@@ -330,9 +340,10 @@ class People:
             row = _rollout(tx, rollout_id)
             rollout = resume(read_rollout(row), self._clock.now())
             tx.save_rollout(with_rollout(row, rollout))
+            self._record(tx, by, "rollout.resume", rollout_id)
             return rollout_view(rollout)
 
-    def abort(self, rollout_id: str, action: FailureAction) -> RolloutView:
+    def abort(self, rollout_id: str, action: FailureAction, by: By = NOBODY_SAID) -> RolloutView:
         """Ends it, with what `action` says for the devices that it reached.
 
         Raises:
@@ -346,11 +357,13 @@ class People:
             rollout, orders = abort(read_rollout(row), action, facts, now)
             tx.save_rollout(replace(with_rollout(row, rollout), cleared=False))
             give(tx, self._desk, orders, rollout.id, now)
+            taken_back = [order.device for order in orders]
+            self._record(tx, by, "rollout.abort", rollout_id, action=action, taken_back=taken_back)
             return rollout_view(rollout)
 
     # --- rollbacks ------------------------------------------------------------------------------------
 
-    def roll_back(self, ask: RollbackAsk) -> RollbackShow:
+    def roll_back(self, ask: RollbackAsk, by: By = NOBODY_SAID) -> RollbackShow:
         """Takes a model back on devices, by command first.
 
         Raises:
@@ -371,7 +384,10 @@ class People:
             else:
                 devices, scope = tx.devices(), ToAll()
             rollback_id = rollbacks.ask(tx, self._desk, ask.model, devices, scope, self._clock.now())
-            return rollback_show(tx.rollback_rows(rollback_id))
+            show = rollback_show(tx.rollback_rows(rollback_id))
+            orders = {line.device: line.order for line in show.devices}
+            self._record(tx, by, "rollback.start", rollback_id, **msgspec.to_builtins(ask), orders=orders)
+            return show
 
     def rollback(self, rollback_id: str) -> RollbackShow:
         """How far a rollback is.
@@ -384,6 +400,11 @@ class People:
         if not rows:
             raise NotFoundError("unknown_rollback", f"there is no rollback {rollback_id[:64]}")
         return rollback_show(rows)
+
+    def _record(self, tx: Tx, by: By, what: str, subject: str, **details: object) -> None:
+        """Writes the verb's entry."""
+        now = self._clock.now()
+        tx.audit(at=now, who=by.who, what=what, subject=subject, why=by.why, details=details)
 
 
 def _device(tx: Tx, device: str) -> Device:

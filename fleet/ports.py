@@ -7,15 +7,15 @@ Not for: deciding anything, or the adapters themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from fleet.audit import AuditEntry
 from fleet.inventory import Device
+from fleet.ports_people import PeopleTx
 from wire.errors import ShallopError
 from wire.messages import DesiredModel, Report
 
@@ -48,12 +48,14 @@ class Mark(Struct, frozen=True, kw_only=True):
         generation: of the newest publication; the seed on the broker says how far it got.
         orders: the highest order number given out, fleet-wide.
         signed_root: number of the root under which everything was signed last; 0 before any.
+        bars: number of the last list of barred releases; 0 before any.
     """
 
     registry_id: str
     generation: int
     orders: int
     signed_root: int = 0
+    bars: int = 0
 
 
 class ReleaseRow(Struct, frozen=True, kw_only=True):
@@ -143,7 +145,7 @@ class RollbackRow(Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
-class Tx(Protocol):  # the one port that is large: a transaction sees all tables
+class Tx(PeopleTx, Protocol):  # the one port that is large: a transaction sees all tables
     """One transaction; all of it is kept or nothing."""
 
     def mark(self) -> Mark:
@@ -253,38 +255,6 @@ class Tx(Protocol):  # the one port that is large: a transaction sees all tables
 
     def save_rollback(self, row: RollbackRow) -> None:
         """Writes one."""
-
-    def audit(
-        self,
-        *,
-        at: float,
-        who: str,
-        what: str,
-        subject: str = "",
-        why: str = "",
-        details: Mapping[str, object] | None = None,
-    ) -> AuditEntry:
-        """Writes the next entry of the audit log; it is kept if and only if this transaction is.
-
-        Every verb that changes something calls it once, in the transaction of the change.
-
-        Args:
-            at: seconds since 1970.
-            who: a token's name, `local:USER`, or `fleet.audit.REGISTRY` for the registry's own acts.
-            what: the verb, such as `rollout.start`.
-            subject: an id, or MODEL@RELEASE.
-            why: in the words of who did it.
-            details: plain JSON values.
-        """
-
-    def audit_last(self) -> AuditEntry | None:
-        """The newest entry."""
-
-    def audit_entries(self, after: int, limit: int) -> list[AuditEntry]:
-        """At most `limit` entries above number `after`, oldest first."""
-
-    def audit_newest(self, limit: int, who: str | None, subject: str | None) -> list[AuditEntry]:
-        """The newest entries by someone or about something, oldest first; None: whoever, whatever."""
 
     def post(self, posts: Iterable[Post]) -> None:
         """Puts posts into the outbox; a retained one takes the place of an older one of its topic.

@@ -11,6 +11,7 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleet.audit import REGISTRY
 from fleet.facts import read_rollout
 from fleet.orders import Desk, desired_post, rollback_envelope, rollback_of
 from fleet.ports import Post, Tx
@@ -52,6 +53,8 @@ def renew(tx: Tx, desk: Desk, now: float) -> Renewed:
     tx.post([desired_post(tx, desk, device, now) for device in devices])
     rollbacks = _rollbacks(tx, desk, now)
     tx.signed_under(root.number)
+    details = {"releases": len(releases), "documents": len(devices), "unsigned": unsigned}
+    tx.audit(at=now, who=REGISTRY, what="registry.sign-anew", subject=f"root {root.number}", details=details)
     return Renewed(
         roots=len(desk.roots), releases=len(releases), documents=len(devices), rollbacks=rollbacks,
         unsigned=unsigned,

@@ -10,10 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
+from fleet.api.exchange import JSON_BYTES_MAX
 from fleet.api.guard import LOOPBACK, allowed_hosts
-from fleet.api.http import JSON_BYTES_MAX, Health, Services, build
+from fleet.api.http import Health, Services, build
+from fleet.api.people_routes import Crew
+from fleet.audit_log import AuditLog
 from fleet.people import RolloutAsk
 from fleet.publish.upload import read_bundle
+from fleet.tokens import Tokens
 from tests.fleet.bundles import write_bundle
 from tests.fleet.twins import Harness
 
@@ -24,8 +28,14 @@ class Site:
     def __init__(self) -> None:
         self.harness = Harness()
         self.woken = 0
+        harness = self.harness
+        self.tokens = Tokens(harness.store, harness.clock)
         services = Services(
-            people=self.harness.people, intake=self.harness.intake, health=self._health, wake=self._wake
+            people=harness.people,
+            crew=Crew(tokens=self.tokens, log=AuditLog(harness.store, harness.clock, harness.desk)),
+            intake=harness.intake,
+            health=self._health,
+            wake=self._wake,
         )
         self._transport = httpx.ASGITransport(build(services, LOOPBACK), raise_app_exceptions=False)
 
@@ -35,6 +45,7 @@ class Site:
     def _health(self) -> Health:
         return Health(
             status="ok",
+            access="tokens" if self.tokens.demanded() else "open",
             broker_connected=True,
             syncing=False,
             outbox_pending=0,
