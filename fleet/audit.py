@@ -30,6 +30,9 @@ REGISTRY = "registry"
 ANYBODY = "anybody"
 """Who a request is by while no token was ever made and everybody at the machine may do everything."""
 
+WHY_HEADER = "Shallop-Why"
+"""In which a request says why; percent-encoded UTF-8."""
+
 WHO_CHARS_MAX = 100
 WHAT_CHARS_MAX = 64
 SUBJECT_CHARS_MAX = 200

@@ -10,14 +10,13 @@ from __future__ import annotations
 import msgspec
 
 from fleet.audit import AuditEntry, AuditHead
+from fleet.audit_heads import HEAD_KIND
 from fleet.orders import Desk
 from fleet.ports import Clock, NotFoundError, Store
 from wire.trust import seal
 
 PAGE_MAX = 1000
 """Entries in one answer."""
-
-HEAD_KIND = "audit_head"
 
 
 class AuditLog:

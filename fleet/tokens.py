@@ -17,6 +17,7 @@ import re
 import secrets
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
@@ -135,9 +136,13 @@ class Tokens:
         """Makes a token.
 
         Raises:
-            RegistryError: `token_name_reserved`.
+            RegistryError: `token_malformed` or `token_name_reserved`.
             ConflictError: `first_token_at_machine`: whoever is nobody cannot make the first.
         """
+        try:
+            ask = msgspec.convert(msgspec.to_builtins(ask), TokenAsk)
+        except msgspec.ValidationError as error:
+            raise RegistryError("token_malformed", f"no such token can be made: {error}") from None
         if ask.name.casefold() in RESERVED:
             raise RegistryError("token_name_reserved", f"{ask.name} is a name of the audit log's own")
         if by.who == ANYBODY:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from fleet.audit import AuditEntry
+from fleet.tokens import TokenView
 from fleet.views import DeviceLine, DeviceView, ReleaseView, RollbackShow, RolloutShow, RolloutView
 
 UNKNOWN = "unknown"
@@ -55,6 +58,11 @@ def ago(at: float | None) -> str:
     return f"{seconds:.0f} s ago"
 
 
+def utc(at: float) -> str:
+    """A moment, as people and logs write it."""
+    return datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="seconds")
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
     for row in rows:
@@ -69,6 +77,32 @@ def releases_table(releases: Sequence[ReleaseView]) -> Table:
         for r in releases
     ]
     return _table(("model", "release", "state", "size", "variants", "target", "digest"), rows)
+
+
+def tokens_table(tokens: Sequence[TokenView]) -> Table:
+    """Tokens."""
+    rows = [
+        (
+            token.id,
+            token.name,
+            ", ".join(token.scopes),
+            token.state,
+            ago(token.used_at),
+            "never" if token.expires_at is None else utc(token.expires_at),
+            f"{token.created_by}, {ago(token.created_at)}",
+        )
+        for token in tokens
+    ]
+    return _table(("id", "name", "scopes", "state", "used", "expires", "made by"), rows)
+
+
+def audit_table(entries: Sequence[AuditEntry]) -> Table:
+    """Entries of the audit log."""
+    rows = [
+        (str(entry.number), utc(entry.at_ms / 1000), entry.who, entry.what, entry.subject, entry.why)
+        for entry in entries
+    ]
+    return _table(("", "when", "who", "what", "subject", "why"), rows)
 
 
 def devices_table(devices: Sequence[DeviceView]) -> Table:

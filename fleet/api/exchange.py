@@ -14,16 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from fleet.audit import By
+from fleet.audit import WHY_HEADER, By
 from fleet.ports import ConflictError, NotFoundError, StoreError
 from fleet.scopes import Caller
 from fleet.tokens import AccessError
 from wire.errors import ShallopError
 
 JSON_BYTES_MAX = 256 * 1024
-
-WHY_HEADER = "Shallop-Why"
-"""Why someone changes something, for the audit log; percent-encoded UTF-8."""
 
 T = TypeVar("T")
 
