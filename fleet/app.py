@@ -35,6 +35,7 @@ from fleet.ingest import Ingest
 from fleet.keys import KeysError
 from fleet.orders import Desk
 from fleet.people import People
+from fleet.people_approval import Approvals
 from fleet.ports import ConflictError, Store
 from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
@@ -164,7 +165,7 @@ def assemble(config: Config) -> Parts:
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
-        crew=Crew(tokens=tokens, log=AuditLog(store, clock, desk)),
+        crew=_crew(store, clock, desk, tokens),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
         health=lambda: _health(store, broker, publisher, conductor, ingest, desk, tokens),
         wake=loop.ask,
@@ -173,6 +174,10 @@ def assemble(config: Config) -> Parts:
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
         deltas=deltas,
     )  # fmt: skip
+
+
+def _crew(store: Store, clock: SystemClock, desk: Desk, tokens: Tokens) -> Crew:
+    return Crew(tokens=tokens, approvals=Approvals(store, clock, desk), log=AuditLog(store, clock, desk))
 
 
 def require_guarded(config: Config, tokens: Tokens) -> None:

@@ -72,6 +72,7 @@ class RolloutAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on_failure: FailureAction = FailureAction.ROLLBACK_ALL
     pace_per_minute: Annotated[int, Meta(ge=1)] | None = None
     seen_within_s: Annotated[float, Meta(gt=0.0, le=366 * 86400.0)] = 7 * 86400.0
+    approval: bool = False
 
 
 class RollbackAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -235,10 +236,11 @@ class People:
                 on_failure=ask.on_failure,
                 pace_per_minute=ask.pace_per_minute,
                 seen_within_s=ask.seen_within_s,
+                approval=ask.approval or self._config.approval,
             )
             facts = facts_of(tx, ask.model, release.digest)
             order = tx.take_orders(2)
-            rollout = create(f"ro-{secrets.token_hex(6)}", request, order, order + 1, facts, now)
+            rollout = create(f"ro-{secrets.token_hex(6)}", request, order, order + 1, facts, now, by.who)
             restore_content(tx, release, self._desk)
             row = self._row(rollout, now)
             tx.save_rollout(row)
@@ -274,7 +276,7 @@ class People:
             NotFoundError: `unknown_rollout`.
         """
         with self._store.begin() as tx:
-            rollout = read_rollout(_rollout(tx, rollout_id))
+            rollout = read_rollout(rollout_row(tx, rollout_id))
             devices = {device.id: device for device in tx.devices()}
             reports = tx.reports_of_order(rollout.order)
         verdict = rollout.verdict
@@ -307,7 +309,7 @@ class People:
         """
         self.require_authority()
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
             if device is None:
                 return command_topic(self._desk.topics, ToAll()), row.rollback_payload
             scope = ToDevice(device=_device(tx, device).id)
@@ -323,7 +325,7 @@ class People:
             RolloutError: `illegal_transition`.
         """
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
             rollout = pause(read_rollout(row), by.why)
             tx.save_rollout(with_rollout(row, rollout))
             self._record(tx, by, "rollout.pause", rollout_id)
@@ -337,7 +339,7 @@ class People:
             RolloutError: `illegal_transition`.
         """
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
             rollout = resume(read_rollout(row), self._clock.now())
             tx.save_rollout(with_rollout(row, rollout))
             self._record(tx, by, "rollout.resume", rollout_id)
@@ -352,7 +354,7 @@ class People:
         """
         now = self._clock.now()
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
             facts = facts_of(tx, row.model, row.release)
             rollout, orders = abort(read_rollout(row), action, facts, now)
             tx.save_rollout(replace(with_rollout(row, rollout), cleared=False))
@@ -416,7 +418,12 @@ def _device(tx: Tx, device: str) -> Device:
     return view
 
 
-def _rollout(tx: Tx, rollout_id: str) -> RolloutRow:
+def rollout_row(tx: Tx, rollout_id: str) -> RolloutRow:
+    """The row of a rollout.
+
+    Raises:
+        NotFoundError: `unknown_rollout`.
+    """
     row = tx.rollout(rollout_id)
     if row is None:
         raise NotFoundError("unknown_rollout", f"there is no rollout {rollout_id[:64]!r}; see `rollout list`")

@@ -219,7 +219,7 @@ def rollout_tables(show: RolloutShow) -> list[Table | str]:
         ),
         [_device_row(line) for line in show.devices],
     )  # fmt: skip
-    parts: list[Table | str] = [rollouts_table([show.rollout]), "", lines]
+    parts: list[Table | str] = [rollouts_table([show.rollout]), *_people(show.rollout), "", lines]
     if show.gate:
         parts += ["", _table(("gate", "says", "because"), show.gate)]
     if show.left_out:
@@ -234,6 +234,14 @@ def rollout_tables(show: RolloutShow) -> list[Table | str]:
         f"  curl -o rollback.json '{ready.url_per_device}'",
     ]
     return parts
+
+
+def _people(rollout: RolloutView) -> list[str]:
+    """Who started it, and what became of the second person, where it is known."""
+    if not rollout.started_by:
+        return []
+    asked = f", {rollout.approved_by or 'nobody yet'} approved" if rollout.approval else ""
+    return [f"{rollout.started_by} started it{asked}"]
 
 
 def _device_row(line: DeviceLine) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from fleet.api.exchange import BadRequestError, Handler, answer, by_of, read_json
 from fleet.audit_log import PAGE_MAX, AuditLog
+from fleet.people_approval import Approvals
 from fleet.tokens import TokenAsk, Tokens
 
 
@@ -27,6 +28,7 @@ class Crew(Struct, frozen=True, kw_only=True):
     """What these routes call."""
 
     tokens: Tokens
+    approvals: Approvals
     log: AuditLog
 
 
