@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from fleet.approval import approve
 from fleet.audit import By
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.orders import Desk, give
 from fleet.people import rollout_row
 from fleet.ports import Clock, RegistryError, Store, Tx
-from fleet.rollout import FailureAction, abort
+from fleet.rollout import FailureAction, abort, approve
 from fleet.rollout_types import Event
 from fleet.views import RolloutView, rollout_view
 

@@ -2,7 +2,7 @@
 
 For: `create()` from a person's request; `advance(rollout, facts, now)`, level-triggered and idempotent:
 it may be called at any moment, any number of times, and the same facts never give the same order twice;
-`pause`, `resume` and `abort`.
+`pause`, `resume` and `abort`, and `approve` from `fleet.approval`.
 Not for: storing, publishing or signing; the conductor turns orders into desired documents and commands
 in the transaction that stores the rollout. Whether a wave may be followed is `fleet.gates`' question,
 what became of a device `fleet.evidence`'s; the types stand in `fleet.rollout_types` and are given on.
@@ -25,7 +25,7 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from fleet.approval import held, open_to_approval, reconsidered, require_askable
+from fleet.approval import approve, held, open_to_approval, reconsidered, require_askable
 from fleet.evidence import Standing
 from fleet.gates import Decision, Gate, GateVerdict, check_proofs, evaluate
 from fleet.inventory import Device
@@ -85,6 +85,7 @@ __all__ = [
     "RolloutState",
     "abort",
     "advance",
+    "approve",
     "create",
     "pause",
     "release_facts",
@@ -184,7 +185,7 @@ def _round(rollout: Rollout, facts: Facts, now: float) -> _Round:
     members = _members(rollout, rollout.wave, facts, candidates)
     rollout = _judged(rollout, facts, now, len(members))
     decision = Decision.WAIT if rollout.verdict is None else rollout.verdict.decision
-    rollout = reconsidered(rollout, may_follow=decision is Decision.PASS and not members)
+    rollout = reconsidered(rollout, may_follow=decision is Decision.PASS)
     if decision is Decision.FAIL:
         return (*_failed(rollout, facts, now), False)
     if rollout.state is RolloutState.PAUSED or (decision is Decision.WAIT and not members):

@@ -86,6 +86,22 @@ class Scene:
         self.site.ask("POST", f"/api/rollouts/{rollout}/pause")
         self.do("POST", f"/api/rollouts/{rollout}/resume")
 
+    def held(self) -> str:
+        """A rollout that bob started and that waits for somebody else."""
+        ada, self.site.token = self.site.token, self.site.made("bob", Scope.OPERATE)
+        self.site.harness.device("dev-1")
+        ask = {"model": "camera", "release": "v1", "waves": "1,100%", "soak_s": 0, "approval": True}
+        rollout = str(self.site.ask("POST", "/api/rollouts", json=ask)[1]["id"])
+        self.site.harness.settle()
+        self.site.token = ada
+        return rollout
+
+    def approve(self) -> None:
+        self.do("POST", f"/api/rollouts/{self.held()}/approve")
+
+    def reject(self) -> None:
+        self.do("POST", f"/api/rollouts/{self.held()}/reject")
+
     def roll_back(self) -> None:
         ask = {"model": "camera", "release": "v1", "waves": "100%", "soak_s": 0}
         self.site.ask("POST", "/api/rollouts", json=ask)
@@ -112,6 +128,8 @@ VERBS: dict[tuple[str, str], tuple[tuple[str, Callable[[Scene], None]], ...]] = 
         ("rollout.pause", Scene.pause),
         ("rollout.resume", Scene.resume),
         ("rollout.abort", Scene.abort),
+        ("rollout.approve", Scene.approve),
+        ("rollout.reject", Scene.reject),
     ),
     ("POST", "/api/rollbacks"): (("rollback.start", Scene.roll_back),),
     ("POST", "/api/tokens"): (("token.create", Scene.token_create),),
