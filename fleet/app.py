@@ -29,6 +29,7 @@ from fleet.api.guard import LOOPBACK, allowed_hosts
 from fleet.api.http import Health, Services, build
 from fleet.api.people_routes import Crew
 from fleet.audit_log import AuditLog
+from fleet.bars import Bars
 from fleet.conductor import OPEN_STATES, Conductor, Ports
 from fleet.config import Config
 from fleet.ingest import Ingest
@@ -165,7 +166,7 @@ def assemble(config: Config) -> Parts:
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
-        crew=_crew(store, clock, desk, tokens),
+        crew=_crew(store, clock, desk, tokens, config, loop),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
         health=lambda: _health(store, broker, publisher, conductor, ingest, desk, tokens),
         wake=loop.ask,
@@ -176,8 +177,14 @@ def assemble(config: Config) -> Parts:
     )  # fmt: skip
 
 
-def _crew(store: Store, clock: SystemClock, desk: Desk, tokens: Tokens) -> Crew:
-    return Crew(tokens=tokens, approvals=Approvals(store, clock, desk), log=AuditLog(store, clock, desk))
+def _crew(store: Store, clock: SystemClock, desk: Desk, tokens: Tokens, config: Config, loop: Loop) -> Crew:
+    return Crew(
+        tokens=tokens,
+        approvals=Approvals(store, clock, desk),
+        log=AuditLog(store, clock, desk),
+        bars=Bars(store, clock, desk, config.insecure_unsigned),
+        wake=loop.ask,
+    )
 
 
 def require_guarded(config: Config, tokens: Tokens) -> None:
@@ -245,7 +252,9 @@ def _sign_anew(store: Store, desk: Desk, clock: SystemClock) -> None:
             done.roots, done.releases, done.documents, len(done.rollbacks),
         )  # fmt: skip
     for name in done.unsigned:
-        _LOG.error("%s lost its signature; publish it again with --release-key FILE", name)
+        _LOG.error(
+            "%s lost its signature; publish it again with --release-key FILE (the list: bars --sign)", name
+        )
 
 
 def _write_payloads(store: Store, files: PayloadFiles) -> None:

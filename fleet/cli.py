@@ -20,6 +20,7 @@ import click
 from fleet.adapters import console as con
 from fleet.adapters.client import Client
 from fleet.cli_approve import rollout_approve, rollout_reject
+from fleet.cli_bars import bar, bars, unbar
 from fleet.cli_common import (
     NOT_COMPLETED,
     changing,
@@ -446,8 +447,8 @@ def rollback(
         sys.exit(NOT_COMPLETED)
 
 
-for group in (keys_group, tokens_group, audit_group):
-    main.add_command(group)
+for command in (keys_group, tokens_group, audit_group, bar, unbar, bars):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

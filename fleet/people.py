@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from fleet import rollback as rollbacks
 from fleet.audit import NOBODY_SAID, By
+from fleet.bars import require_not_barred
 from fleet.config import Config
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.gates import parse_gate
@@ -206,7 +207,7 @@ class People:
 
         Raises:
             NotFoundError: `unknown_release`.
-            ConflictError: `unsigned_refused` or `release_unfinished`.
+            ConflictError: `unsigned_refused`, `release_unfinished` or `release_barred`.
             SelectorError, LimitsError, RolloutError: it cannot be made as asked.
         """
         self.require_authority()
@@ -223,6 +224,7 @@ class People:
                     "release_unfinished",
                     f"{ask.model}@{ask.release} was not uploaded whole; publish it again",
                 )
+            require_not_barred(tx, release.digest)
             request = Request(
                 model=ask.model,
                 digest=release.digest,
@@ -336,10 +338,12 @@ class People:
 
         Raises:
             NotFoundError: `unknown_rollout`.
+            ConflictError: `release_barred`.
             RolloutError: `illegal_transition`.
         """
         with self._store.begin() as tx:
             row = rollout_row(tx, rollout_id)
+            require_not_barred(tx, row.release)
             rollout = resume(read_rollout(row), self._clock.now())
             tx.save_rollout(with_rollout(row, rollout))
             self._record(tx, by, "rollout.resume", rollout_id)

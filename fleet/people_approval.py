@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from fleet.audit import By
+from fleet.bars import require_not_barred
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.orders import Desk, give
 from fleet.people import rollout_row
@@ -32,13 +33,14 @@ class Approvals:
         Raises:
             RegistryError: `why_missing`.
             NotFoundError: `unknown_rollout`.
+            ConflictError: `release_barred`.
             RolloutError: `illegal_transition`, `same_person` or `approver_unknown`.
         """
         _require_why(by)
         with self._store.begin() as tx:
             row = rollout_row(tx, rollout_id)
-            before = read_rollout(row)
-            rollout = approve(before, by.who, by.why)
+            require_not_barred(tx, row.release)
+            rollout = approve(read_rollout(row), by.who, by.why)
             tx.save_rollout(with_rollout(row, rollout))
             self._record(tx, by, "rollout.approve", rollout_id, started_by=rollout.started_by)
             return rollout_view(rollout)

@@ -59,6 +59,8 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/api/tokens"): Scope.ADMINISTER,
     ("POST", "/api/tokens"): Scope.ADMINISTER,
     ("POST", "/api/tokens/{token}/revoke"): Scope.ADMINISTER,
+    ("GET", "/api/bars"): Scope.VIEW,
+    ("POST", "/api/bars"): Scope.PUBLISH,
     ("GET", "/api/audit"): Scope.VIEW,
     ("GET", "/api/audit/head"): Scope.VIEW,
 }

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from fleet.audit import AuditEntry
+from fleet.bars import BarsShow
 from fleet.tokens import TokenView
 from fleet.views import DeviceLine, DeviceView, ReleaseView, RollbackShow, RolloutShow, RolloutView
 
@@ -94,6 +95,13 @@ def tokens_table(tokens: Sequence[TokenView]) -> Table:
         for token in tokens
     ]
     return _table(("id", "name", "scopes", "state", "used", "expires", "made by"), rows)
+
+
+def bars_table(show: BarsShow) -> Table:
+    """Barred releases."""
+    rows = [(row.release, row.digest, utc(row.at), row.who, row.why) for row in show.barred]
+    title = f"list {show.number}" if show.number else "nothing was ever barred"
+    return _table(("release", "digest", "since", "by", "why"), rows, title)
 
 
 def audit_table(entries: Sequence[AuditEntry]) -> Table:

@@ -12,6 +12,7 @@ from fleet.api.http import Health, Services, build
 from fleet.api.people_routes import Crew
 from fleet.audit import AuditEntry, By
 from fleet.audit_log import AuditLog
+from fleet.bars import Bars
 from fleet.people_approval import Approvals
 from fleet.scopes import Scope
 from fleet.tokens import TokenAsk, Tokens
@@ -37,6 +38,8 @@ class Site:
                 tokens=self.tokens,
                 approvals=Approvals(harness.store, harness.clock, harness.desk),
                 log=AuditLog(harness.store, harness.clock, harness.desk),
+                bars=Bars(harness.store, harness.clock, harness.desk, insecure_unsigned=True),
+                wake=self._wake,
             ),
             intake=harness.intake,
             health=self._health,
