@@ -162,7 +162,7 @@ def assemble(config: Config) -> Parts:
     )
     loop = Loop(conductor, config.tick_s)
     broker.on_activity(loop.wake)
-    _sign_anew(store, desk, clock)
+    _sign_anew(store, desk, files, clock)
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
@@ -243,9 +243,12 @@ class Keyring:
         require_signatures(self._root, role, message, signatures, verify)
 
 
-def _sign_anew(store: Store, desk: Desk, clock: SystemClock) -> None:
+def _sign_anew(store: Store, desk: Desk, files: PayloadFiles, clock: SystemClock) -> None:
     with store.begin() as tx:
         done = renew(tx, desk, clock.now())
+        # Before the commit, and of ended rollouts too: after a kill in between all of it is done again.
+        for rollout, payload in done.rollbacks.items():
+            files.write(rollout, payload)
     if done.roots:
         _LOG.warning(
             "signed anew: %d roots, %d releases, %d desired documents, %d ready rollbacks",
