@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from msgspec import Meta, Raw, Struct
+import msgspec
+from msgspec import Meta, Struct
 
 from fleet.audit import By
 from fleet.orders import Desk, utc_text
@@ -23,7 +24,7 @@ from wire import topics as wt
 from wire.codec import decode, encode
 from wire.messages import BARRED_MAX
 from wire.messages import Bars as BarsMessage
-from wire.trust import Signer, open_envelope, seal
+from wire.trust import Envelope, Signer, open_envelope, seal
 from wire.types import Digest
 
 KIND = "bars"
@@ -42,7 +43,7 @@ class BarsAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bar: _Digests = ()
     unbar: _Digests = ()
     why: Annotated[str, Meta(max_length=2000)] = ""
-    envelope: Raw | None = None
+    envelope: Envelope | None = None
 
 
 class BarredView(Struct, frozen=True, kw_only=True):
@@ -121,7 +122,7 @@ class Bars:
                 "bars_full", f"at most {BARRED_MAX} releases are barred; unbar what nobody has"
             )
         if ask.envelope is not None:
-            return self._believed(bytes(ask.envelope), number, after)
+            return self._believed(msgspec.json.encode(ask.envelope), number, after)
         if not self._may_sign:
             raise ConflictError(
                 "bars_unsigned",

@@ -19,6 +19,7 @@ from fleet.bars import BarsAsk, BarsShow, sealed_bars
 from fleet.cli_common import remote
 from fleet.cli_keys import opened
 from fleet.ports import NotFoundError
+from wire.trust import Envelope
 
 key_option = click.option(
     "--release-key", "keys", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
@@ -94,7 +95,7 @@ def _change(client: Client, as_json: bool, ask: BarsAsk, keys: tuple[Path, ...])
         for digest in after:
             click.echo(f"  {digest}", err=True)
         envelope = sealed_bars(before.number + 1, after, time.time(), signers)
-        ask = msgspec.structs.replace(ask, envelope=msgspec.Raw(envelope))
+        ask = msgspec.structs.replace(ask, envelope=msgspec.json.decode(envelope, type=Envelope))
     _print(client.bars_change(ask), as_json)
 
 

@@ -108,6 +108,16 @@ class Scene:
         self.site.harness.settle()
         self.do("POST", "/api/rollbacks", json={"model": "camera", "all": True})
 
+    def bar(self) -> None:
+        self.do("POST", "/api/bars", json={"bar": ["d" * 64]})
+
+    def unbar(self) -> None:
+        self.site.ask("POST", "/api/bars", json={"bar": ["d" * 64], "why": "x"})
+        self.do("POST", "/api/bars", json={"unbar": ["d" * 64]})
+
+    def sign_bars(self) -> None:
+        self.do("POST", "/api/bars", json={})
+
     def token_create(self) -> None:
         self.do("POST", "/api/tokens", json={"name": "bob"})
 
@@ -132,6 +142,11 @@ VERBS: dict[tuple[str, str], tuple[tuple[str, Callable[[Scene], None]], ...]] = 
         ("rollout.reject", Scene.reject),
     ),
     ("POST", "/api/rollbacks"): (("rollback.start", Scene.roll_back),),
+    ("POST", "/api/bars"): (
+        ("release.bar", Scene.bar),
+        ("release.unbar", Scene.unbar),
+        ("release.bars-signed", Scene.sign_bars),
+    ),
     ("POST", "/api/tokens"): (("token.create", Scene.token_create),),
     ("POST", "/api/tokens/{token}/revoke"): (("token.revoke", Scene.token_revoke),),
 }
@@ -160,7 +175,7 @@ def test_a_verb_writes_its_entry(site: Site, tmp_path: Path, what: str, act: Cal
     before = len(site.entries())
     act(scene)
     entries = site.entries()
-    (entry,) = [e for e in entries[before:] if e.what == what and e.why]
+    (entry,) = [e for e in entries[before:] if e.what == what and e.why == "because of ü"]
     assert (entry.who, entry.why) == ("ada", "because of ü")
     assert entry.subject
     assert checked(entries, "a" * 32).broken is None
