@@ -21,6 +21,7 @@ from msgspec import Struct
 from fleet.adapters import keychain
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
+from fleet.adapters.durable import DurableFile
 from fleet.adapters.key_files import PASSPHRASE, verify
 from fleet.adapters.mqtt_broker import MqttBroker
 from fleet.adapters.sql_store import SqlStore
@@ -28,7 +29,9 @@ from fleet.adapters.web_server import WebServer
 from fleet.api.guard import LOOPBACK, allowed_hosts
 from fleet.api.http import Health, Services, build
 from fleet.api.people_routes import Crew
+from fleet.audit_heads import HEAD_BYTES_MAX
 from fleet.audit_log import AuditLog
+from fleet.audit_watch import AuditWatch
 from fleet.bars import Bars
 from fleet.conductor import OPEN_STATES, Conductor, Ports
 from fleet.config import Config
@@ -71,6 +74,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     services: Services
     loop: Loop
     deltas: DeltaShelf | None
+    watch: AuditWatch
 
 
 class Loop:
@@ -155,8 +159,19 @@ def assemble(config: Config) -> Parts:
     publisher = Publisher(store, broker, blobs, clock, desk, config)
     ingest = Ingest(desk.topics, desk.policy, config.devices_max)
     deltas = DeltaShelf(data / "deltas", store, blobs, DeltaProcess(), desk) if config.deltas else None
+    log = AuditLog(store, clock, desk)
+    watch = AuditWatch(store, clock, log, DurableFile(data / "audit-head.json", HEAD_BYTES_MAX))
+    watch.look()
     conductor = Conductor(
-        Ports(store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest, deltas=deltas),
+        Ports(
+            store=store,
+            broker=broker,
+            clock=clock,
+            publisher=publisher,
+            ingest=ingest,
+            deltas=deltas,
+            watch=watch,
+        ),
         desk,
         config,
     )
@@ -166,22 +181,24 @@ def assemble(config: Config) -> Parts:
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
-        crew=_crew(store, clock, desk, tokens, config, loop),
+        crew=_crew(store, clock, desk, tokens, log, config, loop),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
         health=lambda: _health(store, broker, publisher, conductor, ingest, desk, tokens),
         wake=loop.ask,
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
-        deltas=deltas,
+        deltas=deltas, watch=watch,
     )  # fmt: skip
 
 
-def _crew(store: Store, clock: SystemClock, desk: Desk, tokens: Tokens, config: Config, loop: Loop) -> Crew:
+def _crew(
+    store: Store, clock: SystemClock, desk: Desk, tokens: Tokens, log: AuditLog, config: Config, loop: Loop
+) -> Crew:
     return Crew(
         tokens=tokens,
         approvals=Approvals(store, clock, desk),
-        log=AuditLog(store, clock, desk),
+        log=log,
         bars=Bars(store, clock, desk, config.insecure_unsigned),
         wake=loop.ask,
     )
@@ -312,6 +329,7 @@ def serve(config: Config) -> None:
             WebServer(build(parts.services, allowed_hosts(host)), host, port).run()
         finally:
             parts.loop.stop()
+            parts.watch.keep()
             if parts.deltas is not None:
                 parts.deltas.stop()
             parts.broker.close()

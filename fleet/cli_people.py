@@ -24,7 +24,7 @@ from fleet.adapters import console as con
 from fleet.adapters import key_files, keychain
 from fleet.adapters.client import Client
 from fleet.audit import AuditEntry, By, Checked, checked
-from fleet.audit_heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, exported, imported, read_head
+from fleet.audit_heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, believed_head, exported, imported, read_head
 from fleet.cli_common import (
     BAD_INPUT,
     fail,
@@ -320,7 +320,10 @@ def _of_file(file: Path, kept: list[bytes], chain: tuple[bytes, ...] | None) -> 
 def _check(
     envelopes: list[bytes], entries: Iterator[AuditEntry] | list[AuditEntry], chain: tuple[bytes, ...] | None
 ) -> tuple[Checked, int]:
-    heads = [read_head(envelope, chain, key_files.verify) for envelope in envelopes]
+    if chain is None:
+        heads = [read_head(envelope) for envelope in envelopes]
+    else:
+        heads = [believed_head(envelope, chain, key_files.verify) for envelope in envelopes]
     return checked(entries, heads[0].registry_id, heads), len(heads)
 
 

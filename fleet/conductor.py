@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
+from fleet.audit_watch import AuditWatch
 from fleet.config import Config
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.ingest import Ingest
@@ -46,6 +47,7 @@ class Ports(Struct, frozen=True):
     publisher: Publisher
     ingest: Ingest
     deltas: DeltaShelf | None = None
+    watch: AuditWatch | None = None
 
 
 class Conductor:
@@ -177,3 +179,5 @@ class Conductor:
             self._ports.publisher.miss(tx, {digest for d in tx.devices() for digest in d.missing})
             acks = upkeep(tx, self._desk.topics, self._ports.clock.now(), self._config, self._ports.deltas)
         self._ports.publisher.acknowledge(acks)
+        if self._ports.watch is not None:
+            self._ports.watch.keep()
