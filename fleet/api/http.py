@@ -263,7 +263,7 @@ class Api:
         """GET /api/rollouts/ID/rollback-payload."""
         device = request.query_params.get("device")
         topic, payload = await run_in_threadpool(
-            self._services.people.rollback_payload, request.path_params["id"], device
+            self._services.people.rollback_payload, request.path_params["id"], device, by_of(request)
         )
         return Response(payload, media_type="application/json", headers={"X-Topic": topic})
 

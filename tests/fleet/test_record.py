@@ -181,6 +181,14 @@ def test_a_verb_writes_its_entry(site: Site, tmp_path: Path, what: str, act: Cal
     assert checked(entries, "a" * 32).broken is None
 
 
+def test_a_ready_rollback_that_is_given_out_is_in_the_log(site: Site, tmp_path: Path) -> None:
+    rollout = Scene(site, tmp_path).rollout()
+    assert site.get("GET", f"/api/rollouts/{rollout}/rollback-payload", params={"device": "dev-0"}).content
+    entry = site.entries()[-1]
+    assert (entry.what, entry.who, entry.subject) == ("rollout.rollback-payload", "ada", rollout)
+    assert entry.details == {"device": "dev-0"}
+
+
 def test_a_verb_that_is_refused_leaves_no_entry(site: Site, tmp_path: Path) -> None:
     Scene(site, tmp_path)
     before = len(site.entries())
