@@ -142,7 +142,8 @@ def run(config: Config) -> None:
 def _serve(config: Config, device: str, state: State) -> None:
     state.journal.device = device
     # What a trial left that was killed together with the daemon.
-    shutil.rmtree(state.root / "trials", ignore_errors=True)
+    if (state.root / "trials").exists():
+        shutil.rmtree(state.root / "trials", ignore_errors=True)
     machine, clock, disk = _machine(config), SystemClock(), SystemDisk()
     topics = Topics(config.broker.root)
     trust = Trust(state.root, verify)

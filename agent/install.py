@@ -7,7 +7,7 @@ Not for: the device's name (`agent.config`), or reports, whose numbers leave non
 from __future__ import annotations
 
 import contextlib
-import secrets
+import os
 import threading
 from pathlib import Path
 
@@ -65,7 +65,7 @@ class Install:
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
-            self._saved = _Saved(install_id=secrets.token_hex(16))
+            self._saved = _Saved(install_id=os.urandom(16).hex())
             self._write()
         else:
             try:
