@@ -28,7 +28,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from tests.crash.checks import Judge
+from tests.crash.checks import Judge, came_by_delta
 from tests.crash.device import Drive, Witness, play
 from tests.crash.scenarios import SCENARIOS, Scenario
 from wire.messages import OrderOutcome
@@ -190,6 +190,8 @@ class Matrix:
         wrong = self._judge(root).at_rest(Witness(witness).all(), *self._wanted())
         if wrong and self._plan.mutant is None:
             raise RuntimeError(f"{self.scenario.name} is wrong without a crash: {wrong}")
+        if self.scenario.by_delta and not any(map(came_by_delta, Witness(witness).all())):
+            raise RuntimeError(f"{self.scenario.name}: nothing came by a delta")
         shutil.rmtree(root.parent)
         return [line.replace(str(root), "") for line in log.read_text().splitlines()]
 
