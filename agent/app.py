@@ -173,7 +173,7 @@ def _serve(config: Config, device: str, state: State) -> None:
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
         outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
-        jobs=_jobs(config, state, machine, fetcher, sources, store, live), clock=clock,
+        jobs=_jobs(config, state, machine, fetcher, sources, store, live, trust), clock=clock,
         supervisor=supervisor, bounds=config.bounds(), board=board,
     )  # fmt: skip
     connection = Connection(
@@ -226,9 +226,9 @@ def _transport(config: Config, device: str) -> MqttTransport:
     return MqttTransport(address, SystemRandom())
 
 
-def _jobs(
+def _jobs(  # noqa: PLR0913, PLR0917 - it is called once
     config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources, store: BlobStore,
-    live: LiveWatch,
+    live: LiveWatch, trust: Trust,
 ) -> Jobs:  # fmt: skip
     trial = config.trial
     scratch = state.root / "trials"
@@ -251,6 +251,7 @@ def _jobs(
         shards_dir=state.shards_dir, machine=machine, trial_runner=LeanTrials(_trial_runner(config, scratch)),
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
         hooks=hooks, clock=clock, random=SystemRandom(), soaking=soaking,
+        require_not_barred=trust.require_not_barred,
     )  # fmt: skip
 
 

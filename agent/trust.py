@@ -144,6 +144,16 @@ class Trust:
         """
         roots.require_signatures(self.state.root, role, message, signatures, self._check)
 
+    def require_not_barred(self, release: str) -> None:
+        """Returns if orders may bring this release here; any may where nothing is believed. Any thread.
+
+        Raises:
+            TrustError: `release_barred`.
+        """
+        state = self._state
+        if state is not None:
+            believing.require_not_barred(state, release)
+
     # --- changes: saved before they hold
 
     def pin(self, data: bytes, root_sha256: str) -> Root:

@@ -128,7 +128,7 @@ class Rig:
             fetcher=fetcher, sources=sources, slots=slots, models_dir=root / "models",
             shards_dir=root / "shards", machine=MACHINE, trial_runner=self.trials, trial_lock=OpenLock(),
             trial_settings=TrialSettings(), hooks=self.hooks, clock=clock, random=FixedRandom(),
-            soaking=self.soaking(), rebuilder=rebuilder,
+            soaking=self.soaking(), rebuilder=rebuilder, require_not_barred=self.trust.require_not_barred,
         )  # fmt: skip
         self.runner = Runner(
             journal=JournalFile(root, DEVICE), slots=slots, store=store, shards_dir=root / "shards",
