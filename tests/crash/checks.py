@@ -21,8 +21,8 @@ from wire.chunks import digest
 from wire.messages import ContentFetched, OrderEnded, OrderOutcome, Phase, Report, Reported
 
 MODEL = "digits"
-KNOWN = {"blobs", "install.json", "journal.1", "journal.json", "lock", "models", "reports", "requests",
-         "reserve", "shards", "trials"}  # fmt: skip
+KNOWN = {"blobs", "install.1", "install.json", "journal.1", "journal.json", "lock", "models", "reports",
+         "requests", "reserve", "shards", "trials"}  # fmt: skip
 
 
 def incomplete(directory: Path) -> str | None:
