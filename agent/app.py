@@ -177,7 +177,7 @@ def _serve(config: Config, device: str, state: State) -> None:
         supervisor=supervisor, bounds=config.bounds(), board=board,
     )  # fmt: skip
     connection = Connection(
-        device=device, topics=topics, trust=trust, insecure_unsigned=config.insecure_unsigned,
+        device=device, topics=topics, trust=trust, policy=policy,
         transport=transport, exchange=exchange,
         uplink=uplink, install=install, runner=runner, clock=clock, disk=disk, state_dir=state.root,
         board=board,

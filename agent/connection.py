@@ -50,6 +50,7 @@ from wire.topics import (
     Channel,
     Topics,
 )
+from wire.trust import Policy
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Connection:
         device: str,
         topics: Topics,
         trust: Trust,
-        insecure_unsigned: bool,
+        policy: Policy,
         transport: Transport,
         exchange: Exchange,
         uplink: Uplink,
@@ -83,7 +84,7 @@ class Connection:
         self._device = device
         self._topics = topics
         self._trust = trust
-        self._policy = trust.policy(insecure_unsigned=insecure_unsigned)
+        self._policy = policy
         self._transport = transport
         self._exchange = exchange
         self._uplink = uplink

@@ -46,8 +46,8 @@ agent.moves agent.outbox agent.outcomes agent.packages agent.ports agent.reconne
 agent.requests agent.runner agent.slots agent.soak agent.soaking agent.statusing agent.steering
 agent.store agent.tls agent.trials agent.trust agent.uplink agent.worker agent.worker.job
 agent.worker.limits
-wire wire.bundle wire.chunks wire.codec wire.deltas wire.encodings wire.errors wire.figures wire.measures
-wire.messages wire.roots wire.sla wire.tasks wire.topics wire.trust wire.types
+wire wire.bundle wire.certificates wire.chunks wire.codec wire.deltas wire.encodings wire.errors wire.figures
+wire.measures wire.messages wire.roots wire.sla wire.tasks wire.topics wire.trust wire.types
 """
 PACKAGES = {"msgspec", "paho", "nacl", "_cffi_backend", "_sodium"}
 STANDARD = """
