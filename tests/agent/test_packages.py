@@ -13,6 +13,7 @@ from agent.packages import installed_version
 
 DAEMON = """
 import sys, json
+sys.modules["dns"] = None  # paho looks for it; a device has none
 from agent.packages import put_off
 put_off("urllib.request", "ssl", "json") if {late} else None
 import agent.app
