@@ -75,14 +75,20 @@ class Workshop:
         return [pair for pair in found if only in pair.name]
 
     def _trained(self, update: str) -> Path:
-        """The weights of an update, fine-tuned here if they are not there; `base` is what it begins with."""
+        """The weights of an update, fine-tuned here if they are not there; `base` is what it begins with.
+
+        Raises:
+            SystemExit: that Python cannot make them, with words.
+        """
         made = self._work / "fp32" / f"{update}.onnx"
         if not made.exists():
             python = self._torch or environment(self._work / "torch")
             say(f"fine-tuning EfficientNet-Lite0: {update}; a minute or two on two cores ...")
             script = ROOT / "bench/delta/finetune.py"
             options = ["--steps", str(STEPS), "--update", update]
-            subprocess.run([python, script, self._shared, made.parent, *options], check=True)
+            ran = subprocess.run([python, script, self._shared, made.parent, *options], check=False)
+            if ran.returncode != 0:
+                raise SystemExit(f"{update} was not made; {python} needs {', '.join(TORCH)}")
         return made
 
     def _effnet(self, update: str) -> list[PairOfFiles]:
