@@ -142,7 +142,8 @@ def run(config: Config) -> None:
 def _serve(config: Config, device: str, state: State) -> None:
     state.journal.device = device
     # What a trial left that was killed together with the daemon.
-    shutil.rmtree(state.root / "trials", ignore_errors=True)
+    if (state.root / "trials").exists():
+        shutil.rmtree(state.root / "trials", ignore_errors=True)
     machine, clock, disk = _machine(config), SystemClock(), SystemDisk()
     topics = Topics(config.broker.root)
     trust = Trust(state.root, verify)
@@ -172,11 +173,11 @@ def _serve(config: Config, device: str, state: State) -> None:
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
         outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
-        jobs=_jobs(config, state, machine, fetcher, sources, store, live), clock=clock,
+        jobs=_jobs(config, state, machine, fetcher, sources, store, live, trust), clock=clock,
         supervisor=supervisor, bounds=config.bounds(), board=board,
     )  # fmt: skip
     connection = Connection(
-        device=device, topics=topics, trust=trust, insecure_unsigned=config.insecure_unsigned,
+        device=device, topics=topics, trust=trust, policy=policy,
         transport=transport, exchange=exchange,
         uplink=uplink, install=install, runner=runner, clock=clock, disk=disk, state_dir=state.root,
         board=board,
@@ -225,9 +226,9 @@ def _transport(config: Config, device: str) -> MqttTransport:
     return MqttTransport(address, SystemRandom())
 
 
-def _jobs(
+def _jobs(  # noqa: PLR0913, PLR0917 - it is called once
     config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources, store: BlobStore,
-    live: LiveWatch,
+    live: LiveWatch, trust: Trust,
 ) -> Jobs:  # fmt: skip
     trial = config.trial
     scratch = state.root / "trials"
@@ -250,6 +251,7 @@ def _jobs(
         shards_dir=state.shards_dir, machine=machine, trial_runner=LeanTrials(_trial_runner(config, scratch)),
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
         hooks=hooks, clock=clock, random=SystemRandom(), soaking=soaking,
+        require_not_barred=trust.require_not_barred,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import believing, downlink
+from agent import downlink
 from agent.deployment import Cancelled, Notice, Ordered, RollbackAsked, model_state
 from agent.errors import reason_of
 from agent.exchange import Exchange
@@ -50,6 +50,7 @@ from wire.topics import (
     Channel,
     Topics,
 )
+from wire.trust import Policy
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Connection:
         device: str,
         topics: Topics,
         trust: Trust,
-        insecure_unsigned: bool,
+        policy: Policy,
         transport: Transport,
         exchange: Exchange,
         uplink: Uplink,
@@ -83,7 +84,7 @@ class Connection:
         self._device = device
         self._topics = topics
         self._trust = trust
-        self._policy = trust.policy(insecure_unsigned=insecure_unsigned)
+        self._policy = policy
         self._transport = transport
         self._exchange = exchange
         self._uplink = uplink
@@ -248,10 +249,8 @@ class Connection:
 
     def _barred(self, model: str, wanted: DesiredModel) -> bool:
         """Whether a release may be brought here by no order any more; what runs already goes on."""
-        if not self._trust.believes:
-            return False
         try:
-            believing.require_not_barred(self._trust.state, wanted.digest)
+            self._trust.require_not_barred(wanted.digest)
         except TrustError as error:
             known = self._runner.models.get(model)
             refusal = OrderRefused(reason=reason_of(error), order_highest=known.order_highest if known else 0)

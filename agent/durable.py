@@ -35,7 +35,7 @@ def fsync_file(path: Path) -> None:
         os.close(fd)
 
 
-def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_file(path: Path, data: bytes, *, durable: bool = True, copy: Path | None = None) -> None:
     """Replaces `path` by `data` in one step.
 
     Args:
@@ -43,10 +43,13 @@ def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
         data: the new content.
         durable: whether it must outlast a power cut that follows at once; without, the name may point
             to an empty file then, and whoever reads it has to notice.
+        copy: another name in the same directory that gets what `path` was.
 
     Raises:
         OSError: the disk's; `path` is what it was.
     """
+    if copy is not None and path.exists():
+        _name_twice(path, copy)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     with temporary.open("wb") as file:
         file.write(data)
@@ -56,6 +59,19 @@ def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     os.replace(temporary, path)  # noqa: PTH105 - the tests inject crashes into os itself
     if durable:
         fsync_dir(path.parent)
+
+
+def _name_twice(path: Path, copy: Path) -> None:
+    """A second name for a file that is about to be replaced costs no write of its content.
+
+    One fsync of the directory, once it is replaced, makes both renames last, in their order.
+    """
+    temporary = copy.with_name(copy.name + TEMPORARY_SUFFIX)
+    temporary.unlink(missing_ok=True)
+    os.link(path, temporary)
+    os.replace(temporary, copy)  # noqa: PTH105 - the tests inject crashes into os itself
+    # Two names of one file, which a crash between the renames leaves: such a rename does nothing.
+    temporary.unlink(missing_ok=True)
 
 
 def point_link(link: Path, target: str) -> None:
