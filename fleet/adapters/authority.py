@@ -49,10 +49,6 @@ AUTHORITY_LIFE_S = 20 * 365 * DAY_S
 BACKDATE_S = 3600.0
 """How much earlier a life begins than now: the broker's clock may be a little behind the registry's."""
 
-REGISTRY = "fleet.registry"
-"""The registry's own name at the broker. The dot keeps it, and all names of the fleet's programs, out of
-reach of a device id (`wire.types.DeviceId`)."""
-
 Public = ec.EllipticCurvePublicKey | Ed25519PublicKey
 
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -262,7 +258,12 @@ class Authority:
         return self._issue(device, key, not_before, lifetime_s, ExtendedKeyUsageOID.CLIENT_AUTH)
 
     def issue_client(self, name: str, not_before: float, lifetime_s: float) -> Identity:
-        """A certificate and a new key (EC P-256) for a program of the fleet itself, such as REGISTRY.
+        """A certificate and a new key (EC P-256) for a program of the fleet itself.
+
+        Args:
+            name: such as `fleet.registry`; the dot keeps it out of reach of a device id.
+            not_before: as in `issue_device`.
+            lifetime_s: likewise.
 
         Raises:
             KeysError: `bad_name`: not `fleet.` and a word.

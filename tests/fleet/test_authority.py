@@ -16,7 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fleet.adapters.authority import DAY_S, REGISTRY, Authority, read_certificate
+from fleet.adapters.authority import DAY_S, Authority, read_certificate
+from fleet.broker_rules import REGISTRY
 from wire.errors import ShallopError
 
 NOW = 1_800_000_000.0
