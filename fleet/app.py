@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from fleet.adapters import keychain
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
+from fleet.adapters.enrolment_office import EnrolmentOffice
 from fleet.adapters.key_files import PASSPHRASE, verify
 from fleet.adapters.mqtt_broker import MqttBroker
 from fleet.adapters.sql_store import SqlStore
@@ -69,6 +71,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     services: Services
     loop: Loop
     deltas: DeltaShelf | None
+    enrolment: EnrolmentOffice
 
 
 class Loop:
@@ -151,10 +154,20 @@ def assemble(config: Config) -> Parts:
     broker = MqttBroker(config.broker, f"shallop-registry-{registry_id[:12]}")
     blobs, files = BlobFiles(data / "blobs"), PayloadFiles(data / "rollbacks")
     publisher = Publisher(store, broker, blobs, clock, desk, config)
-    ingest = Ingest(desk.topics, desk.policy, config.devices_max)
+    enrolment = EnrolmentOffice(config, store, clock, desk, gate=None)
+    enrolling = enrolment.enrolling
+    ingest = Ingest(desk.topics, desk.policy, config.devices_max, enrolling.renew_over_mqtt)
     deltas = DeltaShelf(data / "deltas", store, blobs, DeltaProcess(), desk) if config.deltas else None
     conductor = Conductor(
-        Ports(store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest, deltas=deltas),
+        Ports(
+            store=store,
+            broker=broker,
+            clock=clock,
+            publisher=publisher,
+            ingest=ingest,
+            deltas=deltas,
+            enrolling=enrolling,
+        ),
         desk,
         config,
     )
@@ -166,12 +179,15 @@ def assemble(config: Config) -> Parts:
         people=People(store, clock, desk, files, config),
         crew=Crew(tokens=tokens, log=AuditLog(store, clock, desk)),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
-        health=lambda: _health(store, broker, publisher, conductor, ingest, desk, tokens),
+        health=lambda: replace(
+            _health(store, broker, publisher, conductor, ingest, desk, tokens), trust=enrolling.health()
+        ),
         wake=loop.ask,
+        enrolling=enrolling,
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
-        deltas=deltas,
+        deltas=deltas, enrolment=enrolment,
     )  # fmt: skip
 
 
@@ -291,9 +307,11 @@ def serve(config: Config) -> None:
         parts.loop.start()
         if parts.deltas is not None:
             parts.deltas.start()
+        parts.enrolment.start()
         try:
             WebServer(build(parts.services, allowed_hosts(host)), host, port).run()
         finally:
+            parts.enrolment.stop()
             parts.loop.stop()
             if parts.deltas is not None:
                 parts.deltas.stop()

@@ -29,6 +29,7 @@ from fleet.cli_common import (
     token_of,
     token_option,
 )
+from fleet.cli_enrol import devices_revoke, enrol_group
 from fleet.cli_keys import keys_group, opened
 from fleet.cli_people import audit_group, tokens_group
 from fleet.config import Config, load, read_mapping
@@ -440,8 +441,9 @@ def rollback(
         sys.exit(NOT_COMPLETED)
 
 
-for group in (keys_group, tokens_group, audit_group):
+for group in (keys_group, tokens_group, audit_group, enrol_group):
     main.add_command(group)
+devices.add_command(devices_revoke)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from fleet.config import Config
+from fleet.enrolling import Enrolling
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.ingest import Ingest
 from fleet.orders import Desk, give
@@ -46,6 +47,7 @@ class Ports(Struct, frozen=True):
     publisher: Publisher
     ingest: Ingest
     deltas: DeltaShelf | None = None
+    enrolling: Enrolling | None = None
 
 
 class Conductor:
@@ -75,6 +77,8 @@ class Conductor:
         overflow = broker.take_overflow()
         self._ports.ingest.refused["overflow"] += overflow
         self._step("watch", lambda: self._ports.publisher.watch(overflow))
+        if self._ports.enrolling is not None:
+            self._step("revocations", self._ports.enrolling.apply)
         more = self._step("take_in", self._take_in)
         now = self._ports.clock.now()
         if asked or self._changed or self._everything_changed or now >= self._advance_at:
@@ -175,5 +179,7 @@ class Conductor:
         with self._ports.store.begin() as tx:
             # Said again here because a device that still misses the same says nothing new.
             self._ports.publisher.miss(tx, {digest for d in tx.devices() for digest in d.missing})
+            if self._ports.enrolling is not None:
+                self._ports.enrolling.upkeep(tx, self._ports.clock.now())
             acks = upkeep(tx, self._desk.topics, self._ports.clock.now(), self._config, self._ports.deltas)
         self._ports.publisher.acknowledge(acks)

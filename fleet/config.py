@@ -20,21 +20,19 @@ from typing import Annotated, Any
 
 import msgspec
 import yaml
-from msgspec import Meta, Struct
+from msgspec import Meta
 
-from wire.errors import ShallopError
+from fleet.enrol_config import ConfigError, EnrolConfig, address
 from wire.topics import ROOT_DEFAULT, Topics
 from wire.types import Seconds
+
+__all__ = ["Config", "ConfigError", "load", "read_mapping"]
 
 CONFIG_BYTES_MAX = 256 * 1024
 
 
-class ConfigError(ShallopError):
-    """The configuration cannot be used."""
-
-
-class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a registry runs.
+class Config(EnrolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a registry runs; how devices enrol is `fleet.enrol_config`.
 
     Attributes:
         data: directory for blobs and, unless `database` says otherwise, the database.
@@ -96,10 +94,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Raises:
             ConfigError: `listen_malformed`.
         """
-        host, colon, port = self.listen.rpartition(":")
-        if not colon or not host or not port.isdecimal() or int(port) > 65535:
-            raise ConfigError("listen_malformed", f"listen is {self.listen!r}; write HOST:PORT")
-        return host.strip("[]"), int(port)
+        return address(self.listen, "listen")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -136,5 +131,5 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
         Topics(config.root)
     except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError("config_malformed", f"the configuration cannot be used: {error}") from None
-    _ = config.listen_address
+    _ = config.listen_address, config.enrol_address, config.broker_told
     return config

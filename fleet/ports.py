@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from fleet.enrolment_ports import EnrolmentTx
 from fleet.inventory import Device
 from fleet.ports_people import PeopleTx
 from wire.errors import ShallopError
@@ -145,7 +146,7 @@ class RollbackRow(Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
-class Tx(PeopleTx, Protocol):  # the one port that is large: a transaction sees all tables
+class Tx(PeopleTx, EnrolmentTx, Protocol):  # the one port that is large: a transaction sees all tables
     """One transaction; all of it is kept or nothing."""
 
     def mark(self) -> Mark:

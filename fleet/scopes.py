@@ -59,6 +59,10 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/api/tokens"): Scope.ADMINISTER,
     ("POST", "/api/tokens"): Scope.ADMINISTER,
     ("POST", "/api/tokens/{token}/revoke"): Scope.ADMINISTER,
+    ("POST", "/api/enrolments"): Scope.ADMINISTER,
+    ("GET", "/api/enrolments"): Scope.VIEW,
+    ("POST", "/api/enrolments/{which}/cancel"): Scope.OPERATE,
+    ("POST", "/api/devices/{device}/revoke"): Scope.OPERATE,
     ("GET", "/api/audit"): Scope.VIEW,
     ("GET", "/api/audit/head"): Scope.VIEW,
 }
