@@ -187,7 +187,7 @@ class EnrolServer:
                 del self._open[name]
 
     async def _converse(self, transport: asyncio.Transport, name: str) -> None:
-        """The handshake, one request, one answer."""
+        """The handshake, then one request and its answer."""
         reader = asyncio.StreamReader(HEAD_BYTES_MAX, loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=self._loop)
         secured = await self._loop.start_tls(
@@ -198,11 +198,20 @@ class EnrolServer:
             raise ConnectionResetError
         protocol.connection_made(secured)
         writer = asyncio.StreamWriter(secured, protocol, reader, self._loop)
+        try:
+            await self._one_request(reader, writer, name)
+        finally:
+            secured.abort()
+
+    async def _one_request(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str
+    ) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES_MAX)
         try:
             answer = await self._answered(http, reader, name)
         except h11.RemoteProtocolError as error:
-            answer = refusal("malformed", f"this is no HTTP/1.1 that is answered: {error}", 400)
+            detail = f"this is no HTTP/1.1 that is answered: {str(error)[:200]}"
+            answer = refusal("malformed", detail, 400)
         self._count(answer, name)
         if http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
             writer.write(_framed(http, answer))
