@@ -22,7 +22,9 @@ from msgspec.structs import replace
 from fleet.adapters import keychain
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
+from fleet.adapters.door import open_door
 from fleet.adapters.enrolment_office import EnrolmentOffice
+from fleet.adapters.gate import BrokerGate, NoGate
 from fleet.adapters.key_files import PASSPHRASE, verify
 from fleet.adapters.mqtt_broker import MqttBroker
 from fleet.adapters.sql_store import SqlStore
@@ -72,6 +74,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     loop: Loop
     deltas: DeltaShelf | None
     enrolment: EnrolmentOffice
+    gate: BrokerGate | NoGate
 
 
 class Loop:
@@ -141,8 +144,9 @@ def assemble(config: Config) -> Parts:
 
     Raises:
         StoreError: the database cannot be used.
-        BrokerError: the broker's URL cannot be read.
-        ConflictError: `tokens_missing`.
+        BrokerError: the broker's URL or certificates cannot be read.
+        KeysError: likewise the authority's.
+        ConflictError: `tokens_missing`, or what enrolment lacks.
     """
     data, clock = Path(config.data), SystemClock()
     desk = _desk(config)
@@ -151,10 +155,11 @@ def assemble(config: Config) -> Parts:
     require_guarded(config, tokens)
     with store.begin() as tx:
         registry_id = tx.mark().registry_id
-    broker = MqttBroker(config.broker, f"shallop-registry-{registry_id[:12]}")
+    door = open_door(config, clock)
+    broker = MqttBroker(config.broker, door.client_id or f"shallop-registry-{registry_id[:12]}", door.tls)
     blobs, files = BlobFiles(data / "blobs"), PayloadFiles(data / "rollbacks")
     publisher = Publisher(store, broker, blobs, clock, desk, config)
-    enrolment = EnrolmentOffice(config, store, clock, desk, gate=None)
+    enrolment = EnrolmentOffice(config, store, clock, desk, door.gate)
     enrolling = enrolment.enrolling
     ingest = Ingest(desk.topics, desk.policy, config.devices_max, enrolling.renew_over_mqtt)
     deltas = DeltaShelf(data / "deltas", store, blobs, DeltaProcess(), desk) if config.deltas else None
@@ -180,14 +185,16 @@ def assemble(config: Config) -> Parts:
         crew=Crew(tokens=tokens, log=AuditLog(store, clock, desk)),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
         health=lambda: replace(
-            _health(store, broker, publisher, conductor, ingest, desk, tokens), trust=enrolling.health()
+            _health(store, broker, publisher, conductor, ingest, desk, tokens),
+            trust=enrolling.health(),
+            broker_trouble=door.gate.trouble,
         ),
         wake=loop.ask,
         enrolling=enrolling,
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
-        deltas=deltas, enrolment=enrolment,
+        deltas=deltas, enrolment=enrolment, gate=door.gate,
     )  # fmt: skip
 
 
@@ -305,6 +312,7 @@ def serve(config: Config) -> None:
     with locked(Path(config.data)):
         parts = assemble(config)
         parts.loop.start()
+        parts.gate.start()
         if parts.deltas is not None:
             parts.deltas.start()
         parts.enrolment.start()
@@ -312,6 +320,7 @@ def serve(config: Config) -> None:
             WebServer(build(parts.services, allowed_hosts(host)), host, port).run()
         finally:
             parts.enrolment.stop()
+            parts.gate.stop()
             parts.loop.stop()
             if parts.deltas is not None:
                 parts.deltas.stop()

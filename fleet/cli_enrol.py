@@ -195,6 +195,11 @@ def devices_revoke(client: Client, as_json: bool, device: str) -> None:
         con.print_json(found)
         return
     click.echo(f"{device} is revoked since {shown.moment(found.at)}: {found.why or 'no reason was given'}")
-    click.echo(f"Its certificates end now ({found.certificates} living), and the broker cuts it off.")
-    click.echo("`shallop-fleet health` names it until that is done.")
+    if found.in_force:
+        click.echo(f"It is cut off: {found.detail}.")
+    else:
+        click.echo(f"NOT CUT OFF at the broker yet: {found.detail}")
+        click.echo(
+            "That is tried on and on; `shallop-fleet health` names it under not_in_force until it is so."
+        )
     click.echo(f"It comes back only by a new token: shallop-fleet enrol {device}")

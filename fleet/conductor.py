@@ -77,8 +77,6 @@ class Conductor:
         overflow = broker.take_overflow()
         self._ports.ingest.refused["overflow"] += overflow
         self._step("watch", lambda: self._ports.publisher.watch(overflow))
-        if self._ports.enrolling is not None:
-            self._step("revocations", self._ports.enrolling.apply)
         more = self._step("take_in", self._take_in)
         now = self._ports.clock.now()
         if asked or self._changed or self._everything_changed or now >= self._advance_at:

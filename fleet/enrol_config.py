@@ -37,7 +37,8 @@ class EnrolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             `enrol_hosts`. None: the first host and the port that is listened on.
         enrol_broker: HOST:PORT at which devices find the broker; None: the first host and port 8883.
         enrol_connections_max: of strangers at one time.
-        enrol_request_s: from a stranger's connection to the last byte of its answer.
+        enrol_request_s: from a stranger's connection to the last byte of its answer; within it a device that
+            was revoked waits until the broker lets it in again.
         enrol_connections_per_minute: of one address; a whole site may stand behind one.
         enrol_failures_per_minute: wrong tries of one address; then it waits.
         certificate_days: life of a device's certificate; it renews at two thirds of it.
@@ -50,7 +51,7 @@ class EnrolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     enrol_url: str | None = None
     enrol_broker: str | None = None
     enrol_connections_max: Annotated[int, Meta(ge=1, le=10_000)] = 256
-    enrol_request_s: Annotated[float, Meta(gt=0.0, le=300.0)] = 15.0
+    enrol_request_s: Annotated[float, Meta(gt=0.0, le=300.0)] = 30.0
     enrol_connections_per_minute: _PerMinute = 240
     enrol_failures_per_minute: _PerMinute = 20
     certificate_days: _Days = 90.0

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -18,7 +17,8 @@ from msgspec.structs import replace
 
 from fleet import enrolments as rules
 from fleet.audit import By
-from fleet.enrolment_ports import Authority, Gate
+from fleet.doorman import Doorman, pending
+from fleet.enrolment_ports import Authority
 from fleet.enrolment_views import (
     DeviceTrust,
     EnrolAsk,
@@ -43,8 +43,6 @@ from wire.trust import SignatureCheck, seal, unwrap
 
 _LOG = logging.getLogger("shallop.fleet.enrolling")
 
-RETRY_S = 10.0
-"""How soon the broker is told again of a revocation that it did not take."""
 TOKENS_KEPT_S = 90 * rules.DAY_S
 """How long a token that ended is still listed."""
 CERTIFICATES_KEPT_S = 30 * rules.DAY_S
@@ -59,7 +57,6 @@ class Office(Struct, frozen=True):
 
     Attributes:
         authority: None where there is none (`shallop-fleet broker init`).
-        gate: how the broker is told; None where it does not know certificates.
         check: Ed25519.
         url: where devices enrol, None where the listener is off.
         broker: what devices are told of the broker.
@@ -69,7 +66,6 @@ class Office(Struct, frozen=True):
     """
 
     authority: Authority | None
-    gate: Gate | None
     check: SignatureCheck
     url: Callable[[], str | None]
     broker: BrokerAddress
@@ -85,14 +81,13 @@ class Enrolling:
         refused: how often a device was refused, by code.
     """
 
-    def __init__(self, store: Store, clock: Clock, desk: Desk, office: Office) -> None:
+    def __init__(self, store: Store, clock: Clock, desk: Desk, office: Office, doorman: Doorman) -> None:
         self._store = store
         self._clock = clock
         self._desk = desk
         self._office = office
+        self._doorman = doorman
         self._answers = Rates(ANSWERS_PER_MINUTE, ANSWERS_PER_MINUTE)
-        self._due, self._retry_at = threading.Event(), 0.0
-        self._due.set()
         self.refused: Counter[str] = Counter()
 
     # --- tokens ---------------------------------------------------------------------------------------
@@ -188,11 +183,12 @@ class Enrolling:
     # --- certificates ---------------------------------------------------------------------------------
 
     def enrol(self, word: Enrol) -> Enrolled | CertificateRefused:
-        """Answers a device that has a token."""
-        try:
-            authority, url = self._require()
-        except ConflictError as error:
-            return self._no(word.device, Refuse(error.code, str(error.args[0])))
+        """Answers a device that has a token.
+
+        Raises:
+            ConflictError: see `make`; nobody enrols while it stands.
+        """
+        authority, url = self._require()
         now = self._clock.now()
         with self._store.begin() as tx:
             row = tx.enrolment_of_secret(rules.secret_sha256(bytes.fromhex(word.secret)))
@@ -208,8 +204,9 @@ class Enrolling:
                 given = self._admit(tx, row, word, authority, now)
             else:
                 given = _of_serial(held, verdict.serial)
-            roots = self._desk.roots[row.root_number - 1 :]
-            return self._enrolled(given, roots, (authority, url), now)
+        # Written down first. The device connects when it has the answer: by then the broker should let it in.
+        self._doorman.see_to(row.device)
+        return self._enrolled(given, self._desk.roots[row.root_number - 1 :], (authority, url), now)
 
     def _room(self, tx: Tx, verdict: Issue) -> Issue | Refuse:
         if tx.device_count() < self._office.devices_max:
@@ -222,13 +219,11 @@ class Enrolling:
         used = rules.after(row.state, rules.TokenEvent.USE)
         tx.save_enrolment(replace(row, state=used, public=word.public, serial=held.serial, ended_at=now))
         replaced = tx.revoke_certificates(row.device, now, f"replaced by enrolment {row.id}", held.serial)
-        reinstated = tx.lift_revocation(row.device)
+        reinstated = tx.lift_revocation(row.device, now)
         if tx.device(row.device) is None:
             tx.save_device(Device(id=row.device))
         if reinstated and row.device in tx.desired_devices():
             tx.post([desired_post(tx, self._desk, row.device, now)])
-        if replaced:
-            self._due.set()
         tx.audit(
             at=now, who=f"device:{row.device}", what="enrol.use", subject=row.device,
             details={
@@ -240,11 +235,12 @@ class Enrolling:
         return held
 
     def renew(self, word: Renewal) -> Enrolled | CertificateRefused:
-        """Answers a device that comes over HTTPS, usually because its certificate ended."""
-        try:
-            authority, url = self._require()
-        except ConflictError as error:
-            return self._no(word.device, Refuse(error.code, str(error.args[0])))
+        """Answers a device that comes over HTTPS, usually because its certificate ended.
+
+        Raises:
+            ConflictError: see `make`.
+        """
+        authority, url = self._require()
         now = self._clock.now()
         with self._store.begin() as tx:
             given = self._renewed(tx, word, authority, now, "https")
@@ -336,20 +332,28 @@ class Enrolling:
                     f"there is no device {device[:64]!r}; `shallop-fleet devices` lists them",
                 )
             before = tx.revocation(device)
-            if before is not None:
-                return RevokedView(device=device, at=before.at, why=before.why, certificates=0)
-            count = tx.revoke_certificates(device, now, by.why or "the device was revoked")
-            tx.save_revocation(Revocation(device=device, at=now, why=by.why))
-            _cancel_unused(tx, device, now, "the device was revoked")
-            self._end_rollbacks(tx, device)
-            tx.post(self._silence(device))
-            tx.audit(
-                at=now, who=by.who, what="device.revoke", subject=device, why=by.why,
-                details={"certificates": count},
-            )  # fmt: skip
-        self._due.set()
+            if before is None:
+                count = self._shut_out(tx, device, by, now)
+        told = self._doorman.see_to(device)
+        at, why = (now, by.why) if before is None else (before.at, before.why)
+        return RevokedView(
+            device=device, at=at, why=why, certificates=0 if before else count, in_force=told.in_force,
+            detail=told.detail,
+        )  # fmt: skip
+
+    def _shut_out(self, tx: Tx, device: str, by: By, now: float) -> int:
+        """Writes it down; how many certificates ended."""
+        count = tx.revoke_certificates(device, now, by.why or "the device was revoked")
+        tx.save_revocation(Revocation(device=device, at=now, why=by.why))
+        _cancel_unused(tx, device, now, "the device was revoked")
+        self._end_rollbacks(tx, device)
+        tx.post(self._silence(device))
+        tx.audit(
+            at=now, who=by.who, what="device.revoke", subject=device, why=by.why,
+            details={"certificates": count},
+        )  # fmt: skip
         _LOG.warning("%s is revoked, with %d certificates: %s", device, count, by.why)
-        return RevokedView(device=device, at=now, why=by.why, certificates=count)
+        return count
 
     def _silence(self, device: str) -> list[Post]:
         """Nothing of the device, and nothing for it, stays on the broker."""
@@ -361,37 +365,6 @@ class Enrolling:
         for row in tx.rollback_rows(open_only=True):
             if row.device == device:
                 tx.save_rollback(replace(row, state="failed", detail="the device was revoked"))
-
-    def apply(self) -> None:
-        """Tells the broker of revocations that it was not told of; called again and again.
-
-        Raises:
-            ShallopError: the broker was not told; the next call tries again, not before RETRY_S.
-        """
-        now = self._clock.now()
-        if self._office.gate is None or now < self._retry_at or not self._due.is_set():
-            return
-        # Before the look: what is revoked from now on is due again.
-        self._due.clear()
-        try:
-            self._tell(self._office.gate, now)
-        except Exception:
-            self._retry_at = now + RETRY_S
-            self._due.set()
-            raise
-
-    def _tell(self, gate: Gate, now: float) -> None:
-        with self._store.begin() as tx:
-            revoked = tx.revoked_certificates()
-            devices = {name for name, row in tx.revocations().items() if row.cut_at is None}
-        uncut = [held for held in revoked if held.cut_at is None]
-        telling = devices | {held.device for held in uncut}
-        if not telling:
-            return
-        gate.cut_off(telling, {int(h.serial, 16): h.revoked_at or 0.0 for h in revoked if h.not_after > now})
-        with self._store.begin() as tx:
-            tx.cut([held.serial for held in uncut], devices, now)
-        _LOG.warning("the broker shuts out old certificates of %s", ", ".join(sorted(telling)))
 
     # --- upkeep ---------------------------------------------------------------------------------------
 
@@ -405,7 +378,6 @@ class Enrolling:
             if rules.prunable(held, newest[held.device] == held.serial, now, CERTIFICATES_KEPT_S)
         ]
         tx.drop_certificates(over)
-        self._due.set()
 
     def health(self) -> TrustHealth:
         """What a person should know."""
@@ -414,8 +386,7 @@ class Enrolling:
             heads, revocations = newest_of(tx.certificate_heads()), tx.revocations()
             late = [h for h in heads.values() if rules.overdue(h, now) and h.device not in revocations]
             seen = {device.id: device.seen_at for device in tx.devices()} if late else {}
-            pending = [held.device for held in tx.revoked_certificates() if held.cut_at is None]
-        pending += [r.device for r in revocations.values() if r.cut_at is None]
+            errands = [errand.device for errand in pending(tx, now)]
         return TrustHealth(
             enrolment=self._office.url(),
             certificates=sum(held.living(now) for held in heads.values()),
@@ -424,7 +395,7 @@ class Enrolling:
                 for held in sorted(late, key=lambda held: held.not_after)
             ),
             revoked=len(revocations),
-            not_cut_off=tuple(sorted(set(pending))),
+            not_in_force=tuple(errands),
             refused={code: count for code, count in self.refused.items() if count},
         )
 

@@ -1,12 +1,12 @@
-"""What enrolment needs of the world, as small Protocols: rows, an authority, and a way to shut a device out.
+"""What enrolment needs of the world, as small Protocols: rows and an authority.
 
-For: `fleet.enrolling`, and the part of a transaction that it uses.
+For: `fleet.enrolling`, and the part of a transaction that it uses. The broker's door is `fleet.ports.Gate`.
 Not for: deciding anything (`fleet.enrolments`), or the adapters themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Protocol
 
 from fleet.enrolments import Enrolment, Held, Revocation
@@ -48,20 +48,26 @@ class EnrolmentTx(Protocol):
     def revoke_certificates(self, device: str, now: float, why: str, keep: str = "") -> int:
         """Ends all certificates of a device that count, but the one of serial `keep`; how many."""
 
-    def cut(self, serials: Collection[str], devices: Collection[str], now: float) -> None:
-        """Notes that the broker was told of these certificates, and of these devices' revocation."""
+    def cut(self, serials: Collection[str], device: str, now: float) -> None:
+        """Notes that these certificates, and this device's revocation, are in force at the broker."""
 
     def revocation(self, device: str) -> Revocation | None:
         """That of a device; None where it may speak."""
 
     def revocations(self) -> dict[str, Revocation]:
-        """All of them by device."""
+        """All that hold, by device."""
+
+    def lifted(self) -> set[str]:
+        """Devices whose revocation was lifted, which the broker is not known to let in yet."""
 
     def save_revocation(self, revocation: Revocation) -> None:
         """Writes one."""
 
-    def lift_revocation(self, device: str) -> bool:
-        """Deletes one; whether there was one."""
+    def lift_revocation(self, device: str, now: float) -> bool:
+        """Lifts one; whether there was one that held."""
+
+    def drop_lifted(self, device: str) -> None:
+        """Deletes a lifted one: the broker lets the device in. One that holds stays."""
 
 
 class Issued(Protocol):
@@ -100,19 +106,4 @@ class Authority(Protocol):
 
         Raises:
             KeysError: `device_key` or `bad_name`.
-        """
-
-
-class Gate(Protocol):
-    """The broker's door."""
-
-    def cut_off(self, devices: Collection[str], revoked: Mapping[int, float]) -> None:
-        """Refuses revoked certificates from now on, and ends the connections of these devices.
-
-        Args:
-            devices: whose certificates or whole self were revoked since the last call.
-            revoked: every revoked certificate that has not ended: when, by serial number.
-
-        Raises:
-            ShallopError: it was not done; it will be asked for again.
         """

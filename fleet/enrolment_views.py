@@ -69,12 +69,20 @@ def enrolment_view(row: Enrolment, now: float) -> EnrolmentView:
 
 
 class RevokedView(Struct, frozen=True, kw_only=True):
-    """A device that was shut out; `certificates` ended with it just now."""
+    """A device that was shut out.
+
+    Attributes:
+        certificates: that ended with it just now.
+        in_force: the broker refuses it; else that is tried on and on, and /api/health names it.
+        detail: what was seen at the broker.
+    """
 
     device: str
     at: float
     why: Text
     certificates: int
+    in_force: bool
+    detail: str
 
 
 class CertificateView(Struct, frozen=True, kw_only=True):
@@ -123,7 +131,8 @@ class TrustHealth(Struct, frozen=True, kw_only=True):
         certificates: devices with a living one.
         overdue: devices that should have renewed; they are off, or cannot.
         revoked: devices that are shut out.
-        not_cut_off: of which the broker was not told yet.
+        not_in_force: devices of which the broker does not know yet that they, or old certificates of theirs,
+            are shut out, or that they may come again.
         refused: devices' requests, by reason.
     """
 
@@ -131,5 +140,5 @@ class TrustHealth(Struct, frozen=True, kw_only=True):
     certificates: int
     overdue: tuple[Ending, ...]
     revoked: int
-    not_cut_off: tuple[str, ...]
+    not_in_force: tuple[str, ...]
     refused: dict[str, int]

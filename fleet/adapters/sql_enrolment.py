@@ -17,8 +17,9 @@ from fleet.adapters.sql_base import SqlPart, batches
 from fleet.enrolments import Enrolment, Held, Revocation, TokenState
 
 # Built once, since every batch of messages asks for it.
-_REVOCATIONS = select(t.revocations)
-_REVOCATION_OF = select(t.revocations).where(t.revocations.c.device == bindparam("of"))
+_R = t.revocations.c
+_REVOCATIONS = select(_R.device, _R.at, _R.why, _R.cut_at).where(_R.lifted_at.is_(None))
+_REVOCATION_OF = _REVOCATIONS.where(_R.device == bindparam("of"))
 _C = t.certificates.c
 _NEWEST_FIRST = (_C.issued_at.desc(), _C.not_after.desc(), _C.serial)
 _HEADS = select(*(column for column in _C if column.name != "pem")).order_by(*_NEWEST_FIRST)
@@ -88,13 +89,11 @@ class SqlEnrolment(SqlPart):
         ended = update(t.certificates).where(*these).values(revoked_at=now, why=why)
         return self.connection.execute(ended).rowcount
 
-    def cut(self, serials: Collection[str], devices: Collection[str], now: float) -> None:
-        """Notes that the broker was told of these certificates, and of these devices' revocation."""
+    def cut(self, serials: Collection[str], device: str, now: float) -> None:
+        """Notes that these certificates, and this device's revocation, are in force at the broker."""
         for group in batches(serials):
             self.connection.execute(update(t.certificates).where(_C.serial.in_(group)).values(cut_at=now))
-        for group in batches(devices):
-            these = t.revocations.c.device.in_(group)
-            self.connection.execute(update(t.revocations).where(these).values(cut_at=now))
+        self.connection.execute(update(t.revocations).where(_R.device == device).values(cut_at=now))
 
     # --- devices that were shut out -------------------------------------------------------------------
 
@@ -104,17 +103,26 @@ class SqlEnrolment(SqlPart):
         return None if row is None else Revocation(**row._asdict())
 
     def revocations(self) -> dict[str, Revocation]:
-        """All of them by device."""
+        """All that hold, by device."""
         return {row.device: Revocation(**row._asdict()) for row in self.connection.execute(_REVOCATIONS)}
+
+    def lifted(self) -> set[str]:
+        """Devices whose revocation was lifted, which the broker is not known to let in yet."""
+        return set(self.connection.execute(select(_R.device).where(_R.lifted_at.is_not(None))).scalars())
 
     def save_revocation(self, revocation: Revocation) -> None:
         """Writes one."""
-        self.put(t.revocations, _values(revocation))
+        self.put(t.revocations, {**_values(revocation), "lifted_at": None})
 
-    def lift_revocation(self, device: str) -> bool:
-        """Deletes one; whether there was one."""
-        of_device = t.revocations.c.device == device
-        return self.connection.execute(delete(t.revocations).where(of_device)).rowcount > 0
+    def lift_revocation(self, device: str, now: float) -> bool:
+        """Lifts one; whether there was one that held."""
+        holds = (_R.device == device, _R.lifted_at.is_(None))
+        return self.connection.execute(update(t.revocations).where(*holds).values(lifted_at=now)).rowcount > 0
+
+    def drop_lifted(self, device: str) -> None:
+        """Deletes a lifted one: the broker lets the device in. One that holds stays."""
+        over = (_R.device == device, _R.lifted_at.is_not(None))
+        self.connection.execute(delete(t.revocations).where(*over))
 
 
 def _values(row: Enrolment | Held | Revocation) -> dict[str, Any]:

@@ -52,4 +52,5 @@ revocations = Table(
     Column("at", Float, nullable=False),
     Column("why", String(2000), nullable=False),
     Column("cut_at", Float, nullable=True),
+    Column("lifted_at", Float, nullable=True),
 )

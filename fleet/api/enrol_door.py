@@ -43,6 +43,15 @@ def refusal(code: str, detail: str, status: int) -> Answer:
     return Answer(status=status, content_type=JSON, body=body, code=code)
 
 
+UNAVAILABLE = Answer(
+    status=503,
+    content_type="text/plain",
+    body=b"the registry cannot answer now; try again\n",
+    code="unavailable",
+)
+"""No word of the contract, which would be final for the device: this one comes again."""
+
+
 class Door:
     """Answers requests; called by several threads at once."""
 
@@ -67,7 +76,7 @@ class Door:
             _LOG.error(
                 "a device could not be answered: %s", error, exc_info=not isinstance(error, ShallopError)
             )
-            return refusal("unavailable", "the registry cannot answer now; its log says why; try again", 503)
+            return UNAVAILABLE
 
     def _told(self, path: str, body: bytes) -> Answer:
         if path == ENROL_PATH:

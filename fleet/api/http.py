@@ -81,6 +81,7 @@ class Health(Struct, frozen=True, kw_only=True):
     Attributes:
         access: `tokens`, or `open` while none was ever made and everybody who reaches the registry may do
             everything.
+        broker_trouble: what is wrong at the broker's door (`fleet.adapters.gate`); None if nothing is known.
     """
 
     status: str
@@ -94,6 +95,7 @@ class Health(Struct, frozen=True, kw_only=True):
     failures: dict[str, int]
     root: str
     signed: bool
+    broker_trouble: str | None = None
     trust: TrustHealth | None = None
 
 

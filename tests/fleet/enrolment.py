@@ -6,7 +6,7 @@ For: words of `wire.enrolment` with good and bad proofs. Not for: the agent's ow
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -17,6 +17,7 @@ from fleet.audit import By
 from fleet.enrolling import Enrolling, Office
 from fleet.enrolment_views import EnrolAsk, TokenShow
 from fleet.orders import Desk
+from fleet.ports import CutOff
 from tests.fleet.twins import NO_OFFICE, TOPICS, Harness
 from tests.keys import ORDER, RELEASE, Key, root_of, sealed_root
 from wire.certificates import Certificate, CertificateRefused, Renewal
@@ -62,18 +63,24 @@ class Barrier:
     """A broker's door that writes down what it was told.
 
     Attributes:
-        told: devices and revoked serial numbers, call by call.
-        broken: whether it refuses to listen.
+        told: devices that were cut off, with the serial numbers of their certificates, and ("in", device).
+        broken: whether its files cannot be written.
+        deaf: whether the broker does not read them.
     """
 
     def __init__(self) -> None:
-        self.told: list[tuple[set[str], dict[int, float]]] = []
-        self.broken = False
+        self.told: list[tuple[str, object]] = []
+        self.broken = self.deaf = False
 
-    def cut_off(self, devices: Collection[str], revoked: Mapping[int, float]) -> None:
+    def cut_off(self, device: str, serials: Mapping[int, float]) -> CutOff:
         if self.broken:
-            raise ShallopError("broker_unreachable", "the broker was not told")
-        self.told.append((set(devices), dict(revoked)))
+            raise ShallopError("key_unwritable", "the disk is full")
+        self.told.append((device, set(serials)))
+        return CutOff(in_force=not self.deaf, detail="it does not listen" if self.deaf else "done")
+
+    def let_in(self, device: str) -> bool:
+        self.told.append(("in", device))
+        return not self.deaf
 
 
 class Registry:
@@ -91,9 +98,9 @@ class Registry:
         )  # fmt: skip
         self.authority = Authority.create(folder, "test", None, now)
         self.barrier = Barrier()
-        ours = {"authority": self.authority, "gate": self.barrier, "url": lambda: URL}
+        ours = {"authority": self.authority, "url": lambda: URL}
         self.office: Office = replace(NO_OFFICE, **{**ours, **office})
-        self.harness = Harness(desk=self.desk, office=self.office)
+        self.harness = Harness(desk=self.desk, office=self.office, gate=self.barrier)
         self.clock = self.harness.clock
         self.clock.time = now
 
@@ -101,6 +108,10 @@ class Registry:
     def enrolling(self) -> Enrolling:
         """The verbs."""
         return self.harness.enrolling
+
+    def with_desk(self, desk: Desk) -> Enrolling:
+        """The verbs of another life of the registry, with other keys."""
+        return Enrolling(self.harness.store, self.clock, desk, self.office, self.harness.doorman)
 
     def token(self, device: str = DEVICE, valid_s: float = DAY_S) -> Token:
         """A new token."""
@@ -124,6 +135,11 @@ class Registry:
     def enrolled(self, key: Key, device: str = DEVICE) -> Certificate:
         """A device with a certificate for that key."""
         return self.certificate(self.enrolling.enrol(enrol_word(self.token(device), key)))
+
+    def serials(self, key: Key) -> set[int]:
+        """Serial numbers of the certificates for a key."""
+        with self.harness.store.begin() as tx:
+            return {int(h.serial, 16) for h in tx.certificate_heads() if h.public == public(key)}
 
     def audit(self) -> list[str]:
         """The verbs of the audit log, in order."""

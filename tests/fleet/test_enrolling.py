@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.audit import By
+from fleet.doorman import Doorman
 from fleet.enrolling import Enrolling
 from fleet.enrolment_views import EnrolAsk
 from fleet.people import RollbackAsk
@@ -18,12 +19,14 @@ from tests.fleet.enrolment import (
     DAY_S,
     DEVICE,
     INSTALL,
+    Barrier,
     Registry,
     code_of,
     enrol_word,
     public,
     renewal_word,
 )
+from tests.fleet.processes import wait_for
 from tests.fleet.twins import TOPICS, Harness, Killed
 from tests.keys import ROOT_1, ROOT_2, Key, root_of, root_sha256, sealed_root
 from wire import topics as wt
@@ -177,10 +180,8 @@ def test_a_new_token_ends_the_stolen_key(registry: Registry) -> None:
     assert registry.shown().replaces
     registry.enrolled(SECOND)
     assert code_of(registry.enrolling.renew(renewal_word(DEVICE, THIRD, FIRST))) == "revoked"
-    assert registry.barrier.told == []
-    registry.harness.conductor.tick()
-    ((devices, revoked),) = registry.barrier.told
-    assert (devices, len(revoked)) == ({DEVICE}, 1)
+    old = registry.serials(FIRST)
+    assert registry.barrier.told == [(DEVICE, old), ("in", DEVICE)], "by its name too, and that is lifted"
     assert registry.certificate(registry.enrolling.renew(renewal_word(DEVICE, THIRD, SECOND)))
 
 
@@ -188,7 +189,7 @@ def test_an_enrolment_brings_the_roots_from_the_pinned_one_on(registry: Registry
     token = registry.token()
     second = sealed_root(root_of(2, root=(ROOT_2,)), ROOT_1, ROOT_2)
     desk = replace(registry.desk, roots=(*registry.desk.roots, second))
-    rotated = Enrolling(registry.harness.store, registry.clock, desk, registry.office)
+    rotated = registry.with_desk(desk)
     answer = rotated.enrol(enrol_word(token, FIRST))
     assert isinstance(answer, Enrolled)
     assert answer.roots == desk.roots
@@ -269,7 +270,8 @@ def test_a_registry_without_authority_refuses_renewals_by_name(tmp_path: Path) -
     registry = Registry(tmp_path / "keys", authority=None)
     ask(registry, renewal_word(DEVICE, SECOND, FIRST))
     assert registry.enrolling.refused == {"no_ca": 1}
-    assert code_of(registry.enrolling.renew(renewal_word(DEVICE, SECOND, FIRST))) == "no_ca"
+    with pytest.raises(ConflictError, match="broker init"):
+        registry.enrolling.renew(renewal_word(DEVICE, SECOND, FIRST))
     registry.harness.store.close()
 
 
@@ -292,10 +294,9 @@ def test_a_revoked_device_is_out_everywhere(registry: Registry) -> None:
     assert registry.harness.people.device(DEVICE).online
     token = registry.token()
     revoked = registry.enrolling.revoke(DEVICE, By(who="anna", why="stolen"))
-    assert revoked.certificates == 1
+    assert (revoked.certificates, revoked.in_force, revoked.detail) == (1, True, "done")
+    assert registry.barrier.told == [(DEVICE, registry.serials(FIRST))]
     registry.harness.settle(2)
-    (told,) = registry.barrier.told
-    assert told[0] == {DEVICE}
     view = registry.harness.people.device(DEVICE)
     assert (view.online, view.trust.revoked_why) == (False, "stolen")
     assert view.trust.certificate is not None
@@ -320,6 +321,7 @@ def test_only_a_newer_token_brings_a_device_back(registry: Registry) -> None:
     assert code_of(registry.enrolling.renew(renewal_word(DEVICE, SECOND, FIRST))) == "revoked", "not yet"
     assert registry.enrolled(SECOND).public == public(SECOND)
     assert registry.harness.people.device(DEVICE).trust.revoked_at is None
+    assert registry.barrier.told[1:] == [("in", DEVICE)], "before it has its answer"
     speak(registry, status(number=5))
     assert registry.harness.people.device(DEVICE).online
     again = registry.token()
@@ -345,51 +347,79 @@ def test_revoking_twice_changes_nothing_and_a_stranger_cannot_be(registry: Regis
         registry.enrolling.revoke("roof-99", BY)
 
 
-def test_what_the_broker_was_not_told_it_is_told_after_a_restart(registry: Registry) -> None:
+@pytest.mark.parametrize("trouble", ["broken", "deaf"])
+def test_what_the_broker_does_not_do_yet_it_is_told_again(registry: Registry, trouble: str) -> None:
+    registry.enrolled(FIRST)
+    setattr(registry.barrier, trouble, True)
+    revoked = registry.enrolling.revoke(DEVICE, BY)
+    assert not revoked.in_force
+    assert revoked.detail in {"the disk is full [key_unwritable]", "it does not listen"}
+    assert registry.enrolling.health().not_in_force == (DEVICE,)
+    assert not registry.enrolling.revoke(DEVICE, BY).in_force, "nor does asking again help"
+    setattr(registry.barrier, trouble, False)
+    after = Doorman(registry.harness.store, registry.clock, registry.barrier)
+    assert after.see_to_all()
+    assert registry.barrier.told[-1] == (DEVICE, registry.serials(FIRST))
+    assert registry.enrolling.health().not_in_force == ()
+    told = len(registry.barrier.told)
+    assert after.see_to_all()
+    assert len(registry.barrier.told) == told
+
+
+def test_a_restarted_registry_tells_the_broker_by_itself(registry: Registry) -> None:
     registry.enrolled(FIRST)
     registry.barrier.broken = True
     registry.enrolling.revoke(DEVICE, BY)
-    registry.harness.settle(3)
-    assert registry.harness.conductor.failures["revocations"] == 1, "not at every tick"
-    assert registry.enrolling.health().not_cut_off == (DEVICE,)
-    registry.harness.settle(12)
-    assert registry.harness.conductor.failures["revocations"] == 2, "but again"
     registry.barrier.broken = False
-    after = Enrolling(registry.harness.store, registry.clock, registry.desk, registry.office)
-    after.apply()
-    assert [devices for devices, _revoked in registry.barrier.told] == [{DEVICE}]
-    assert after.health().not_cut_off == ()
-    after.apply()
-    assert len(registry.barrier.told) == 1
+    after = Doorman(registry.harness.store, registry.clock, registry.barrier)
+    after.start()
+    wait_for("the broker to be told", lambda: registry.enrolling.health().not_in_force == ())
+    after.stop()
 
 
-def test_a_revocation_while_the_broker_is_told_is_not_lost(registry: Registry) -> None:
+def test_a_device_that_the_broker_does_not_let_in_yet_is_named(registry: Registry) -> None:
     registry.enrolled(FIRST)
-    registry.enrolled(SECOND, "roof-18")
     registry.enrolling.revoke(DEVICE, BY)
-    told: list[set[str]] = []
-
-    class Slow:
-        def cut_off(self, devices: set[str], _revoked: object) -> None:
-            told.append(set(devices))
-            if len(told) == 1:
-                enrolling.revoke("roof-18", BY)
-
-    office = replace(registry.office, gate=Slow())
-    enrolling = Enrolling(registry.harness.store, registry.clock, registry.desk, office)
-    enrolling.apply()
-    enrolling.apply()
-    assert told == [{DEVICE}, {"roof-18"}]
-
-
-def test_ended_certificates_leave_the_list_of_revoked_ones(registry: Registry) -> None:
-    registry.enrolled(FIRST)
+    registry.clock.time += 1
+    registry.barrier.deaf = True
     registry.enrolled(SECOND)
-    registry.harness.settle(2)
+    assert registry.enrolling.health().not_in_force == (DEVICE,)
+    assert registry.harness.people.device(DEVICE).trust.revoked_at is None, "the registry believes it"
+    registry.barrier.deaf = False
+    assert registry.harness.doorman.see_to_all()
+    assert registry.enrolling.health().not_in_force == ()
+
+
+def test_a_device_that_is_revoked_while_it_is_let_in_stays_out(registry: Registry) -> None:
+    registry.enrolled(FIRST)
+    registry.enrolling.revoke(DEVICE, BY)
+    registry.clock.time += 1
+    told: list[str] = []
+
+    class Slow(Barrier):
+        def let_in(self, device: str) -> bool:
+            told.append(device)
+            with registry.harness.store.begin() as tx:
+                registry.enrolling._shut_out(tx, device, BY, registry.clock.now() + 1)
+            return True
+
+    doorman = Doorman(registry.harness.store, registry.clock, Slow())
+    enrolling = Enrolling(registry.harness.store, registry.clock, registry.desk, registry.office, doorman)
+    enrolling.enrol(enrol_word(registry.token(), SECOND))
+    assert told == [DEVICE]
+    assert registry.enrolling.health().not_in_force == (DEVICE,)
+    assert registry.harness.doorman.see_to_all()
+    assert registry.barrier.told[-1] == (DEVICE, registry.serials(SECOND))
+
+
+def test_of_certificates_that_ended_the_broker_hears_nothing(registry: Registry) -> None:
+    registry.enrolled(FIRST)
+    registry.clock.time += 91 * DAY_S
+    registry.enrolled(SECOND)
+    assert registry.barrier.told == [("in", DEVICE)]
     registry.clock.time += 91 * DAY_S
     registry.enrolling.revoke(DEVICE, BY)
-    registry.harness.settle(2)
-    assert [len(revoked) for _devices, revoked in registry.barrier.told] == [1, 0]
+    assert registry.barrier.told[1:] == [(DEVICE, set())], "its name is refused all the same"
 
 
 # --- upkeep -------------------------------------------------------------------------------------------
@@ -446,7 +476,8 @@ def test_an_error_of_the_authority_reaches_no_device_as_a_certificate(tmp_path: 
             raise ShallopError("device_key", "no")
 
     office = replace(registry.office, authority=Broken())
-    broken = Enrolling(registry.harness.store, registry.clock, registry.desk, office)
+    harness = registry.harness
+    broken = Enrolling(harness.store, registry.clock, registry.desk, office, harness.doorman)
     with pytest.raises(ShallopError):
         broken.enrol(enrol_word(token, FIRST))
     assert registry.certificate(registry.enrolling.enrol(enrol_word(token, FIRST)))

@@ -14,16 +14,18 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fleet.adapters.gate import NoGate
 from fleet.adapters.key_files import verify
 from fleet.adapters.sql_store import SqlStore, SqlTx
 from fleet.conductor import Conductor, Ports
 from fleet.config import Config
+from fleet.doorman import Doorman
 from fleet.enrolling import Enrolling, Office
 from fleet.enrolments import Bounds
 from fleet.ingest import Ingest
 from fleet.orders import Desk
 from fleet.people import People
-from fleet.ports import Delivery, Outgoing, Tx
+from fleet.ports import Delivery, Gate, Outgoing, Tx
 from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
 from fleet.publish.upload import read_bundle
@@ -36,7 +38,7 @@ from wire.topics import Topics
 TOPICS = Topics()
 
 NO_OFFICE = Office(
-    authority=None, gate=None, check=verify, url=lambda: None, broker=BrokerAddress(host="localhost"),
+    authority=None, check=verify, url=lambda: None, broker=BrokerAddress(host="localhost"),
     bounds=Bounds(expired_renew_s=400 * 86400.0, renewals_per_day_max=10), lifetime_s=90 * 86400.0,
     devices_max=100_000,
 )  # fmt: skip
@@ -242,6 +244,7 @@ class Harness:
         database: str = "sqlite://",
         desk: Desk | None = None,
         office: Office | None = None,
+        gate: Gate | None = None,
         **config: object,
     ) -> None:
         self.config = Config(insecure_unsigned=True, seed_wait_s=0.0, **config)  # type: ignore[arg-type]
@@ -251,7 +254,8 @@ class Harness:
         self.blobs = MemoryBlobs()
         self.files = MemoryFiles()
         self.desk = desk or Desk(TOPICS, policy=UNSIGNED)
-        self.enrolling = Enrolling(self.store, self.clock, self.desk, office or NO_OFFICE)
+        self.doorman = Doorman(self.store, self.clock, gate or NoGate("a twin"))
+        self.enrolling = Enrolling(self.store, self.clock, self.desk, office or NO_OFFICE, self.doorman)
         self.people = People(self.store, self.clock, self.desk, self.files, self.config)
         self.deltas: DeltaShelf | None = None
         self.intake = Intake(self.store, self.blobs, self.clock, self.desk)

@@ -49,4 +49,5 @@ def upgrade() -> None:
         sa.Column("at", sa.Float(), nullable=False),
         sa.Column("why", sa.String(2000), nullable=False),
         sa.Column("cut_at", sa.Float(), nullable=True),
+        sa.Column("lifted_at", sa.Float(), nullable=True),
     )
