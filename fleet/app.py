@@ -33,12 +33,14 @@ from fleet.api.guard import LOOPBACK, allowed_hosts
 from fleet.api.http import Health, Services, build
 from fleet.api.people_routes import Crew
 from fleet.audit_log import AuditLog
+from fleet.bars import Bars
 from fleet.conductor import OPEN_STATES, Conductor, Ports
 from fleet.config import Config
 from fleet.ingest import Ingest
 from fleet.keys import KeysError
 from fleet.orders import Desk
 from fleet.people import People
+from fleet.people_approval import Approvals
 from fleet.ports import ConflictError, Store
 from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
@@ -178,11 +180,11 @@ def assemble(config: Config) -> Parts:
     )
     loop = Loop(conductor, config.tick_s)
     broker.on_activity(loop.wake)
-    _sign_anew(store, desk, clock)
+    _sign_anew(store, desk, files, clock)
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
-        crew=Crew(tokens=tokens, log=AuditLog(store, clock, desk)),
+        crew=_crew(store, clock, desk, tokens, config, loop),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
         health=lambda: replace(
             _health(store, broker, publisher, conductor, ingest, desk, tokens),
@@ -196,6 +198,16 @@ def assemble(config: Config) -> Parts:
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
         deltas=deltas, enrolment=enrolment, gate=door.gate,
     )  # fmt: skip
+
+
+def _crew(store: Store, clock: SystemClock, desk: Desk, tokens: Tokens, config: Config, loop: Loop) -> Crew:
+    return Crew(
+        tokens=tokens,
+        approvals=Approvals(store, clock, desk),
+        log=AuditLog(store, clock, desk),
+        bars=Bars(store, clock, desk, config.insecure_unsigned),
+        wake=loop.ask,
+    )
 
 
 def require_guarded(config: Config, tokens: Tokens) -> None:
@@ -254,16 +266,21 @@ class Keyring:
         require_signatures(self._root, role, message, signatures, verify)
 
 
-def _sign_anew(store: Store, desk: Desk, clock: SystemClock) -> None:
+def _sign_anew(store: Store, desk: Desk, files: PayloadFiles, clock: SystemClock) -> None:
     with store.begin() as tx:
         done = renew(tx, desk, clock.now())
+        # Before the commit, and of ended rollouts too: after a kill in between all of it is done again.
+        for rollout, payload in done.rollbacks.items():
+            files.write(rollout, payload)
     if done.roots:
         _LOG.warning(
             "signed anew: %d roots, %d releases, %d desired documents, %d ready rollbacks",
             done.roots, done.releases, done.documents, len(done.rollbacks),
         )  # fmt: skip
     for name in done.unsigned:
-        _LOG.error("%s lost its signature; publish it again with --release-key FILE", name)
+        _LOG.error(
+            "%s lost its signature; publish it again with --release-key FILE (the list: bars --sign)", name
+        )
 
 
 def _write_payloads(store: Store, files: PayloadFiles) -> None:

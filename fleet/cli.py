@@ -5,7 +5,7 @@ database.
 Not for: deciding anything.
 
 Exit codes: 0 done; 2 bad input or refused; 3 a rollout that was waited for did not complete (halted,
-aborted, or paused for a person), or a rollback failed on a device; 4 no registry answers.
+aborted, or waiting for a person), or a rollback failed on a device; 4 no registry answers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import click
 
 from fleet.adapters import console as con
 from fleet.adapters.client import Client
+from fleet.cli_approve import rollout_approve, rollout_reject
+from fleet.cli_bars import bar, bars, unbar
 from fleet.cli_common import (
     NOT_COMPLETED,
     changing,
@@ -267,6 +269,7 @@ def rollout() -> None:
     help="When a gate fails.",
 )
 @click.option("--evaluate", is_flag=True, help="Trial and report, activate nothing.")
+@click.option("--approval", is_flag=True, help="After its first wave, wait for a second person.")
 @click.option("--pace", "pace_per_minute", type=int, help="Orders a minute at most.")
 @click.option("--wait", is_flag=True, help="Wait for the end; exit 3 if it is not complete.")
 @changing
@@ -306,7 +309,7 @@ def _waited(client: Client, rollout_id: str) -> RolloutShow:
         del shown[:-1]
         r = show.rollout
         words = f"{r.id} {r.state}, {r.devices} devices: {r.waiting_for or r.reason}"
-        return words, r.state in {"completed", "halted", "aborted", "paused"}
+        return words, r.state in {"completed", "halted", "aborted", "paused", "unapproved"}
 
     con.watch(look, POLL_S)
     return shown[-1]
@@ -402,6 +405,10 @@ def _verb(client: Client, as_json: bool, rollout_id: str, verb: str, body: dict[
     con.print_json(found) if as_json else con.console().print(con.rollouts_table([found]))
 
 
+for command in (rollout_approve, rollout_reject):
+    rollout.add_command(command)
+
+
 # --- rollback -----------------------------------------------------------------------------------------
 
 
@@ -441,8 +448,8 @@ def rollback(
         sys.exit(NOT_COMPLETED)
 
 
-for group in (keys_group, tokens_group, audit_group, enrol_group):
-    main.add_command(group)
+for command in (keys_group, tokens_group, audit_group, bar, unbar, bars, enrol_group):
+    main.add_command(command)
 devices.add_command(devices_revoke)
 
 

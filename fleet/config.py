@@ -70,6 +70,8 @@ class Config(EnrolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True)
         republish_s: least time between two publications of a digest that devices miss.
         report_gap_s: how long a missing report holds up the acknowledgement of later ones.
         reports_keep_s: how long acknowledged reports are kept.
+        approval: whether every rollout needs a second person before its second wave
+            (`shallop-fleet rollout start --approval` asks for one rollout).
         deltas: whether devices are offered deltas between releases (`on` or `off`).
         devices_max: devices taken up; messages of further ones are refused.
     """
@@ -92,6 +94,7 @@ class Config(EnrolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True)
     republish_s: Seconds = 30.0
     report_gap_s: Seconds = 600.0
     reports_keep_s: Seconds = 90 * 86400.0
+    approval: bool = False
     deltas: bool = True
     devices_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
 

@@ -2,7 +2,7 @@
 
 For: revocations of whole devices, certificates that a newer enrolment replaced, and devices that are back; at
 once where somebody waits for it, and again and again by a thread of its own, also after a restart.
-Not for: deciding any of it (`fleet.enrolling` writes it down first), or the broker's files (`fleet.ports.Gate`).
+Not for: deciding any of it (`fleet.enrolling` writes it down first), or the files of the broker (a `Gate`).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from fleet import rollback as rollbacks
 from fleet.audit import NOBODY_SAID, By
+from fleet.bars import require_not_barred
 from fleet.config import Config
 from fleet.enrolling import require_welcome, trust_in, trusts
 from fleet.facts import facts_of, read_rollout, with_rollout
@@ -73,6 +74,7 @@ class RolloutAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on_failure: FailureAction = FailureAction.ROLLBACK_ALL
     pace_per_minute: Annotated[int, Meta(ge=1)] | None = None
     seen_within_s: Annotated[float, Meta(gt=0.0, le=366 * 86400.0)] = 7 * 86400.0
+    approval: bool = False
 
 
 class RollbackAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -207,7 +209,7 @@ class People:
 
         Raises:
             NotFoundError: `unknown_release`.
-            ConflictError: `unsigned_refused` or `release_unfinished`.
+            ConflictError: `unsigned_refused`, `release_unfinished` or `release_barred`.
             SelectorError, LimitsError, RolloutError: it cannot be made as asked.
         """
         self.require_authority()
@@ -224,6 +226,7 @@ class People:
                     "release_unfinished",
                     f"{ask.model}@{ask.release} was not uploaded whole; publish it again",
                 )
+            require_not_barred(tx, release.digest)
             request = Request(
                 model=ask.model,
                 digest=release.digest,
@@ -237,10 +240,11 @@ class People:
                 on_failure=ask.on_failure,
                 pace_per_minute=ask.pace_per_minute,
                 seen_within_s=ask.seen_within_s,
+                approval=ask.approval or self._config.approval,
             )
             facts = facts_of(tx, ask.model, release.digest)
             order = tx.take_orders(2)
-            rollout = create(f"ro-{secrets.token_hex(6)}", request, order, order + 1, facts, now)
+            rollout = create(f"ro-{secrets.token_hex(6)}", request, order, order + 1, facts, now, by.who)
             restore_content(tx, release, self._desk)
             row = self._row(rollout, now)
             tx.save_rollout(row)
@@ -276,7 +280,7 @@ class People:
             NotFoundError: `unknown_rollout`.
         """
         with self._store.begin() as tx:
-            rollout = read_rollout(_rollout(tx, rollout_id))
+            rollout = read_rollout(rollout_row(tx, rollout_id))
             devices = {device.id: device for device in tx.devices()}
             reports = tx.reports_of_order(rollout.order)
         verdict = rollout.verdict
@@ -309,7 +313,7 @@ class People:
         """
         self.require_authority()
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
             if device is None:
                 return command_topic(self._desk.topics, ToAll()), row.rollback_payload
             scope = ToDevice(device=_device(tx, device).id)
@@ -326,7 +330,7 @@ class People:
             RolloutError: `illegal_transition`.
         """
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
             rollout = pause(read_rollout(row), by.why)
             tx.save_rollout(with_rollout(row, rollout))
             self._record(tx, by, "rollout.pause", rollout_id)
@@ -337,10 +341,12 @@ class People:
 
         Raises:
             NotFoundError: `unknown_rollout`.
+            ConflictError: `release_barred`.
             RolloutError: `illegal_transition`.
         """
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
+            require_not_barred(tx, row.release)
             rollout = resume(read_rollout(row), self._clock.now())
             tx.save_rollout(with_rollout(row, rollout))
             self._record(tx, by, "rollout.resume", rollout_id)
@@ -355,7 +361,7 @@ class People:
         """
         now = self._clock.now()
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
             facts = facts_of(tx, row.model, row.release)
             rollout, orders = abort(read_rollout(row), action, facts, now)
             tx.save_rollout(replace(with_rollout(row, rollout), cleared=False))
@@ -422,7 +428,12 @@ def _device(tx: Tx, device: str) -> Device:
     return view
 
 
-def _rollout(tx: Tx, rollout_id: str) -> RolloutRow:
+def rollout_row(tx: Tx, rollout_id: str) -> RolloutRow:
+    """The row of a rollout.
+
+    Raises:
+        NotFoundError: `unknown_rollout`.
+    """
     row = tx.rollout(rollout_id)
     if row is None:
         raise NotFoundError("unknown_rollout", f"there is no rollout {rollout_id[:64]!r}; see `rollout list`")

@@ -63,6 +63,8 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("GET", "/api/enrolments"): Scope.VIEW,
     ("POST", "/api/enrolments/{which}/cancel"): Scope.OPERATE,
     ("POST", "/api/devices/{device}/revoke"): Scope.OPERATE,
+    ("GET", "/api/bars"): Scope.VIEW,
+    ("POST", "/api/bars"): Scope.PUBLISH,
     ("GET", "/api/audit"): Scope.VIEW,
     ("GET", "/api/audit/head"): Scope.VIEW,
 }

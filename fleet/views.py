@@ -164,6 +164,9 @@ class RolloutView(Struct, frozen=True, kw_only=True):
     ended_at: float | None
     reason: str
     waiting_for: str
+    started_by: str = ""
+    approval: bool = False
+    approved_by: str = ""
 
 
 class ReadyRollback(Struct, frozen=True, kw_only=True):
@@ -211,6 +214,9 @@ def rollout_view(rollout: Rollout) -> RolloutView:
         ended_at=rollout.ended_at,
         reason=rollout.reason,
         waiting_for=rollout.waiting_for,
+        started_by=rollout.started_by,
+        approval=request.approval,
+        approved_by=rollout.approved_by,
     )
 
 

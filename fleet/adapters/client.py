@@ -17,6 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fleet.audit import WHY_HEADER, AuditEntry
+from fleet.bars import BarsAsk, BarsShow
 from fleet.enrolment_views import EnrolAsk, EnrolmentView, RevokedView, TokenShow
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.upload import Bundle
@@ -186,6 +187,14 @@ class Client:
     def token_revoke(self, wanted: str) -> list[TokenView]:
         """Revokes by id or name."""
         return self._ask("POST", f"/api/tokens/{quote(wanted, safe='')}/revoke", list[TokenView])
+
+    def bars(self) -> BarsShow:
+        """Barred releases."""
+        return self._ask("GET", "/api/bars", BarsShow)
+
+    def bars_change(self, ask: BarsAsk) -> BarsShow:
+        """Bars and unbars."""
+        return self._ask("POST", "/api/bars", BarsShow, json=ask)
 
     def audit_newest(self, count: int, who: str | None, subject: str | None) -> list[AuditEntry]:
         """The newest entries, oldest first."""

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from fleet.audit import AuditEntry
+from fleet.bars import BarsShow
 from fleet.tokens import TokenView
 from fleet.views import DeviceLine, DeviceView, ReleaseView, RollbackShow, RolloutShow, RolloutView
 
@@ -94,6 +95,13 @@ def tokens_table(tokens: Sequence[TokenView]) -> Table:
         for token in tokens
     ]
     return _table(("id", "name", "scopes", "state", "used", "expires", "made by"), rows)
+
+
+def bars_table(show: BarsShow) -> Table:
+    """Barred releases."""
+    rows = [(row.release, row.digest, utc(row.at), row.who, row.why) for row in show.barred]
+    title = f"list {show.number}" if show.number else "nothing was ever barred"
+    return _table(("release", "digest", "since", "by", "why"), rows, title)
 
 
 def audit_table(entries: Sequence[AuditEntry]) -> Table:
@@ -219,7 +227,7 @@ def rollout_tables(show: RolloutShow) -> list[Table | str]:
         ),
         [_device_row(line) for line in show.devices],
     )  # fmt: skip
-    parts: list[Table | str] = [rollouts_table([show.rollout]), "", lines]
+    parts: list[Table | str] = [rollouts_table([show.rollout]), *_people(show.rollout), "", lines]
     if show.gate:
         parts += ["", _table(("gate", "says", "because"), show.gate)]
     if show.left_out:
@@ -234,6 +242,14 @@ def rollout_tables(show: RolloutShow) -> list[Table | str]:
         f"  curl -o rollback.json '{ready.url_per_device}'",
     ]
     return parts
+
+
+def _people(rollout: RolloutView) -> list[str]:
+    """Who started it, and what became of the second person, where it is known."""
+    if not rollout.started_by:
+        return []
+    asked = f", {rollout.approved_by or 'nobody yet'} approved" if rollout.approval else ""
+    return [f"{rollout.started_by} started it{asked}"]
 
 
 def _device_row(line: DeviceLine) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ Not for: deciding anything (`fleet.people`, `fleet.publish.intake`).
     POST   /api/rollouts                             RolloutAsk -> RolloutView
     GET    /api/rollouts                             [RolloutView]
     GET    /api/rollouts/ID                          RolloutShow
-    POST   /api/rollouts/ID/pause|resume|abort       {why} | {why} | {why, action} -> RolloutView
+    POST   /api/rollouts/ID/pause|resume|approve     {why} -> RolloutView
+    POST   /api/rollouts/ID/abort|reject             {why, action} -> RolloutView
     GET    /api/rollouts/ID/rollback-payload[?device=D]   bytes for mosquitto_pub; the topic in X-Topic
     POST   /api/rollbacks                            RollbackAsk -> RollbackShow
     GET    /api/rollbacks/ID                         RollbackShow
@@ -247,7 +248,7 @@ class Api:
         return answer(await run_in_threadpool(self._services.people.rollout, request.path_params["id"]))
 
     async def rollout_verb(self, request: Request) -> Response:
-        """POST /api/rollouts/ID/pause|resume|abort."""
+        """POST /api/rollouts/ID/pause|resume|abort|approve|reject."""
         rollout, verb, people = request.path_params["id"], request.path_params["verb"], self._services.people
         said = await read_json(request, _Verb)
         by = by_of(request)
@@ -258,7 +259,13 @@ class Api:
             return await self._changed(people.resume, rollout, by)
         if verb == "abort":
             return await self._changed(people.abort, rollout, said.action, by)
-        raise BadRequestError("unknown_verb", f"{verb[:40]!r} is none of pause, resume, abort")
+        if verb == "approve":
+            return await self._changed(self._services.crew.approvals.approve, rollout, by)
+        if verb == "reject":
+            return await self._changed(self._services.crew.approvals.reject, rollout, said.action, by)
+        raise BadRequestError(
+            "unknown_verb", f"{verb[:40]!r} is none of pause, resume, abort, approve, reject"
+        )
 
     async def rollout_payload(self, request: Request) -> Response:
         """GET /api/rollouts/ID/rollback-payload."""

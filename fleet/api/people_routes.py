@@ -1,4 +1,4 @@
-"""The routes about people: tokens and the audit log.
+"""The routes about people: tokens, the audit log, and the list of barred releases.
 
 For: who may do what, and the record of it, over HTTP.
 Not for: the guard that asks for tokens (`fleet.api.guard`).
@@ -6,6 +6,8 @@ Not for: the guard that asks for tokens (`fleet.api.guard`).
     GET    /api/tokens                               [TokenView]
     POST   /api/tokens                               TokenAsk -> TokenMade, the secret said once
     POST   /api/tokens/ID_OR_NAME/revoke             [TokenView]
+    GET    /api/bars                                 BarsShow
+    POST   /api/bars                                 BarsAsk -> BarsShow
     GET    /api/audit[?after=N][&limit=N]            [AuditEntry] from number N + 1 on, oldest first
     GET    /api/audit?newest=N[&who=W][&subject=S]   [AuditEntry] the newest N, oldest first
     GET    /api/audit/head                           the signed head, an envelope of `audit_head`
@@ -13,21 +15,29 @@ Not for: the guard that asks for tokens (`fleet.api.guard`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import Struct
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from fleet.api.exchange import BadRequestError, Handler, answer, by_of, read_json
+from fleet.audit import By
 from fleet.audit_log import PAGE_MAX, AuditLog
+from fleet.bars import Bars, BarsAsk
+from fleet.people_approval import Approvals
 from fleet.tokens import TokenAsk, Tokens
 
 
 class Crew(Struct, frozen=True, kw_only=True):
-    """What these routes call."""
+    """What these routes call; `wake` tells the conductor that something changed."""
 
     tokens: Tokens
+    approvals: Approvals
     log: AuditLog
+    bars: Bars
+    wake: Callable[[], None]
 
 
 def people_routes(crew: Crew) -> tuple[tuple[str, str, Handler], ...]:
@@ -37,6 +47,8 @@ def people_routes(crew: Crew) -> tuple[tuple[str, str, Handler], ...]:
         ("GET", "/api/tokens", api.tokens),
         ("POST", "/api/tokens", api.token_create),
         ("POST", "/api/tokens/{token}/revoke", api.token_revoke),
+        ("GET", "/api/bars", api.bars),
+        ("POST", "/api/bars", api.bars_change),
         ("GET", "/api/audit", api.audit),
         ("GET", "/api/audit/head", api.audit_head),
     )
@@ -58,6 +70,16 @@ class _Api:
     async def token_revoke(self, request: Request) -> Response:
         wanted = request.path_params["token"]
         return answer(await run_in_threadpool(self._crew.tokens.revoke, wanted, by_of(request)))
+
+    async def bars(self, _request: Request) -> Response:
+        return answer(await run_in_threadpool(self._crew.bars.show))
+
+    async def bars_change(self, request: Request) -> Response:
+        ask, by = await read_json(request, BarsAsk), by_of(request)
+        by = By(who=by.who, why=by.why or ask.why)
+        show = await run_in_threadpool(self._crew.bars.change, ask, by)
+        self._crew.wake()
+        return answer(show)
 
     async def audit(self, request: Request) -> Response:
         query, log = request.query_params, self._crew.log

@@ -12,6 +12,8 @@ from fleet.api.http import Health, Services, build
 from fleet.api.people_routes import Crew
 from fleet.audit import AuditEntry, By
 from fleet.audit_log import AuditLog
+from fleet.bars import Bars
+from fleet.people_approval import Approvals
 from fleet.scopes import Scope
 from fleet.tokens import TokenAsk, Tokens
 from tests.fleet.twins import Harness
@@ -32,7 +34,13 @@ class Site:
         self.tokens = Tokens(harness.store, harness.clock)
         services = Services(
             people=harness.people,
-            crew=Crew(tokens=self.tokens, log=AuditLog(harness.store, harness.clock, harness.desk)),
+            crew=Crew(
+                tokens=self.tokens,
+                approvals=Approvals(harness.store, harness.clock, harness.desk),
+                log=AuditLog(harness.store, harness.clock, harness.desk),
+                bars=Bars(harness.store, harness.clock, harness.desk, insecure_unsigned=True),
+                wake=self._wake,
+            ),
             intake=harness.intake,
             health=self._health,
             wake=self._wake,
