@@ -61,6 +61,18 @@ class Doorman:
         if self._thread.is_alive():
             self._thread.join(STOP_S_MAX)
 
+    def see_to_within(self, device: str, seconds: float) -> None:
+        """The same as `see_to`, but no longer waited for than that; it goes on."""
+        if self._is_due(device):
+            errand = threading.Thread(target=self.see_to, args=(device,), name="errand", daemon=True)
+            errand.start()
+            errand.join(seconds)
+
+    def _is_due(self, device: str) -> bool:
+        """Without waiting for an errand that somebody else is on."""
+        with self._store.begin() as tx:
+            return any(errand.device == device for errand in pending(tx, self._clock.now()))
+
     def see_to(self, device: str) -> CutOff:
         """What is to be done about one device, now; what could not be is tried again by the thread.
 

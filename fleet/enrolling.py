@@ -46,6 +46,8 @@ _LOG = logging.getLogger("shallop.fleet.enrolling")
 TOKENS_KEPT_S = 90 * rules.DAY_S
 """How long a token that ended is still listed."""
 CERTIFICATES_KEPT_S = 30 * rules.DAY_S
+DOOR_S_MAX = 8.0
+"""How long a device's answer waits for the broker; the agent itself waits 10 s."""
 ANSWERS_PER_MINUTE = 6
 """To renewals of one device over MQTT; more are dropped unanswered."""
 
@@ -205,7 +207,7 @@ class Enrolling:
             else:
                 given = _of_serial(held, verdict.serial)
         # Written down first. The device connects when it has the answer: by then the broker should let it in.
-        self._doorman.see_to(row.device)
+        self._doorman.see_to_within(row.device, DOOR_S_MAX)
         return self._enrolled(given, self._desk.roots[row.root_number - 1 :], (authority, url), now)
 
     def _room(self, tx: Tx, verdict: Issue) -> Issue | Refuse:

@@ -140,7 +140,7 @@ class Again(Struct, frozen=True):
 
 
 class Refuse(Struct, frozen=True):
-    """None, and why (`wire.certificates.CertificateRefused`)."""
+    """None, and why (`wire.certificates.CertificateRefused`); what to do then, the agent says."""
 
     code: str
     detail: str
@@ -148,9 +148,7 @@ class Refuse(Struct, frozen=True):
 
 Verdict = Issue | Again | Refuse
 
-UNKNOWN_TOKEN = Refuse(
-    "token_unknown", "this registry knows no such token; `shallop-fleet enrol DEVICE` makes one"
-)
+UNKNOWN_TOKEN = Refuse("token_unknown", "this registry knows no such token")
 
 
 # --- tokens -------------------------------------------------------------------------------------------
@@ -209,7 +207,7 @@ def judge_enrolment(
 
 def _token_refused(enrolment: Enrolment, word: Enrol, now: float) -> Refuse | None:
     if enrolment.device != word.device:
-        return Refuse("wrong_device", "this token is for another device; make one for this device's id")
+        return Refuse("wrong_device", "this token is for another device")
     match state_at(enrolment, now):
         case TokenState.CANCELLED:
             return Refuse("token_cancelled", enrolment.why or "this token was cancelled; make a new one")
@@ -218,8 +216,7 @@ def _token_refused(enrolment: Enrolment, word: Enrol, now: float) -> Refuse | No
         case TokenState.USED if enrolment.public != word.public:
             return Refuse(
                 "token_used",
-                "this token was used for another key; if that was not this device, somebody else has it: "
-                "make a new token, which ends the other's certificate",
+                "this token was used for another key; if that was not this device, somebody else has it",
             )
         case TokenState.USED if now >= enrolment.expires_at:
             return _expired()
@@ -228,7 +225,7 @@ def _token_refused(enrolment: Enrolment, word: Enrol, now: float) -> Refuse | No
 
 
 def _expired() -> Refuse:
-    return Refuse("token_expired", "this token's time is over; make a new one by `shallop-fleet enrol`")
+    return Refuse("token_expired", "this token's time is over")
 
 
 def _revoked_key(public: str, certificates: Sequence[Held]) -> bool:
@@ -236,9 +233,7 @@ def _revoked_key(public: str, certificates: Sequence[Held]) -> bool:
 
 
 def _revoked(device: str) -> Refuse:
-    return Refuse(
-        "revoked", f"{device} was revoked; only a new token (`shallop-fleet enrol {device}`) brings it back"
-    )
+    return Refuse("revoked", f"{device} was revoked, and only a new token brings it back")
 
 
 # --- renewal ------------------------------------------------------------------------------------------
@@ -267,7 +262,7 @@ def judge_renewal(
         check: Ed25519.
     """
     if not certificates:
-        return Refuse("unknown_device", f"{word.device} never enrolled here; it needs a token")
+        return Refuse("unknown_device", f"{word.device} never enrolled here")
     statement = renewal_statement(word.device, word.public)
     before = bytes.fromhex(word.proof_before)
     if not check(bytes.fromhex(word.public), statement, bytes.fromhex(word.proof)):

@@ -56,9 +56,14 @@ TOPICS = Topics()
 
 
 class EnrolledFleet:
-    """Keys, an authority, a broker and a registry in `folder`; `start` begins."""
+    """Keys, an authority, a broker and a registry in `folder`; `start` begins.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: made if missing.
+        extra: more lines of fleet.yaml.
+    """
+
+    def __init__(self, folder: Path, extra: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.keys = folder / "keys"
         self.command("keys", "init", "--keys", str(self.keys), "--root-keys", str(folder / "offline"))
@@ -68,7 +73,7 @@ class EnrolledFleet:
         config.write_text(
             f"broker: {self.broker.url}\nkeys: {self.keys}\nbroker_files: {self.broker.out}\n"
             f"enrol_listen: 127.0.0.1:{self.port}\nenrol_hosts: [localhost, 127.0.0.1]\n"
-            f"enrol_broker: localhost:{self.broker.port}\n"
+            f"enrol_broker: localhost:{self.broker.port}\n{extra}"
         )
         self.registry = RegistryProcess(folder / "data", 1, "--config", str(config))
         at = self.registry._command.index("--broker")
