@@ -19,6 +19,7 @@ import msgspec
 from fleet.adapters import console as con
 from fleet.adapters import console_enrolment as shown
 from fleet.adapters.client import Client
+from fleet.adapters.console_trust import moment
 from fleet.cli_common import changing, remote
 from fleet.config import ConfigError
 from fleet.enrolment_views import DEVICES_MAX, VALID_S, VALID_S_MAX, VALID_S_MIN, EnrolAsk, TokenShow
@@ -113,7 +114,7 @@ def _make_many(client: Client, devices: list[str], valid_s: float, *, as_json: b
             if as_json:
                 sys.stdout.write(msgspec.json.encode(token).decode() + "\n")
             else:
-                writer.writerow((token.device, token.token, shown.moment(token.expires_at), _back(token)))
+                writer.writerow((token.device, token.token, moment(token.expires_at), _back(token)))
 
 
 def _back(token: TokenShow) -> str:
@@ -194,7 +195,7 @@ def devices_revoke(client: Client, as_json: bool, device: str) -> None:
     if as_json:
         con.print_json(found)
         return
-    click.echo(f"{device} is revoked since {shown.moment(found.at)}: {found.why or 'no reason was given'}")
+    click.echo(f"{device} is revoked since {moment(found.at)}: {found.why or 'no reason was given'}")
     if found.in_force:
         click.echo(f"It is cut off: {found.detail}.")
     else:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from fleet.enrolments import Ending, Enrolment, Held, Revocation, state_at
+from fleet.enrolments import Ending, Enrolment, Held, Revocation, overdue, state_at
 from wire.types import DeviceId, Text
 
 DEVICES_MAX = 1000
@@ -86,12 +86,17 @@ class RevokedView(Struct, frozen=True, kw_only=True):
 
 
 class CertificateView(Struct, frozen=True, kw_only=True):
-    """A device's newest certificate."""
+    """A device's newest certificate.
+
+    Attributes:
+        overdue: it should have been renewed by now; the device is off, or cannot.
+    """
 
     serial: str
     issued_at: float
     not_after: float
     state: Literal["living", "ended", "revoked"]
+    overdue: bool
 
 
 class DeviceTrust(Struct, frozen=True, kw_only=True):
@@ -114,7 +119,7 @@ def device_trust(newest: Held | None, revocation: Revocation | None, now: float)
         ended: Literal["ended", "revoked"] = "ended" if newest.revoked_at is None else "revoked"
         shown = CertificateView(
             serial=newest.serial, issued_at=newest.issued_at, not_after=newest.not_after,
-            state="living" if newest.living(now) else ended,
+            state="living" if newest.living(now) else ended, overdue=overdue(newest, now),
         )  # fmt: skip
     return DeviceTrust(
         certificate=shown,

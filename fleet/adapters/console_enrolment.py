@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import segno
 from rich.table import Table
 
 from fleet.adapters.console import ago
+from fleet.adapters.console_trust import moment
 from fleet.enrolment_views import EnrolmentView, TokenShow
-
-
-def moment(at: float) -> str:
-    """A time in UTC, to the second."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def token_words(token: TokenShow) -> list[str]:
