@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fleet.adapters.console import ago
 from fleet.adapters.console_trust import moment
+from fleet.config import ConfigError
 from fleet.enrolment_views import EnrolmentView, TokenShow
 
 
@@ -60,8 +61,17 @@ _DARK_ON_LIGHT, _RESET = "\x1b[38;5;16;48;5;231m", "\x1b[0m"
 
 
 def print_qr(text: str) -> None:
-    """The QR code on standard output."""
-    sys.stdout.write(qr_text(text) + "\n")
+    """The QR code on standard output.
+
+    Raises:
+        ConfigError: `no_utf8`: the terminal cannot show half blocks.
+    """
+    try:
+        sys.stdout.write(qr_text(text) + "\n")
+    except UnicodeEncodeError:
+        raise ConfigError(
+            "no_utf8", f"a terminal of {sys.stdout.encoding} cannot show a QR code; set LC_ALL=C.UTF-8"
+        ) from None
 
 
 def enrolments_table(rows: Sequence[EnrolmentView]) -> Table:

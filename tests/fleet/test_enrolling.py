@@ -12,8 +12,9 @@ from fleet.audit import By
 from fleet.doorman import Doorman
 from fleet.enrolling import Enrolling
 from fleet.enrolment_views import EnrolAsk
-from fleet.people import RollbackAsk
-from fleet.ports import ConflictError, NotFoundError
+from fleet.people import RollbackAsk, RolloutAsk
+from fleet.ports import ConflictError, DesiredRow, NotFoundError
+from tests.fleet.bundles import write_bundle
 from tests.fleet.enrolment import (
     BY,
     DAY_S,
@@ -34,7 +35,7 @@ from wire.certificates import CertificateRefused, Renewal
 from wire.codec import decode, encode
 from wire.enrolment import Enrolled
 from wire.errors import ShallopError
-from wire.messages import Hardware, Identity, Status
+from wire.messages import DesiredModel, Hardware, Identity, Status
 
 FIRST, SECOND, THIRD = Key("one"), Key("two"), Key("three")
 
@@ -420,6 +421,41 @@ def test_of_certificates_that_ended_the_broker_hears_nothing(registry: Registry)
     registry.clock.time += 91 * DAY_S
     registry.enrolling.revoke(DEVICE, BY)
     assert registry.barrier.told[1:] == [(DEVICE, set())], "its name is refused all the same"
+
+
+def test_a_revoked_device_gets_no_orders_and_holds_up_nobody(tmp_path: Path) -> None:
+    harness = Harness()
+    for name in ("roof-1", "roof-2"):
+        harness.device(name)
+    write_bundle(tmp_path / "b", "v1", size_bytes=20_000)
+    harness.publish(tmp_path / "b")
+    harness.settle(2)
+    harness.enrolling.revoke("roof-2", BY)
+    rollout = harness.people.start(RolloutAsk(model="camera", release="v1", waves="100%", soak_s=0.0), BY)
+    harness.settle(30)
+    assert harness.people.rollout(rollout.id).rollout.state == "completed"
+    desired = {d: TOPICS.topic(wt.DESIRED, device=d) for d in ("roof-1", "roof-2")}
+    assert desired["roof-1"] in harness.broker.retained
+    assert desired["roof-2"] not in harness.broker.retained
+    harness.people.group("roof-2", ("north",), BY)
+    harness.people.roll_back(RollbackAsk(model="camera", all=True), BY)
+    harness.settle(3)
+    assert desired["roof-2"] not in harness.broker.retained, "whatever a person does"
+    with harness.store.begin() as tx:
+        assert {row.device for row in tx.rollback_rows()} == {"roof-1"}
+    harness.store.close()
+
+
+def test_a_device_that_is_back_gets_the_orders_that_stood(registry: Registry) -> None:
+    registry.enrolled(FIRST)
+    entry = DesiredModel(order=3, digest="d" * 64, release="v1")
+    with registry.harness.store.begin() as tx:
+        tx.save_desired(DesiredRow(device=DEVICE, model="m", rollout=None, entry=entry))
+    registry.enrolling.revoke(DEVICE, BY)
+    registry.clock.time += 1
+    registry.enrolled(SECOND)
+    registry.harness.settle(2)
+    assert TOPICS.topic(wt.DESIRED, device=DEVICE) in registry.harness.broker.retained
 
 
 # --- upkeep -------------------------------------------------------------------------------------------
