@@ -21,6 +21,7 @@ import click
 
 from fleet.adapters import console as con
 from fleet.adapters.client import Client, ServerUnreachableError
+from fleet.cli_broker import broker_group
 from fleet.cli_keys import keys_group, opened
 from fleet.config import Config, load, read_mapping
 from fleet.people import RollbackAsk, RolloutAsk
@@ -82,7 +83,7 @@ def main() -> None:
 @main.command()
 @click.option("--data", help="Directory of database and blobs.  [default: .]")
 @click.option("--database", help="SQLAlchemy URL.  [default: SQLite in --data]")
-@click.option("--broker", help="mqtt://HOST:PORT.  [default: mqtt://127.0.0.1:1883]")
+@click.option("--broker", help="mqtts://HOST:PORT or mqtt://HOST:PORT.  [default: mqtt://127.0.0.1:1883]")
 @click.option(
     "--listen", help="HOST:PORT of the HTTP API; port 0 takes a free one.  [default: 127.0.0.1:8470]"
 )
@@ -464,6 +465,7 @@ def rollback(
 
 
 main.add_command(keys_group)
+main.add_command(broker_group)
 
 
 if __name__ == "__main__":

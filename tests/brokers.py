@@ -162,7 +162,8 @@ class TlsMosquitto:
         )  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
         if not Authority.exists(self.keys):
-            Authority.create(self.keys, "Test fleet", None, time.time())
+            # Older than the certificates that a test wants to have ended.
+            Authority.create(self.keys, "Test fleet", None, time.time() - 30 * DAY_S)
         self.files.begin(self.setup, self.authority, time.time())
         text = (self.out / CONFIG).read_text()
         user = "user root\n" if os.geteuid() == 0 else ""
