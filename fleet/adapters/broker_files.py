@@ -127,9 +127,13 @@ class BrokerFiles:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One change at a time, of whatever process."""
-        with (self.out / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        # The directory itself: a file would be root's where root came first.
+        handle = os.open(self.out, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(handle)
 
     def prepare(self) -> None:
         """Makes the two directories, if they are missing.
@@ -152,13 +156,15 @@ class BrokerFiles:
         access_list(setup)
         self.prepare()
         with self.locked():
+            # Whatever may be refused comes before anything is replaced.
+            revoked, server = self.revoked, authority.issue_server(setup.hosts, now, SERVER_LIFE_S)
             self._place(self.out / SETUP, msgspec.json.format(msgspec.json.encode(setup)) + b"\n", _PUBLIC)
             self._place(self.out / CONFIG, mosquitto_config(setup).encode(), _PUBLIC)
-            self._renew_server(setup, authority, now)
+            self._place(self.out / SERVER, together(server), _FOR_BROKER)
             for name in self.programs:
                 if due(self.program(name), now):
                     self.renew_program(name, authority, now)
-            self._write_lists(setup, self.revoked, authority, now)
+            self._write_lists(setup, revoked, authority, now)
 
     def rewrite(self, authority: Authority, now: float) -> None:
         """Makes what follows from authority, setup and record once more.
@@ -214,14 +220,10 @@ class BrokerFiles:
         Raises:
             KeysError: `no_broker`, `key_unwritable` or `broker_files_unreadable`.
         """
-        setup = self.setup
-        with self.locked():
-            self._renew_server(setup, authority, now)
-
-    def _renew_server(self, setup: Setup, authority: Authority, now: float) -> None:
-        identity = authority.issue_server(setup.hosts, now, SERVER_LIFE_S)
         # When it was made stands nowhere in it: its life begins with the authority's.
-        self._place(self.out / SERVER, together(identity), _FOR_BROKER)
+        identity = authority.issue_server(self.setup.hosts, now, SERVER_LIFE_S)
+        with self.locked():
+            self._place(self.out / SERVER, together(identity), _FOR_BROKER)
 
     def server_due(self, now: float) -> bool:
         """Whether a third of the broker's certificate's life is left, or less."""

@@ -6,18 +6,23 @@ moment between takeover and reload is looked at.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import paho.mqtt.client as paho
 import pytest
+from click.testing import CliRunner
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from fleet.adapters.broker_tls import Answer, Knock, client_context, knock
 from fleet.adapters.gate import BrokerGate
+from fleet.cli import main as fleet
 from tests.brokers import TlsMosquitto
+from tests.fleet.processes import RegistryProcess, wait_for
 
 WAIT_S_MAX = 15.0
 
@@ -281,3 +286,39 @@ def test_a_certificate_that_ends_soon_is_trouble(unwatched: TlsMosquitto) -> Non
     # The programs' certificates, renewed by that clock, are not yet valid by the broker's.
     gate.look()
     assert gate.trouble is not None
+
+
+# --- the whole program --------------------------------------------------------------------------------
+
+
+def test_a_registry_process_speaks_tls_and_finds_its_door_well(broker: TlsMosquitto, tmp_path: Path) -> None:
+    config = tmp_path / "fleet.yaml"
+    config.write_text(f"broker: {broker.url}\nbroker_files: {broker.out}\nkeys: {broker.keys}\n")
+    CliRunner().invoke(
+        fleet, ["keys", "init", "--keys", str(broker.keys), "--root-keys", str(tmp_path / "root-keys")]
+    )
+    registry = RegistryProcess(tmp_path / "data", 0, "--config", str(config), broker=broker.url)
+    registry.start()
+    try:
+        wait_for("the connection", lambda: "as fleet.registry" in broker.log)
+        wait_for(
+            "the first look at the door", lambda: "as fleet.probe" in broker.log.rpartition("registry")[2]
+        )
+        health = httpx.get(f"{registry.url}/api/health", trust_env=False).json()
+        assert health["broker_connected"] is True
+        assert health["broker_trouble"] is None
+    finally:
+        registry.stop()
+
+
+def test_a_person_tries_the_door(unwatched: TlsMosquitto) -> None:
+    broker = unwatched
+    asked = ["broker", "check", "--keys", str(broker.keys), "--out", str(broker.out), "--json"]
+    well = CliRunner().invoke(fleet, asked)
+    assert well.exit_code == 0, well.output
+    assert [one["ok"] for one in json.loads(well.output)] == [True] * 8
+    # A list of its own, so that the one in force does not name the canary.
+    broker.files.rewrite(broker.authority, time.time())
+    bad = CliRunner().invoke(fleet, asked)
+    assert bad.exit_code == 3
+    assert [one["what"] for one in json.loads(bad.output) if not one["ok"]] == ["refuses what was revoked"]
