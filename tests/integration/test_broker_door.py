@@ -16,11 +16,18 @@ import httpx
 import paho.mqtt.client as paho
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from fleet.adapters.authority import DAY_S
+from fleet.adapters.broker_files import together
 from fleet.adapters.broker_tls import Answer, Knock, client_context, knock
-from fleet.adapters.gate import BrokerGate
+from fleet.adapters.door import open_door
+from fleet.adapters.gate import BrokerGate, trouble_of
+from fleet.broker_rules import REGISTRY
 from fleet.cli import main as fleet
+from fleet.config import BrokerTls, Config
+from fleet.ports import BrokerError
 from tests.brokers import TlsMosquitto
 from tests.fleet.processes import RegistryProcess, wait_for
 
@@ -279,13 +286,81 @@ def test_the_registry_renews_what_is_due_and_the_broker_shows_it(broker: TlsMosq
     assert all(path.read_bytes() != old for path, old in zip(names, before, strict=True))
 
 
-def test_a_certificate_that_ends_soon_is_trouble(unwatched: TlsMosquitto) -> None:
-    clock = SystemClock()
-    clock.shift_s = 395 * 86400.0
-    gate = gate_of(unwatched, clock)
-    # The programs' certificates, renewed by that clock, are not yet valid by the broker's.
-    gate.look()
-    assert gate.trouble is not None
+IN, OUT = Knock(answer=Answer.TAKEN_IN, trespassed=False), Knock(answer=Answer.REVOKED)
+ENDED = Knock(answer=Answer.REFUSED, detail="EXPIRED")
+ENDS = 1_900_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("canary", "probe", "words"),
+    [
+        (OUT, IN, None),
+        (OUT, replace(IN, server_not_after=ENDS + 70 * DAY_S), None),
+        (OUT, replace(IN, server_not_after=ENDS + 60 * DAY_S), "its certificate ends in 60 days"),
+        (OUT, replace(IN, server_not_after=ENDS - DAY_S), "its certificate ends in 0 days"),
+        (OUT, replace(IN, trespassed=True), "anybody may write everywhere"),
+        (IN, replace(IN, trespassed=True), "anybody may write everywhere"),
+        (IN, IN, "does not refuse what was revoked (taken_in)"),
+        (
+            Knock(answer=Answer.REFUSED, detail="EXPIRED"),
+            IN,
+            "does not refuse what was revoked (refused, EXPIRED)",
+        ),
+        (
+            OUT,
+            Knock(answer=Answer.REFUSED, detail="EXPIRED"),
+            "does not take in who may come (refused, EXPIRED)",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_the_worst_first(canary: Knock, probe: Knock, words: str | None) -> None:
+    said = trouble_of(canary, probe, ENDS)
+    assert said is None if words is None else words in str(said)
+
+
+def test_the_registrys_own_certificate_is_renewed_while_it_runs(broker: TlsMosquitto) -> None:
+    config = Config(broker=broker.url, broker_files=str(broker.out), keys=str(broker.keys))
+    door = open_door(config, SystemClock())
+    assert door.tls is not None
+    assert isinstance(door.gate, BrokerGate)
+    own = broker.keys / "registry.pem"
+    now = time.time()
+    own.write_bytes(together(broker.authority.issue_client(REGISTRY, now - 3 * DAY_S, DAY_S)))
+    door.tls.load_cert_chain(own)
+    address = (broker.host, broker.port)
+    assert knock(address, door.tls, listen_s=0.3).answer is Answer.REFUSED
+    door.gate.renew()
+    assert knock(address, door.tls).answer is Answer.TAKEN_IN
+
+
+def test_a_registry_that_was_off_until_its_certificate_ended_makes_a_new_one(broker: TlsMosquitto) -> None:
+    expired = broker.authority.issue_client(REGISTRY, time.time() - 3 * DAY_S, DAY_S)
+    (broker.keys / "registry.pem").write_bytes(together(expired))
+    config = Config(broker=broker.url, broker_files=str(broker.out), keys=str(broker.keys))
+    door = open_door(config, SystemClock())
+    assert door.client_id == REGISTRY
+    assert door.tls is not None
+    assert knock((broker.host, broker.port), door.tls).answer is Answer.TAKEN_IN
+
+
+def test_without_a_broker_of_its_own_a_registry_cuts_nobody_off_and_says_so(
+    broker: TlsMosquitto, tmp_path: Path
+) -> None:
+    plain = open_door(Config(), SystemClock())
+    assert (plain.tls, plain.client_id) == (None, None)
+    assert "mqtt://" in plain.gate.cut_off("roof-17", {}).detail
+    elsewhere = Config(
+        broker=broker.url, keys=str(tmp_path),
+        broker_tls=BrokerTls(ca_file=f"{broker.out}/ca.pem", cert_file=f"{broker.keys}/registry.pem"),
+    )  # fmt: skip
+    door = open_door(elsewhere, SystemClock())
+    assert door.tls is not None
+    done = door.gate.cut_off("roof-17", {})
+    assert not done.in_force
+    assert "broker init" in done.detail
+    for config in (Config(broker=broker.url, keys=str(tmp_path)), Config(broker="https://x")):
+        with pytest.raises(BrokerError):
+            open_door(config, SystemClock())
 
 
 # --- the whole program --------------------------------------------------------------------------------
