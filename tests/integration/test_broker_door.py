@@ -110,7 +110,7 @@ def come(broker: TlsMosquitto, name: str) -> tuple[Device, dict[int, float], tup
     return device, {issued.serial: issued.not_after}, (cert_file, key_file)
 
 
-def visit(broker: TlsMosquitto, files: tuple[Path, Path]) -> Knock:
+def visit(broker: TlsMosquitto, files: tuple[Path, ...]) -> Knock:
     return knock((broker.host, broker.port), broker.context(*files), listen_s=0.3)
 
 
@@ -154,6 +154,37 @@ def test_until_the_broker_has_read_the_list_a_device_is_thrown_out_as_often_as_i
     finally:
         device.close()
         thread.join()
+
+
+class Written(BrokerGate):
+    """A door that writes down what is done at it; the list is in force at the third look."""
+
+    def __init__(self, broker: TlsMosquitto) -> None:
+        super().__init__(broker.files, broker.authority, (broker.host, broker.port), SystemClock())
+        self.done: list[str] = []
+        self.unreachable_at = -1
+
+    def _throw_out(self, device: str) -> bool:
+        self.done.append(device)
+        return len(self.done) != self.unreachable_at
+
+    def _in_force(self) -> bool:
+        self.done.append("look")
+        return self.done.count("look") >= 3
+
+
+def test_whoever_came_between_is_thrown_out_once_more_after_the_list_is_in_force(
+    unwatched: TlsMosquitto,
+) -> None:
+    """The one moment that no test with a real device can hold still."""
+    gate = Written(unwatched)
+    assert gate.cut_off("roof-17", {}).in_force
+    assert gate.done == ["roof-17", "look"] * 3 + ["roof-17"]
+    # The last one must succeed too.
+    gate = Written(unwatched)
+    gate.unreachable_at = 7
+    assert gate.cut_off("roof-17", {}).in_force
+    assert gate.done == ["roof-17", "look"] * 3 + ["roof-17"] + ["roof-17", "look", "roof-17"]
 
 
 def test_a_broker_that_nobody_reloads_is_no_success_and_is_tried_on(
@@ -397,3 +428,39 @@ def test_a_person_tries_the_door(unwatched: TlsMosquitto) -> None:
     bad = CliRunner().invoke(fleet, asked)
     assert bad.exit_code == 3
     assert [one["what"] for one in json.loads(bad.output) if not one["ok"]] == ["refuses what was revoked"]
+
+
+# --- one authority follows another --------------------------------------------------------------------
+
+
+def test_nobody_who_renewed_in_time_is_locked_out_when_one_authority_follows_another(
+    broker: TlsMosquitto, tmp_path: Path
+) -> None:
+    address = (broker.host, broker.port)
+    before = broker.device("roof-17")
+    knows_old = tmp_path / "old.pem"
+    knows_old.write_text(broker.authority.certificates_pem)
+
+    def step(verb: str) -> None:
+        done = CliRunner().invoke(
+            fleet, ["broker", "ca", verb, "--keys", str(broker.keys), "--out", str(broker.out)]
+        )
+        assert done.exit_code == 0, done.output
+        # Each step has a canary of its own, by which the broker is seen to have read it.
+        until(lambda: visit(broker, (broker.keys / "canary.pem",)).answer is Answer.REVOKED)
+
+    step("rotate")
+    knows_both = tmp_path / "both.pem"
+    knows_both.write_text(broker.authority.certificates_pem)
+    assert knock(address, client_context(knows_old, *before)).answer is Answer.TAKEN_IN
+    step("switch")
+    after = broker.device("roof-17")
+    assert knock(address, client_context(knows_both, *before)).answer is Answer.TAKEN_IN
+    assert knock(address, client_context(knows_both, *after)).answer is Answer.TAKEN_IN
+    assert "certificate is not the broker's" in knock(address, client_context(knows_old, *before)).detail
+    step("drop")
+    knows_new = tmp_path / "new.pem"
+    knows_new.write_text(broker.authority.certificates_pem)
+    assert knock(address, client_context(knows_new, *after)).answer is Answer.TAKEN_IN
+    assert knock(address, client_context(knows_new, *before), listen_s=0.3).answer is Answer.REFUSED
+    assert knock(address, broker.registry()).answer is Answer.TAKEN_IN
