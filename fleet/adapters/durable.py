@@ -47,3 +47,11 @@ def write_atomically(path: Path, data: bytes, mode: int, owner: tuple[int, int] 
         draft.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def owner_in(folder: Path) -> tuple[int, int] | None:
+    """The user and group of what root writes in a directory: the directory's; None for anybody else."""
+    if os.geteuid() != 0:
+        return None
+    of = folder.stat()
+    return of.st_uid, of.st_gid
