@@ -22,9 +22,8 @@ pytestmark = [pytest.mark.broker, pytest.mark.slow]
 class People:
     """A signed house in which everybody needs a token."""
 
-    def __init__(self, signed: Signed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, signed: Signed) -> None:
         self.signed, self.house = signed, signed.house
-        self._environment = monkeypatch
         self.tokens: dict[str, str] = {}
         data = str(self.house.folder / "registry")
         for name, scopes in (("ada", ("administer",)), ("bob", ("operate",)), ("eve", ("view",))):
@@ -33,7 +32,7 @@ class People:
             self.tokens[name] = made["token"]
 
     def fleet(self, who: str, *arguments: str) -> object:
-        self._environment.setenv("SHALLOP_TOKEN", self.tokens[who])
+        self.house.token = self.tokens[who]
         return self.house.fleet(*arguments)
 
     def ask(self, who: str, *arguments: str) -> dict[str, object]:
@@ -48,10 +47,10 @@ class People:
 
 
 @pytest.fixture
-def people(bare_house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> People:
+def people(bare_house: House, tmp_path: Path) -> People:
     signed = Signed(bare_house, tmp_path / "offline")
     bare_house.start()
-    made = People(signed, monkeypatch)
+    made = People(signed)
     for device in DEVICES:
         signed.join(device)
     wait_for(
