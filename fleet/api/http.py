@@ -61,7 +61,6 @@ from fleet.api.exchange import (
 )
 from fleet.api.guard import Guard
 from fleet.api.people_routes import Crew, people_routes
-from fleet.audit import By
 from fleet.people import People, RollbackAsk, RolloutAsk
 from fleet.publish.intake import Intake
 from fleet.rollout import FailureAction
@@ -243,8 +242,7 @@ class Api:
         """POST /api/rollouts/ID/pause|resume|abort|approve|reject."""
         rollout, verb, people = request.path_params["id"], request.path_params["verb"], self._services.people
         said = await read_json(request, _Verb)
-        by = by_of(request)
-        by = By(who=by.who, why=by.why or said.why)
+        by = by_of(request, said.why)
         if verb == "pause":
             return await self._changed(people.pause, rollout, by)
         if verb == "resume":

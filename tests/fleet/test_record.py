@@ -210,6 +210,15 @@ def test_a_why_may_stand_in_the_body_of_a_verb(site: Site, tmp_path: Path) -> No
     assert (site.entries()[-1].what, site.entries()[-1].why) == ("rollout.pause", "lunch")
 
 
+def test_what_people_say_moves_no_terminal(site: Site, tmp_path: Path) -> None:
+    rollout = Scene(site, tmp_path).rollout()
+    why = "x\x1b[2Jy\x00z" + "w" * 1990
+    view = site.ask("POST", f"/api/rollouts/{rollout}/pause", json={"why": why})[1]
+    assert view["reason"].startswith("x [2Jy z")
+    site.ask("POST", f"/api/rollouts/{rollout}/resume", headers={"Shallop-Why": "%1B%5B2J%FF%zz"})
+    assert site.entries()[-1].why == " [2J\ufffd%zz"
+
+
 def acts(site: Site) -> list[tuple[str, object, object]]:
     return [(e.what, e.details["from"], e.details["wave"]) for e in site.entries() if e.who == REGISTRY]
 
