@@ -23,6 +23,7 @@ from fleet.adapters import keychain
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
 from fleet.adapters.door import open_door
+from fleet.adapters.durable import DurableFile
 from fleet.adapters.enrolment_office import EnrolmentOffice
 from fleet.adapters.gate import BrokerGate, NoGate
 from fleet.adapters.key_files import PASSPHRASE, verify
@@ -32,7 +33,9 @@ from fleet.adapters.web_server import WebServer
 from fleet.api.guard import LOOPBACK, allowed_hosts
 from fleet.api.http import Health, Services, build
 from fleet.api.people_routes import Crew
+from fleet.audit_heads import HEAD_BYTES_MAX
 from fleet.audit_log import AuditLog
+from fleet.audit_watch import AuditWatch
 from fleet.bars import Bars
 from fleet.conductor import OPEN_STATES, Conductor, Ports
 from fleet.config import Config
@@ -77,6 +80,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     deltas: DeltaShelf | None
     enrolment: EnrolmentOffice
     gate: BrokerGate | NoGate
+    watch: AuditWatch
 
 
 class Loop:
@@ -165,6 +169,9 @@ def assemble(config: Config) -> Parts:
     enrolling = enrolment.enrolling
     ingest = Ingest(desk.topics, desk.policy, config.devices_max, enrolling.renew_over_mqtt)
     deltas = DeltaShelf(data / "deltas", store, blobs, DeltaProcess(), desk) if config.deltas else None
+    log = AuditLog(store, clock, desk)
+    watch = AuditWatch(store, clock, log, DurableFile(data / "audit-head.json", HEAD_BYTES_MAX))
+    watch.look()
     conductor = Conductor(
         Ports(
             store=store,
@@ -174,6 +181,7 @@ def assemble(config: Config) -> Parts:
             ingest=ingest,
             deltas=deltas,
             enrolling=enrolling,
+            watch=watch,
         ),
         desk,
         config,
@@ -184,7 +192,7 @@ def assemble(config: Config) -> Parts:
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
-        crew=_crew(store, clock, desk, tokens, config, loop),
+        crew=_crew(store, clock, desk, tokens, log, config, loop),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
         health=lambda: replace(
             _health(store, broker, publisher, conductor, ingest, desk, tokens),
@@ -196,15 +204,17 @@ def assemble(config: Config) -> Parts:
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
-        deltas=deltas, enrolment=enrolment, gate=door.gate,
+        deltas=deltas, enrolment=enrolment, gate=door.gate, watch=watch,
     )  # fmt: skip
 
 
-def _crew(store: Store, clock: SystemClock, desk: Desk, tokens: Tokens, config: Config, loop: Loop) -> Crew:
+def _crew(
+    store: Store, clock: SystemClock, desk: Desk, tokens: Tokens, log: AuditLog, config: Config, loop: Loop
+) -> Crew:
     return Crew(
         tokens=tokens,
         approvals=Approvals(store, clock, desk),
-        log=AuditLog(store, clock, desk),
+        log=log,
         bars=Bars(store, clock, desk, config.insecure_unsigned),
         wake=loop.ask,
     )
@@ -339,6 +349,7 @@ def serve(config: Config) -> None:
             parts.enrolment.stop()
             parts.gate.stop()
             parts.loop.stop()
+            parts.watch.keep()
             if parts.deltas is not None:
                 parts.deltas.stop()
             parts.broker.close()

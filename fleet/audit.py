@@ -192,7 +192,7 @@ def checked(entries: Iterable[AuditEntry], registry_id: str, heads: Collection[A
     for entry in entries:
         how = _wrong(entry, last, before) or _unlike(entry, wanted.get(entry.number, ()))
         if how:
-            return _broken(last, before, min(last + 1, entry.number) or 1, how)
+            return _broken(last, before, max(1, min(last + 1, entry.number)), how)
         last, before = entry.number, entry.sha256
     highest = max(wanted, default=0)
     if highest > last:

@@ -28,32 +28,44 @@ _HEAD = msgspec.json.Decoder(AuditHead)
 _ENTRY = msgspec.json.Decoder(AuditEntry)
 
 
-def read_head(data: bytes, chain: Sequence[bytes] | None, check: SignatureCheck) -> AuditHead:
-    """The head in an envelope.
+def read_head(data: bytes) -> AuditHead:
+    """The head in an envelope, its signature not looked at: for who knows where it comes from.
+
+    Raises:
+        WireError: it is no head of this version.
+        TrustError: `wrong_type`: another kind of envelope.
+    """
+    return _opened(data)[0]
+
+
+def believed_head(data: bytes, chain: Sequence[bytes], check: SignatureCheck) -> AuditHead:
+    """The head in an envelope that the order keys of the root that it names signed.
 
     Args:
         data: the envelope.
-        chain: the fleet's root documents, oldest first and checked already; the head must be signed by the
-            order keys of the root that it names. None: whoever asks knows where the head comes from.
+        chain: the fleet's root documents, oldest first and checked already.
         check: verifies one signature.
 
     Raises:
         WireError: it is no head of this version.
-        TrustError: `bad_signature` or another name for why it cannot be believed.
+        TrustError: `unknown_root`, `bad_signature` or another name for why it cannot be believed.
     """
+    head, payload, signatures = _opened(data)
+    if not 1 <= head.root <= len(chain):
+        raise TrustError(
+            "unknown_root", f"the head was signed under root {head.root}; this chain has {len(chain)}"
+        )
+    message = trust.pae(HEAD_KIND, payload)
+    roots.require_signatures(_root(chain[head.root - 1]), Role.ORDER, message, signatures, check)
+    return head
+
+
+def _opened(data: bytes) -> tuple[AuditHead, bytes, list[tuple[str, bytes]]]:
     payload, signatures = trust.unwrap(data, HEAD_KIND, HEAD_BYTES_MAX)
     try:
-        head = _HEAD.decode(payload)
+        return _HEAD.decode(payload), payload, signatures
     except msgspec.DecodeError as error:
         raise WireError("malformed", f"the head of an audit log cannot be read: {error}") from None
-    if chain is not None:
-        if not 1 <= head.root <= len(chain):
-            raise TrustError(
-                "unknown_root", f"the head was signed under root {head.root}; this chain has {len(chain)}"
-            )
-        message = trust.pae(HEAD_KIND, payload)
-        roots.require_signatures(_root(chain[head.root - 1]), Role.ORDER, message, signatures, check)
-    return head
 
 
 def _root(envelope: bytes) -> Root:

@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from fleet.audit import By
+from fleet.audit import WHY_CHARS_MAX, By, clean
 from fleet.orders import Desk, utc_text
 from fleet.ports import Clock, ConflictError, NotFoundError, Post, RegistryError, Store, Tx
 from fleet.ports_people import BarredRow
@@ -206,7 +206,7 @@ def _row(tx: Tx, digest: str, now: float, by: By) -> BarredRow:
         name=None if release is None else release.name,
         at=now,
         who=by.who,
-        why=by.why[:2000],
+        why=clean(by.why, WHY_CHARS_MAX),
     )
 
 

@@ -22,9 +22,9 @@ from msgspec import Struct
 
 from fleet.adapters import console as con
 from fleet.adapters import key_files, keychain
-from fleet.adapters.client import Client
+from fleet.adapters.client import Client, RefusedError
 from fleet.audit import AuditEntry, By, Checked, checked
-from fleet.audit_heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, exported, imported, read_head
+from fleet.audit_heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, believed_head, exported, imported, read_head
 from fleet.cli_common import (
     BAD_INPUT,
     fail,
@@ -43,6 +43,7 @@ from wire.errors import ShallopError
 P = ParamSpec("P")
 
 DAY_S = 86400.0
+LOGIN = Path("/proc/self/loginuid")
 
 
 class _Desk(Protocol):
@@ -83,10 +84,22 @@ def _at_machine(config: Config, why: str) -> Iterator[_Desk]:
 
     store = SqlStore(config.database_url, secrets.token_hex(16))
     try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-        yield _AtMachine(Tokens(store, _Clock()), By(who=f"local:{user}", why=why))
+        yield _AtMachine(Tokens(store, _Clock()), By(who=f"local:{_user()}", why=why))
     finally:
         store.close()
+
+
+def _user() -> str:
+    """Who is at the machine: the account, and where the kernel knows it who logged in before sudo.
+
+    The login's number stays through sudo and su, and only root can set it (proc(5), `loginuid`).
+    """
+    account = pwd.getpwuid(os.getuid()).pw_name
+    try:
+        login = pwd.getpwuid(int(LOGIN.read_text())).pw_name
+    except (OSError, ValueError, KeyError, OverflowError):
+        return account  # No audit in the kernel, or nobody logged in: a service, a container.
+    return account if login == account else f"{account} ({login})"
 
 
 def _require_owner(config: Config) -> None:
@@ -299,11 +312,20 @@ def audit_verify(
             found, count = _of_file(file, kept, chain)
         else:
             with Client(server, token_of(token_file)) as client:
-                own = client.audit_head()
-                found, count = _check([*kept, own], client.audit(), chain)
+                found, count = _check([*kept, *_own(client, kept)], client.audit(), chain)
     except ShallopError as error:
         fail(error)
     _say(found, count, chain is not None, as_json)
+
+
+def _own(client: Client, kept: list[bytes]) -> list[bytes]:
+    """The registry's own head; a log that is empty has none, which a head that was kept contradicts."""
+    try:
+        return [client.audit_head()]
+    except RefusedError as error:
+        if error.code != "audit_empty" or not kept:
+            raise
+        return []
 
 
 def _of_file(file: Path, kept: list[bytes], chain: tuple[bytes, ...] | None) -> tuple[Checked, int]:
@@ -320,7 +342,10 @@ def _of_file(file: Path, kept: list[bytes], chain: tuple[bytes, ...] | None) -> 
 def _check(
     envelopes: list[bytes], entries: Iterator[AuditEntry] | list[AuditEntry], chain: tuple[bytes, ...] | None
 ) -> tuple[Checked, int]:
-    heads = [read_head(envelope, chain, key_files.verify) for envelope in envelopes]
+    if chain is None:
+        heads = [read_head(envelope) for envelope in envelopes]
+    else:
+        heads = [believed_head(envelope, chain, key_files.verify) for envelope in envelopes]
     return checked(entries, heads[0].registry_id, heads), len(heads)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
+from fleet.audit_watch import AuditWatch
 from fleet.config import Config
 from fleet.enrolling import Enrolling
 from fleet.facts import facts_of, read_rollout, with_rollout
@@ -48,6 +49,7 @@ class Ports(Struct, frozen=True):
     ingest: Ingest
     deltas: DeltaShelf | None = None
     enrolling: Enrolling | None = None
+    watch: AuditWatch | None = None
 
 
 class Conductor:
@@ -181,3 +183,5 @@ class Conductor:
                 self._ports.enrolling.upkeep(tx, self._ports.clock.now())
             acks = upkeep(tx, self._desk.topics, self._ports.clock.now(), self._config, self._ports.deltas)
         self._ports.publisher.acknowledge(acks)
+        if self._ports.watch is not None:
+            self._ports.watch.keep()

@@ -304,8 +304,12 @@ class People:
             url_per_device=f"{url}?device=DEVICE",
         )
 
-    def rollback_payload(self, rollout_id: str, device: str | None) -> tuple[str, bytes]:
+    def rollback_payload(
+        self, rollout_id: str, device: str | None, by: By = NOBODY_SAID
+    ) -> tuple[str, bytes]:
         """Topic and ready bytes that take a rollout back, for the whole fleet or one device.
+
+        Whoever has them may send them at any time, so giving them out is a change, and has its entry.
 
         Raises:
             NotFoundError: `unknown_rollout` or `unknown_device`.
@@ -314,6 +318,7 @@ class People:
         self.require_authority()
         with self._store.begin() as tx:
             row = rollout_row(tx, rollout_id)
+            self._record(tx, by, "rollout.rollback-payload", rollout_id, device=device)
             if device is None:
                 return command_topic(self._desk.topics, ToAll()), row.rollback_payload
             scope = ToDevice(device=_device(tx, device).id)

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from fleet.audit import WHY_HEADER, By
+from fleet.audit import WHY_CHARS_MAX, WHY_HEADER, By, clean
 from fleet.ports import ConflictError, NotFoundError, StoreError
 from fleet.scopes import Caller
 from fleet.tokens import AccessError
@@ -84,12 +84,16 @@ def caller_of(request: Request) -> Caller | None:
     return found if isinstance(found, Caller) else None
 
 
-def by_of(request: Request) -> By:
-    """Who makes the request, and why."""
+def by_of(request: Request, said: str = "") -> By:
+    """Who makes the request, and why: in the header, else as the body said.
+
+    What people say ends on other people's terminals, so control characters end here.
+    """
     caller = caller_of(request)
     if caller is None:
         raise RuntimeError("a route that changes something let a request in without a caller")
-    return By(who=caller.name, why=unquote(request.headers.get(WHY_HEADER, ""), errors="replace"))
+    why = unquote(request.headers.get(WHY_HEADER, ""), errors="replace") or said
+    return By(who=caller.name, why=clean(why, WHY_CHARS_MAX))
 
 
 def status_of(error: ShallopError) -> int:

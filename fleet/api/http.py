@@ -62,7 +62,6 @@ from fleet.api.exchange import (
 )
 from fleet.api.guard import Guard
 from fleet.api.people_routes import Crew, people_routes
-from fleet.audit import By
 from fleet.enrolling import Enrolling
 from fleet.enrolment_views import TrustHealth
 from fleet.people import People, RollbackAsk, RolloutAsk
@@ -251,8 +250,7 @@ class Api:
         """POST /api/rollouts/ID/pause|resume|abort|approve|reject."""
         rollout, verb, people = request.path_params["id"], request.path_params["verb"], self._services.people
         said = await read_json(request, _Verb)
-        by = by_of(request)
-        by = By(who=by.who, why=by.why or said.why)
+        by = by_of(request, said.why)
         if verb == "pause":
             return await self._changed(people.pause, rollout, by)
         if verb == "resume":
@@ -271,7 +269,7 @@ class Api:
         """GET /api/rollouts/ID/rollback-payload."""
         device = request.query_params.get("device")
         topic, payload = await run_in_threadpool(
-            self._services.people.rollback_payload, request.path_params["id"], device
+            self._services.people.rollback_payload, request.path_params["id"], device, by_of(request)
         )
         return Response(payload, media_type="application/json", headers={"X-Topic": topic})
 

@@ -23,7 +23,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fleet.api.exchange import BadRequestError, Handler, answer, by_of, read_json
-from fleet.audit import By
 from fleet.audit_log import PAGE_MAX, AuditLog
 from fleet.bars import Bars, BarsAsk
 from fleet.people_approval import Approvals
@@ -75,9 +74,8 @@ class _Api:
         return answer(await run_in_threadpool(self._crew.bars.show))
 
     async def bars_change(self, request: Request) -> Response:
-        ask, by = await read_json(request, BarsAsk), by_of(request)
-        by = By(who=by.who, why=by.why or ask.why)
-        show = await run_in_threadpool(self._crew.bars.change, ask, by)
+        ask = await read_json(request, BarsAsk)
+        show = await run_in_threadpool(self._crew.bars.change, ask, by_of(request, ask.why))
         self._crew.wake()
         return answer(show)
 

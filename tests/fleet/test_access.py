@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.routing import Route
 
+from fleet import cli_people
 from fleet.adapters.broker_process import free_port
 from fleet.adapters.client import Client, TokenInClearError
 from fleet.attempts import FAILURES_MAX, REMEMBERED_MAX, WINDOW_S, Attempts
-from fleet.audit import By
+from fleet.audit import AuditHead, By
 from fleet.cli import main
 from fleet.ports import ConflictError, RegistryError
 from fleet.scopes import READING, ROUTES, UNRECORDED, Scope, implied, needed
 from fleet.tokens import FORM, AccessError, TokenAsk
 from tests.fleet.processes import RegistryProcess
 from tests.fleet.site import Site
+from wire.trust import seal
 
 ROOT = By(who="local:root")
 
@@ -293,6 +298,25 @@ def test_no_address_fails_more_often_than_the_window_allows(steps: list[tuple[st
         assert len(near) <= 2 * FAILURES_MAX, "a fixed window lets at most two windows' worth through"
 
 
+def test_an_address_waits_until_its_window_ends_and_begins_anew() -> None:
+    attempts = Attempts()
+    for n in range(FAILURES_MAX):
+        assert attempts.wait_s("a", "t", float(n)) == 0.0
+        attempts.failed("a", float(n))
+    assert attempts.wait_s("a", "t", 10.0) == WINDOW_S - 10.0
+    assert attempts.wait_s("b", "t", 10.0) == 0.0
+    assert attempts.wait_s("a", "t", WINDOW_S) == 0.0
+    attempts.failed("a", WINDOW_S)
+    assert attempts.wait_s("a", "t", WINDOW_S + 1.0) == 0.0, "one failure in the new window"
+
+
+def test_who_fails_now_and_then_never_waits() -> None:
+    attempts = Attempts()
+    for n in range(100):
+        assert attempts.wait_s("a", "t", n * 10.0) == 0.0
+        attempts.failed("a", n * 10.0)
+
+
 def test_what_is_remembered_of_floods_is_bounded() -> None:
     attempts = Attempts()
     for n in range(REMEMBERED_MAX + 50):
@@ -325,6 +349,11 @@ def test_a_real_registry_is_closed_while_it_runs(registry: RegistryProcess, tmp_
     server = {"SHALLOP_SERVER": registry.url}
     assert json.loads(run("health", "--json", env=server).stdout)["access"] == "open"
     assert "open: no token was ever made" in registry.log.read_text()
+    assert "[audit_empty]" in run("audit", "verify", code=2, env=server).output
+    kept = AuditHead(registry_id="a" * 32, number=3, sha256="0" * 64, at_ms=0)
+    (tmp_path / "head.json").write_bytes(seal("audit_head", msgspec.json.encode(kept)))
+    said = run("audit", "verify", "--head", str(tmp_path / "head.json"), code=2, env=server).output
+    assert "entry 1 is missing: a head says that the log went on to entry 3" in said
     assert "[first_token_at_machine]" in run("tokens", "create", "eve", code=2, env=server).output
     first = run("tokens", "create", "ada", "--scope", "administer", "--data", str(registry.data), "--json")
     ada = {**server, "SHALLOP_TOKEN": json.loads(first.stdout)["token"]}
@@ -384,6 +413,25 @@ def test_beyond_loopback_a_registry_without_tokens_does_not_start(tmp_path: Path
     said = run("serve", "--data", str(data), "--listen", "0.0.0.0:0", "--insecure-unsigned", code=2).output
     assert "[tokens_missing]" in said
     assert f"--data {data}" in said
+
+
+def test_who_logged_in_before_sudo_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel keeps who it was, where there is somebody."""
+    account = pwd.getpwuid(os.getuid()).pw_name
+    login = tmp_path / "loginuid"
+    monkeypatch.setattr(cli_people, "LOGIN", login)
+    said = {}
+    for name, text in (("other", str(pwd.getpwnam("daemon").pw_uid)), ("same", str(os.getuid())),
+                       ("nobody", "4294967295"), ("junk", "x"), ("huge", "9" * 40)):  # fmt: skip
+        login.write_text(text)
+        made = run("tokens", "create", name, "--data", str(tmp_path), "--json")
+        said[name] = json.loads(made.stdout)["view"]["created_by"]
+    login.unlink()
+    said["none"] = json.loads(run("tokens", "create", "none", "--data", str(tmp_path), "--json").stdout)[
+        "view"
+    ]["created_by"]
+    assert said.pop("other") == f"local:{account} (daemon)"
+    assert set(said.values()) == {f"local:{account}"}
 
 
 def test_a_database_of_another_user_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,14 @@ def test_a_verb_writes_its_entry(site: Site, tmp_path: Path, what: str, act: Cal
     assert checked(entries, "a" * 32).broken is None
 
 
+def test_a_ready_rollback_that_is_given_out_is_in_the_log(site: Site, tmp_path: Path) -> None:
+    rollout = Scene(site, tmp_path).rollout()
+    assert site.get("GET", f"/api/rollouts/{rollout}/rollback-payload", params={"device": "dev-0"}).content
+    entry = site.entries()[-1]
+    assert (entry.what, entry.who, entry.subject) == ("rollout.rollback-payload", "ada", rollout)
+    assert entry.details == {"device": "dev-0"}
+
+
 def test_a_verb_that_is_refused_leaves_no_entry(site: Site, tmp_path: Path) -> None:
     Scene(site, tmp_path)
     before = len(site.entries())
@@ -200,6 +208,15 @@ def test_a_why_may_stand_in_the_body_of_a_verb(site: Site, tmp_path: Path) -> No
     rollout = scene.rollout()
     site.ask("POST", f"/api/rollouts/{rollout}/pause", json={"why": "lunch"})
     assert (site.entries()[-1].what, site.entries()[-1].why) == ("rollout.pause", "lunch")
+
+
+def test_what_people_say_moves_no_terminal(site: Site, tmp_path: Path) -> None:
+    rollout = Scene(site, tmp_path).rollout()
+    why = "x\x1b[2Jy\x00z" + "w" * 1990
+    view = site.ask("POST", f"/api/rollouts/{rollout}/pause", json={"why": why})[1]
+    assert view["reason"].startswith("x [2Jy z")
+    site.ask("POST", f"/api/rollouts/{rollout}/resume", headers={"Shallop-Why": "%1B%5B2J%FF%zz"})
+    assert site.entries()[-1].why == " [2J\ufffd%zz"
 
 
 def acts(site: Site) -> list[tuple[str, object, object]]:
