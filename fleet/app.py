@@ -172,20 +172,11 @@ def assemble(config: Config) -> Parts:
     log = AuditLog(store, clock, desk)
     watch = AuditWatch(store, clock, log, DurableFile(data / "audit-head.json", HEAD_BYTES_MAX))
     watch.look()
-    conductor = Conductor(
-        Ports(
-            store=store,
-            broker=broker,
-            clock=clock,
-            publisher=publisher,
-            ingest=ingest,
-            deltas=deltas,
-            enrolling=enrolling,
-            watch=watch,
-        ),
-        desk,
-        config,
-    )
+    ports = Ports(
+        store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest, deltas=deltas,
+        enrolling=enrolling, watch=watch,
+    )  # fmt: skip
+    conductor = Conductor(ports, desk, config)
     loop = Loop(conductor, config.tick_s)
     broker.on_activity(loop.wake)
     _sign_anew(store, desk, files, clock)

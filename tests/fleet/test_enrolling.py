@@ -297,7 +297,9 @@ def test_a_revoked_device_is_out_everywhere(registry: Registry) -> None:
     revoked = registry.enrolling.revoke(DEVICE, By(who="anna", why="stolen"))
     assert (revoked.certificates, revoked.in_force, revoked.detail) == (1, True, "done")
     assert registry.barrier.told == [(DEVICE, registry.serials(FIRST))]
+    assert TOPICS.topic(wt.STATUS, device=DEVICE) in registry.harness.broker.retained
     registry.harness.settle(2)
+    assert [topic for topic in registry.harness.broker.retained if DEVICE in topic] == []
     view = registry.harness.people.device(DEVICE)
     assert (view.online, view.trust.revoked_why) == (False, "stolen")
     assert view.trust.certificate is not None

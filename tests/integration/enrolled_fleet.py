@@ -113,7 +113,11 @@ class EnrolledFleet:
         return self.get("/api/health")
 
     def token(self, device: str) -> Token:
-        return read_token(self.ask("enrol", device)["token"])
+        """A new token, by the API, which is quicker than a program."""
+        answer = httpx.post(
+            f"{self.registry.url}/api/enrolments", json={"devices": [device]}, trust_env=False
+        )
+        return read_token(answer.json()[0]["token"])
 
     def shown(self, device: str) -> dict[str, Any]:
         return self.get(f"/api/devices/{device}")
