@@ -17,11 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from fleet.adapters import keychain
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
+from fleet.adapters.door import open_door
 from fleet.adapters.durable import DurableFile
+from fleet.adapters.enrolment_office import EnrolmentOffice
+from fleet.adapters.gate import BrokerGate, NoGate
 from fleet.adapters.key_files import PASSPHRASE, verify
 from fleet.adapters.mqtt_broker import MqttBroker
 from fleet.adapters.sql_store import SqlStore
@@ -74,6 +78,8 @@ class Parts(Struct, frozen=True, kw_only=True):
     services: Services
     loop: Loop
     deltas: DeltaShelf | None
+    enrolment: EnrolmentOffice
+    gate: BrokerGate | NoGate
     watch: AuditWatch
 
 
@@ -144,8 +150,9 @@ def assemble(config: Config) -> Parts:
 
     Raises:
         StoreError: the database cannot be used.
-        BrokerError: the broker's URL cannot be read.
-        ConflictError: `tokens_missing`.
+        BrokerError: the broker's URL or certificates cannot be read.
+        KeysError: likewise the authority's.
+        ConflictError: `tokens_missing`, or what enrolment lacks.
     """
     data, clock = Path(config.data), SystemClock()
     desk = _desk(config)
@@ -154,27 +161,22 @@ def assemble(config: Config) -> Parts:
     require_guarded(config, tokens)
     with store.begin() as tx:
         registry_id = tx.mark().registry_id
-    broker = MqttBroker(config.broker, f"shallop-registry-{registry_id[:12]}")
+    door = open_door(config, clock)
+    broker = MqttBroker(config.broker, door.client_id or f"shallop-registry-{registry_id[:12]}", door.tls)
     blobs, files = BlobFiles(data / "blobs"), PayloadFiles(data / "rollbacks")
     publisher = Publisher(store, broker, blobs, clock, desk, config)
-    ingest = Ingest(desk.topics, desk.policy, config.devices_max)
+    enrolment = EnrolmentOffice(config, store, clock, desk, door.gate)
+    enrolling = enrolment.enrolling
+    ingest = Ingest(desk.topics, desk.policy, config.devices_max, enrolling.renew_over_mqtt)
     deltas = DeltaShelf(data / "deltas", store, blobs, DeltaProcess(), desk) if config.deltas else None
     log = AuditLog(store, clock, desk)
     watch = AuditWatch(store, clock, log, DurableFile(data / "audit-head.json", HEAD_BYTES_MAX))
     watch.look()
-    conductor = Conductor(
-        Ports(
-            store=store,
-            broker=broker,
-            clock=clock,
-            publisher=publisher,
-            ingest=ingest,
-            deltas=deltas,
-            watch=watch,
-        ),
-        desk,
-        config,
-    )
+    ports = Ports(
+        store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest, deltas=deltas,
+        enrolling=enrolling, watch=watch,
+    )  # fmt: skip
+    conductor = Conductor(ports, desk, config)
     loop = Loop(conductor, config.tick_s)
     broker.on_activity(loop.wake)
     _sign_anew(store, desk, files, clock)
@@ -183,12 +185,17 @@ def assemble(config: Config) -> Parts:
         people=People(store, clock, desk, files, config),
         crew=_crew(store, clock, desk, tokens, log, config, loop),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
-        health=lambda: _health(store, broker, publisher, conductor, ingest, desk, tokens),
+        health=lambda: replace(
+            _health(store, broker, publisher, conductor, ingest, desk, tokens),
+            trust=enrolling.health(),
+            broker_trouble=door.gate.trouble,
+        ),
         wake=loop.ask,
+        enrolling=enrolling,
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
-        deltas=deltas, watch=watch,
+        deltas=deltas, enrolment=enrolment, gate=door.gate, watch=watch,
     )  # fmt: skip
 
 
@@ -323,11 +330,15 @@ def serve(config: Config) -> None:
     with locked(Path(config.data)):
         parts = assemble(config)
         parts.loop.start()
+        parts.gate.start()
         if parts.deltas is not None:
             parts.deltas.start()
+        parts.enrolment.start()
         try:
             WebServer(build(parts.services, allowed_hosts(host)), host, port).run()
         finally:
+            parts.enrolment.stop()
+            parts.gate.stop()
             parts.loop.stop()
             parts.watch.keep()
             if parts.deltas is not None:

@@ -21,6 +21,7 @@ from fleet.adapters import console as con
 from fleet.adapters.client import Client
 from fleet.cli_approve import rollout_approve, rollout_reject
 from fleet.cli_bars import bar, bars, unbar
+from fleet.cli_broker import broker_group
 from fleet.cli_common import (
     NOT_COMPLETED,
     changing,
@@ -31,6 +32,7 @@ from fleet.cli_common import (
     token_of,
     token_option,
 )
+from fleet.cli_enrol import devices_revoke, enrol_group
 from fleet.cli_keys import keys_group, opened
 from fleet.cli_people import audit_group, tokens_group
 from fleet.config import Config, load, read_mapping
@@ -61,7 +63,7 @@ def main() -> None:
 @main.command()
 @click.option("--data", help="Directory of database and blobs.  [default: .]")
 @click.option("--database", help="SQLAlchemy URL.  [default: SQLite in --data]")
-@click.option("--broker", help="mqtt://HOST:PORT.  [default: mqtt://127.0.0.1:1883]")
+@click.option("--broker", help="mqtts://HOST:PORT or mqtt://HOST:PORT.  [default: mqtt://127.0.0.1:1883]")
 @click.option(
     "--listen", help="HOST:PORT of the HTTP API; port 0 takes a free one.  [default: 127.0.0.1:8470]"
 )
@@ -447,8 +449,9 @@ def rollback(
         sys.exit(NOT_COMPLETED)
 
 
-for command in (keys_group, tokens_group, audit_group, bar, unbar, bars):
+for command in (keys_group, tokens_group, audit_group, bar, unbar, bars, enrol_group, broker_group):
     main.add_command(command)
+devices.add_command(devices_revoke)
 
 
 if __name__ == "__main__":

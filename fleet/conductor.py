@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from fleet.audit_watch import AuditWatch
 from fleet.config import Config
+from fleet.enrolling import Enrolling
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.ingest import Ingest
 from fleet.orders import Desk, give
@@ -47,6 +48,7 @@ class Ports(Struct, frozen=True):
     publisher: Publisher
     ingest: Ingest
     deltas: DeltaShelf | None = None
+    enrolling: Enrolling | None = None
     watch: AuditWatch | None = None
 
 
@@ -177,6 +179,8 @@ class Conductor:
         with self._ports.store.begin() as tx:
             # Said again here because a device that still misses the same says nothing new.
             self._ports.publisher.miss(tx, {digest for d in tx.devices() for digest in d.missing})
+            if self._ports.enrolling is not None:
+                self._ports.enrolling.upkeep(tx, self._ports.clock.now())
             acks = upkeep(tx, self._desk.topics, self._ports.clock.now(), self._config, self._ports.deltas)
         self._ports.publisher.acknowledge(acks)
         if self._ports.watch is not None:

@@ -22,24 +22,38 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from wire.errors import ShallopError
+from fleet.enrol_config import ConfigError, EnrolConfig, address
 from wire.topics import ROOT_DEFAULT, Topics
 from wire.types import Seconds
+
+__all__ = ["Config", "ConfigError", "load", "read_mapping"]
 
 CONFIG_BYTES_MAX = 256 * 1024
 
 
-class ConfigError(ShallopError):
-    """The configuration cannot be used."""
+class BrokerTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """With what the registry speaks TLS to the broker, for mqtts://; `broker init` makes the defaults.
+
+    Attributes:
+        ca_file: whose certificates are accepted of the broker; None is KEYS/ca.pem.
+        cert_file: our own, with the name `fleet.registry`; None is KEYS/registry.pem.
+        key_file: its private key; None: it lies in `cert_file`.
+    """
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
 
 
-class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a registry runs.
+class Config(EnrolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a registry runs; how devices enrol is `fleet.enrol_config`.
 
     Attributes:
         data: directory for blobs and, unless `database` says otherwise, the database.
         database: URL for SQLAlchemy; None is SQLite at DATA/fleet.db.
-        broker: mqtt://HOST:PORT.
+        broker: mqtts://HOST:PORT with TLS (docs/broker.md), or mqtt://HOST:PORT on loopback.
+        broker_tls: certificates for mqtts://.
+        broker_files: directory of what the broker reads (`broker init --out`); None is DATA/broker.
         listen: HOST:PORT of the HTTP API. Beyond loopback a token
             must have been made (`shallop-fleet tokens create`).
         root: of the topic tree.
@@ -65,6 +79,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data: str = "."
     database: str | None = None
     broker: str = "mqtt://127.0.0.1:1883"
+    broker_tls: BrokerTls = BrokerTls()
+    broker_files: str | None = None
     listen: str = "127.0.0.1:8470"
     root: str = ROOT_DEFAULT
     keys: str | None = None
@@ -93,16 +109,18 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return Path(self.keys) if self.keys else Path(self.data) / "keys"
 
     @property
+    def broker_files_dir(self) -> Path:
+        """Where the broker's files lie, the default written out."""
+        return Path(self.broker_files) if self.broker_files else Path(self.data) / "broker"
+
+    @property
     def listen_address(self) -> tuple[str, int]:
         """Host and port to listen on.
 
         Raises:
             ConfigError: `listen_malformed`.
         """
-        host, colon, port = self.listen.rpartition(":")
-        if not colon or not host or not port.isdecimal() or int(port) > 65535:
-            raise ConfigError("listen_malformed", f"listen is {self.listen!r}; write HOST:PORT")
-        return host.strip("[]"), int(port)
+        return address(self.listen, "listen")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -139,5 +157,5 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
         Topics(config.root)
     except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError("config_malformed", f"the configuration cannot be used: {error}") from None
-    _ = config.listen_address
+    _ = config.listen_address, config.enrol_address, config.broker_told
     return config

@@ -19,6 +19,7 @@ from fleet import rollback as rollbacks
 from fleet.audit import NOBODY_SAID, By
 from fleet.bars import require_not_barred
 from fleet.config import Config
+from fleet.enrolling import require_welcome, trust_in, trusts
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.gates import parse_gate
 from fleet.inventory import Device, cleared_duplicate, labelled
@@ -124,7 +125,8 @@ class People:
         """
         selector = parse_selector(select)
         with self._store.begin() as tx:
-            return [device_view(device) for device in tx.devices() if matches(selector, device)]
+            known = trusts(tx, self._clock.now())
+            return [device_view(d, known.get(d.id)) for d in tx.devices() if matches(selector, d)]
 
     def device(self, device: str) -> DeviceView:
         """One device.
@@ -133,7 +135,7 @@ class People:
             NotFoundError: `unknown_device`.
         """
         with self._store.begin() as tx:
-            return device_view(_device(tx, device))
+            return device_view(_device(tx, device), trust_in(tx, device, self._clock.now()))
 
     def forget(self, device: str, by: By = NOBODY_SAID) -> None:
         """Deletes a device and what the broker keeps of it; if it lives, it comes back as a new one.
@@ -320,6 +322,7 @@ class People:
             if device is None:
                 return command_topic(self._desk.topics, ToAll()), row.rollback_payload
             scope = ToDevice(device=_device(tx, device).id)
+            require_welcome(tx, [device])
         action = rollback_of(read_rollout(row))
         envelope = rollback_envelope(self._desk, scope, action, self._clock.now())
         return command_topic(self._desk.topics, scope), envelope
@@ -389,11 +392,14 @@ class People:
         with self._store.begin() as tx:
             if ask.devices:
                 devices, scope = [_device(tx, device) for device in ask.devices], None
+                require_welcome(tx, ask.devices)
             elif ask.group is not None:
                 devices = [device for device in tx.devices() if ask.group in device.groups]
                 scope = ToGroup(group=ask.group)
             else:
                 devices, scope = tx.devices(), ToAll()
+            shut_out = tx.revocations()
+            devices = [device for device in devices if device.id not in shut_out]
             rollback_id = rollbacks.ask(tx, self._desk, ask.model, devices, scope, self._clock.now())
             show = rollback_show(tx.rollback_rows(rollback_id))
             orders = {line.device: line.order for line in show.devices}

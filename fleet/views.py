@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from fleet.enrolment_views import DeviceTrust
 from fleet.inventory import Device, LiveSeen
 from fleet.ports import ReleaseRow, RollbackRow
 from fleet.publish.content import blob_sizes
@@ -83,14 +84,16 @@ class DeviceView(Struct, frozen=True, kw_only=True):
     disk_free_bytes: int | None
     models: dict[str, ModelState]
     live: dict[str, LiveSeen] = {}
+    trust: DeviceTrust = DeviceTrust()
 
 
-def device_view(device: Device) -> DeviceView:
-    """A device for people."""
+def device_view(device: Device, trust: DeviceTrust | None = None) -> DeviceView:
+    """A device for people; a revoked one is offline, whatever it said last."""
+    trust = trust or DeviceTrust()
     identity = device.identity
     return DeviceView(
         device=device.id,
-        online=device.online,
+        online=device.online and trust.revoked_at is None,
         seen_at=device.seen_at,
         duplicate_identity=device.duplicate_identity,
         arch=None if identity is None else identity.hardware.arch,
@@ -105,6 +108,7 @@ def device_view(device: Device) -> DeviceView:
         disk_free_bytes=None if identity is None else identity.disk_free_bytes,
         models=device.models,
         live=device.live,
+        trust=trust,
     )
 
 

@@ -45,10 +45,15 @@ def free_port() -> int:
 
 def answers(port: int) -> bool:
     """Whether an MQTT 3.1.1 CONNECT to that loopback port is accepted, not merely the TCP connection."""
+    return answers_plainly((HOST, port))
+
+
+def answers_plainly(address: tuple[str, int]) -> bool:
+    """Whether an MQTT 3.1.1 CONNECT without TLS and without a name is accepted there."""
     name = b"shallop-probe"
     head = b"\x00\x04MQTT\x04\x02\x00\x0a" + len(name).to_bytes(2, "big")
     try:
-        with socket.create_connection((HOST, port), ANSWER_S_MAX) as link:
+        with socket.create_connection(address, ANSWER_S_MAX) as link:
             link.sendall(b"\x10" + bytes([len(head) + len(name)]) + head + name)
             reply = link.recv(len(_CONNACK_ACCEPTED), socket.MSG_WAITALL)
             link.sendall(_DISCONNECT)
@@ -99,10 +104,20 @@ class BrokerProcess:
         log: gets its output; locked as long as the broker lives, so one folder has one broker.
         dies_with_us: the kernel kills the broker when the calling *thread* ends, even by kill -9. Only for
             a program's main thread; where `setpriv` (util-linux) is missing the broker survives kill -9.
+        ready: whether the broker on a port is up; None asks by a CONNECT without TLS.
     """
 
-    def __init__(self, command: Sequence[str], port: int, log: Path, *, dies_with_us: bool = False) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        log: Path,
+        *,
+        dies_with_us: bool = False,
+        ready: Callable[[int], bool] | None = None,
+    ) -> None:
         self.program = command[0]
+        self._ready = ready
         self.command = list(command)
         self.port = port
         self.log = log
@@ -143,7 +158,8 @@ class BrokerProcess:
 
     def _wait_answer(self, start_s_max: float) -> None:
         deadline = time.monotonic() + start_s_max
-        while not answers(self.port):
+        ready = self._ready or answers
+        while not ready(self.port):
             if not self.alive():
                 raise self._failure(f"ended at once with status {self.wait()}")
             if time.monotonic() > deadline:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from fleet.audit import WHY_HEADER, AuditEntry
 from fleet.bars import BarsAsk, BarsShow
+from fleet.enrolment_views import EnrolAsk, EnrolmentView, RevokedView, TokenShow
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.upload import Bundle
 from fleet.tokens import TokenAsk, TokenMade, TokenView
@@ -211,6 +212,22 @@ class Client:
     def audit_head(self) -> bytes:
         """The log's head in its envelope."""
         return bytes(self._ask("GET", "/api/audit/head", msgspec.Raw))
+
+    def enrol(self, ask: EnrolAsk) -> list[TokenShow]:
+        """Makes tokens."""
+        return self._ask("POST", "/api/enrolments", list[TokenShow], json=ask)
+
+    def enrolments(self) -> list[EnrolmentView]:
+        """All tokens, without their secrets."""
+        return self._ask("GET", "/api/enrolments", list[EnrolmentView])
+
+    def enrolment_cancel(self, which: str) -> list[EnrolmentView]:
+        """Ends unused tokens, by id or device."""
+        return self._ask("POST", f"/api/enrolments/{quote(which, safe='')}/cancel", list[EnrolmentView])
+
+    def revoke(self, device: str) -> RevokedView:
+        """Shuts a device out."""
+        return self._ask("POST", f"/api/devices/{quote(device, safe='')}/revoke", RevokedView)
 
     def _ask(
         self,

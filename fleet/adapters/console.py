@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from fleet.adapters.console_trust import marks, trust_facts
 from fleet.audit import AuditEntry
 from fleet.bars import BarsShow
 from fleet.tokens import TokenView
@@ -121,7 +122,7 @@ def devices_table(devices: Sequence[DeviceView]) -> Table:
             f"{model}@{state.active.release}" if state.active else f"{model}: none"
             for model, state in sorted(device.models.items())
         )
-        flags = "two machines!" if device.duplicate_identity else ""
+        flags = ", ".join(marks(device, time.time()))
         labels = ",".join(f"{key}={value}" for key, value in sorted(device.labels.items()))
         rows.append(
             (
@@ -143,6 +144,7 @@ def device_tables(device: DeviceView) -> list[Table]:
     facts = [
         ("state", "online" if device.online else "offline"),
         ("seen", ago(device.seen_at)),
+        *trust_facts(device, time.time()),
         ("board", device.board or UNKNOWN),
         ("arch", device.arch or UNKNOWN),
         ("cores", UNKNOWN if device.cores is None else str(device.cores)),

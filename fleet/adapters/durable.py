@@ -20,6 +20,44 @@ def fsync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def write_atomically(path: Path, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
+    """Puts `data` in the place of a file, whole and lasting, or leaves the file that is there.
+
+    Args:
+        path: of the file.
+        data: its content.
+        mode: its mode.
+        owner: its user and group by number; None leaves them to the system.
+
+    Raises:
+        OSError: the disk.
+    """
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            if owner is not None:
+                os.fchown(file.fileno(), *owner)
+            # The umask may have taken more away than is wanted, never less.
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def owner_in(folder: Path) -> tuple[int, int] | None:
+    """The user and group of what root writes in a directory: the directory's; None for anybody else."""
+    if os.geteuid() != 0:
+        return None
+    of = folder.stat()
+    return of.st_uid, of.st_gid
+
+
 def write_durably(target: Path, data: bytes) -> None:
     """Puts a file in the place of another, whole or not at all, on disk before it returns."""
     part = target.with_suffix(f".part-{secrets.token_hex(8)}")

@@ -20,6 +20,7 @@ from fleet.adapters import tables as t
 from fleet.adapters.sql_audit import SqlAudit
 from fleet.adapters.sql_base import make_engine
 from fleet.adapters.sql_devices import SqlDevices
+from fleet.adapters.sql_enrolment import SqlEnrolment
 from fleet.adapters.sql_outbox import SqlOutbox
 from fleet.adapters.sql_people import SqlPeople
 from fleet.adapters.sql_releases import SqlReleases
@@ -28,7 +29,7 @@ from fleet.ports import StoreError
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
-class SqlTx(SqlDevices, SqlReleases, SqlOutbox, SqlAudit, SqlPeople):
+class SqlTx(SqlDevices, SqlReleases, SqlEnrolment, SqlOutbox, SqlAudit, SqlPeople):
     """One transaction over all tables."""
 
 

@@ -47,6 +47,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from fleet.api.enrolment import enrolment_routes
 from fleet.api.exchange import (
     BadRequestError,
     Handler,
@@ -61,6 +62,8 @@ from fleet.api.exchange import (
 )
 from fleet.api.guard import Guard
 from fleet.api.people_routes import Crew, people_routes
+from fleet.enrolling import Enrolling
+from fleet.enrolment_views import TrustHealth
 from fleet.people import People, RollbackAsk, RolloutAsk
 from fleet.publish.intake import Intake
 from fleet.rollout import FailureAction
@@ -78,6 +81,7 @@ class Health(Struct, frozen=True, kw_only=True):
     Attributes:
         access: `tokens`, or `open` while none was ever made and everybody who reaches the registry may do
             everything.
+        broker_trouble: what is wrong at the broker's door (`fleet.adapters.gate`); None if nothing is known.
     """
 
     status: str
@@ -91,6 +95,8 @@ class Health(Struct, frozen=True, kw_only=True):
     failures: dict[str, int]
     root: str
     signed: bool
+    broker_trouble: str | None = None
+    trust: TrustHealth | None = None
 
 
 class _Brief(Struct, frozen=True):
@@ -109,6 +115,7 @@ class Services(Struct, frozen=True, kw_only=True):
         intake: takes bundles in.
         health: what to answer on /api/health.
         wake: tells the conductor that something changed.
+        enrolling: tokens, and devices that are shut out (`fleet.api.enrolment`).
     """
 
     people: People
@@ -116,6 +123,7 @@ class Services(Struct, frozen=True, kw_only=True):
     intake: Intake
     health: Callable[[], Health]
     wake: Callable[[], None]
+    enrolling: Enrolling
 
 
 class BundleAnswer(Struct, frozen=True, kw_only=True):
@@ -303,6 +311,7 @@ def build(services: Services, hosts: frozenset[str] | None = None) -> Starlette:
         ("POST", "/api/rollbacks", api.rollback_start),
         ("GET", "/api/rollbacks/{id}", api.rollback),
         *people_routes(services.crew),
+        *enrolment_routes(services.enrolling, services.wake),
     )
     return Starlette(
         middleware=[Middleware(Guard, hosts=hosts, tokens=services.crew.tokens)],

@@ -44,6 +44,7 @@ class Site:
             intake=harness.intake,
             health=self._health,
             wake=self._wake,
+            enrolling=harness.enrolling,
         )
         self.app = build(services, LOOPBACK)
         self._transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
