@@ -91,7 +91,8 @@ class BrokerGate:
         Raises:
             KeysError: the files cannot be written: nothing has changed.
         """
-        self._files.refuse(device, serials, self._authority, self._clock.now())
+        if not self._files.refuse(device, serials, self._authority, self._clock.now()):
+            self._files.show_again()
         self._reload()
         self._waiting.add(device)
         settled = self.settle(SETTLE_S_MAX)
@@ -107,7 +108,8 @@ class BrokerGate:
             KeysError: the files cannot be written.
         """
         self._waiting.discard(device)
-        self._files.allow(device, self._authority, self._clock.now())
+        if not self._files.allow(device, self._authority, self._clock.now()):
+            self._files.show_again()
         self._reload()
         return self.settle(SETTLE_S_MAX)
 
@@ -156,28 +158,39 @@ class BrokerGate:
         self._thread.join(STOP_S_MAX)
 
     def _run(self) -> None:
-        pause_s, look_at = 1.0, 0.0
-        # A registry that was killed may have refused a device, and not yet thrown it out.
-        recent = self._clock.now() - DAY_S
-        self._waiting.update(name for name, at in self._files.revoked.devices.items() if at > recent)
+        look_at, look_s, settle_s, began = 0.0, 1.0, 1.0, False
         while not self._stopping:
             try:
+                if not began:
+                    self._take_up()
+                    began = True
                 if time.monotonic() >= look_at:
-                    look_at = time.monotonic() + LOOK_EVERY_S
                     self.look()
-                if self._waiting and not self.settle(0.0):
-                    _LOG.error("not cut off at the broker: %s: %s", sorted(self._waiting), self.trouble)
-                    self._files.show_again()
-                    self._reload()
-                    pause_s = min(2 * pause_s, PAUSE_S_MAX)
-                else:
-                    pause_s = 1.0
+                    # What is wrong may be mended soon, or lasts; the log need not be full of it.
+                    look_s = 1.0 if self._seen is None else min(2 * look_s, LOOK_EVERY_S)
+                    look_at = time.monotonic() + (LOOK_EVERY_S if self._seen is None else look_s)
+                settle_s = 1.0 if self._settled() else min(2 * settle_s, PAUSE_S_MAX)
             except (ShallopError, OSError) as error:
                 # The thread must go on: the next look may find the cause mended.
                 _LOG.exception("the broker's door could not be looked after")
-                self._seen = str(error)
-            self._wake.wait(pause_s if self._waiting else max(0.0, look_at - time.monotonic()))
+                self._seen, look_at = str(error), time.monotonic() + PAUSE_S_MAX
+            left = max(0.0, look_at - time.monotonic())
+            self._wake.wait(min(left, settle_s) if self._waiting else left)
             self._wake.clear()
+
+    def _take_up(self) -> None:
+        """A registry that was killed may have refused a device, and not yet thrown it out."""
+        recent = self._clock.now() - DAY_S
+        self._waiting.update(name for name, at in self._files.revoked.devices.items() if at > recent)
+
+    def _settled(self) -> bool:
+        """One try to throw out who waits for it; whether nobody waits any more."""
+        if not self._waiting or self.settle(0.0):
+            return True
+        _LOG.error("not cut off at the broker: %s: %s", sorted(self._waiting), self.trouble)
+        self._files.show_again()
+        self._reload()
+        return False
 
     def look(self) -> None:
         """Renews what is due, and finds out whether the broker does what its files say.
@@ -186,6 +199,11 @@ class BrokerGate:
             KeysError: a file cannot be read or written.
         """
         self.renew()
+        if self._files.mend(self._authority, self._clock.now()):
+            _LOG.warning("the lists in %s were not what the record says, and were made anew", self._files.out)
+            self._reload()
+            self._waiting.update(self._files.revoked.devices)
+            return
         canary = self._visit(self._files.keys / "canary.pem")
         probe = self._visit(
             self._files.program(PROBE), f"{self._files.setup.root}/probe/{secrets.token_hex(8)}"

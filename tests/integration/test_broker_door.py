@@ -30,6 +30,7 @@ from fleet.config import BrokerTls, Config
 from fleet.ports import BrokerError
 from tests.brokers import TlsMosquitto
 from tests.fleet.processes import RegistryProcess, wait_for
+from wire.errors import ShallopError
 
 WAIT_S_MAX = 15.0
 
@@ -127,6 +128,10 @@ def test_a_revoked_device_is_out_when_cut_off_returns_and_stays_out(broker: TlsM
         time.sleep(1.8)
         assert (device.sessions, device.connected) == (sessions, False)
         assert (neighbour.sessions, neighbour.connected) == (1, True)
+        # Asked again it looks again, and makes no other list.
+        listed = (broker.out / "crl.pem").read_bytes()
+        assert gate_of(broker).cut_off("roof-17", serials).in_force
+        assert (broker.out / "crl.pem").read_bytes() == listed
     finally:
         device.close()
         neighbour.close()
@@ -287,15 +292,15 @@ def test_the_registry_finds_out_that_a_broker_takes_everybody_in(unwatched: TlsM
     listed.unlink()
     broker.reload()
     until(lambda: knock((broker.host, broker.port), canary, listen_s=0.3).answer is Answer.TAKEN_IN)
+    listed.write_bytes(kept[0])
     gate.look()
     assert "does not refuse what was revoked" in str(gate.trouble)
-    listed.write_bytes(kept[0])
     access.unlink()
     broker.reload()
     until(lambda: knock((broker.host, broker.port), canary, listen_s=0.3).answer is Answer.REVOKED)
+    access.write_bytes(kept[1])
     gate.look()
     assert "anybody may write everywhere" in str(gate.trouble)
-    access.write_bytes(kept[1])
     broker.reload()
 
     def well() -> bool:
@@ -347,6 +352,33 @@ ENDS = 1_900_000_000.0
 def test_what_is_wrong_is_said_the_worst_first(canary: Knock, probe: Knock, words: str | None) -> None:
     said = trouble_of(canary, probe, ENDS)
     assert said is None if words is None else words in str(said)
+
+
+def test_a_list_that_was_lost_is_made_again_and_read(broker: TlsMosquitto) -> None:
+    issued, _ = broker.issue("roof-17")
+    gate = gate_of(broker)
+    assert gate.cut_off("roof-17", {issued.serial: issued.not_after}).in_force
+    (broker.out / "access.acl").unlink()
+    gate.look()
+    assert gate.settle(WAIT_S_MAX)
+    assert "user roof-17" in (broker.out / "access.acl").read_text()
+    gate.look()
+    assert gate.trouble is None
+
+
+def test_a_damaged_record_ends_no_thread(broker: TlsMosquitto) -> None:
+    gate = gate_of(broker)
+    record = broker.out / "revoked.json"
+    record.write_text("{")
+    gate.start()
+    try:
+        until(lambda: "put it back from a backup" in str(gate.trouble))
+        with pytest.raises(ShallopError):
+            gate.cut_off("roof-17", {})
+        record.unlink()
+        assert gate.cut_off("roof-17", {}).in_force
+    finally:
+        gate.stop()
 
 
 def test_the_registrys_own_certificate_is_renewed_while_it_runs(broker: TlsMosquitto) -> None:
