@@ -76,6 +76,8 @@ class Device:
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+        # Paho closes a pair of sockets when it is freed; in a circle of references they may be freed first.
+        self.client.on_connect = self.client.on_message = self.client.on_subscribe = None
 
 
 def until(happened: Callable[[], bool]) -> None:

@@ -83,6 +83,9 @@ class Client:
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+        # Paho closes a pair of sockets when it is freed; in a circle of references they may be freed first.
+        self.client.on_connect = self.client.on_disconnect = None
+        self.client.on_message = self.client.on_subscribe = None
 
 
 Connect = Callable[[ssl.SSLContext], Client]
