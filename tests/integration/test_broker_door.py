@@ -169,10 +169,12 @@ class Written(BrokerGate):
     def __init__(self, broker: TlsMosquitto) -> None:
         super().__init__(broker.files, broker.authority, (broker.host, broker.port), SystemClock())
         self.done: list[str] = []
-        self.unreachable_at = -1
+        self.unreachable_at = self.asked_again_at = -1
 
     def _throw_out(self, device: str) -> bool:
         self.done.append(device)
+        if len(self.done) == self.asked_again_at:
+            self._refuse(device, {2: 1e11})
         return len(self.done) != self.unreachable_at
 
     def _in_force(self) -> bool:
@@ -192,6 +194,18 @@ def test_whoever_came_between_is_thrown_out_once_more_after_the_list_is_in_force
     gate.unreachable_at = 7
     assert gate.cut_off("roof-17", {}).in_force
     assert gate.done == ["roof-17", "look"] * 3 + ["roof-17"] + ["roof-17", "look", "roof-17"]
+
+
+def test_a_second_certificate_revoked_just_then_is_not_forgotten(unwatched: TlsMosquitto) -> None:
+    """It may have come back by the second, which the list that is just coming into force does not name."""
+    gate = Written(unwatched)
+    gate.asked_again_at = 7
+    gate.cut_off("roof-17", {1: 1e11})
+    assert gate.done == ["roof-17", "look"] * 3 + ["roof-17"]
+    assert gate.settle(0.0)
+    assert gate.done[7:] == ["roof-17", "look", "roof-17"]
+    assert gate.settle(0.0)
+    assert gate.done[10:] == ["look"]
 
 
 def test_a_broker_that_nobody_reloads_is_no_success_and_is_tried_on(
