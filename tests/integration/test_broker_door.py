@@ -91,6 +91,13 @@ def gate_of(broker: TlsMosquitto, clock: SystemClock | None = None) -> BrokerGat
     return BrokerGate(broker.files, broker.authority, (broker.host, broker.port), clock or SystemClock())
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On loopback a refusal comes at once."""
+    monkeypatch.setattr("fleet.adapters.gate.LISTEN_S", 0.15)
+    monkeypatch.setattr("fleet.adapters.door_check.LISTEN_S", 0.3)
+
+
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[TlsMosquitto]:
     with TlsMosquitto(tmp_path / "broker") as running:
@@ -127,7 +134,7 @@ def test_a_revoked_device_is_out_when_cut_off_returns_and_stays_out(broker: TlsM
         sessions = device.sessions
         assert visit(broker, files).answer is Answer.REVOKED
         # Longer than the device waits between two attempts.
-        time.sleep(1.8)
+        time.sleep(1.3)
         assert (device.sessions, device.connected) == (sessions, False)
         assert (neighbour.sessions, neighbour.connected) == (1, True)
         # Asked again it looks again, and makes no other list.
@@ -156,7 +163,7 @@ def test_until_the_broker_has_read_the_list_a_device_is_thrown_out_as_often_as_i
         assert result == [True]
         until(lambda: not device.connected)
         sessions = device.sessions
-        time.sleep(1.6)
+        time.sleep(1.3)
         assert device.sessions == sessions
     finally:
         device.close()
