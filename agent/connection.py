@@ -18,6 +18,7 @@ from agent.errors import reason_of
 from agent.exchange import Exchange
 from agent.install import Install
 from agent.ports import Clock, Disk, Transport
+from agent.renewal import RenewalWork
 from agent.runner import Runner, refusal_in
 from agent.statusing import Board
 from agent.trust import Trust
@@ -40,6 +41,8 @@ from wire.topics import (
     ACK,
     BARS,
     BLOB,
+    CERTIFICATE,
+    CERTIFICATE_REFUSED,
     COMMAND,
     COMMAND_ALL,
     COMMAND_GROUP,
@@ -79,7 +82,9 @@ class Connection:
         disk: Disk,
         state_dir: Path,
         board: Board | None = None,
+        renewal: RenewalWork | None = None,
     ) -> None:
+        self._renewal = renewal
         self._device = device
         self._topics = topics
         self._trust = trust
@@ -111,7 +116,8 @@ class Connection:
 
     def connected(self) -> None:
         """Handled on the runner's thread."""
-        self._runner.post(self._greet)
+        chosen = self._renewal.chosen if self._renewal is not None else ""
+        self._runner.post(lambda: self._greet(chosen))
 
     def disconnected(self, why: str) -> None:
         """Work goes on; what needs the broker waits."""
@@ -143,7 +149,7 @@ class Connection:
 
     # --- the runner's thread
 
-    def _greet(self) -> None:
+    def _greet(self, chosen: str) -> None:
         """Subscribes first: what is retained is already on its way while this device introduces itself."""
         self._note(up=True)
         self._groups = self._runner.groups
@@ -153,6 +159,8 @@ class Connection:
         self._uplink.send_reported(self._runner.models)
         self._exchange.resubscribe()
         self._runner.begin_connection()
+        if self._renewal is not None:
+            self._renewal.connected(chosen)
         log.info("connected as %s, connection %d", self._device, self._session)
 
     def _subscribe(self) -> None:
@@ -165,6 +173,7 @@ class Connection:
             (STATUS, topics.topic(STATUS, device=device)),
             *((COMMAND_GROUP, topics.topic(COMMAND_GROUP, group=group)) for group in self._groups),
             *self._of_trust(),
+            *(self._renewal.channels() if self._renewal is not None else ()),
         ]
         self._transport.subscribe([(topic, channel.qos_subscribe) for channel, topic in wanted])
 
@@ -189,6 +198,8 @@ class Connection:
             STATUS.name: self._status,
             ROOT.name: self._root,
             BARS.name: self._bars,
+            CERTIFICATE.name: self._certificate,
+            CERTIFICATE_REFUSED.name: self._certificate,
         }
         handler = handlers.get(channel.name)
         if handler is not None:
@@ -372,6 +383,10 @@ class Connection:
     def _bars(self, _channel: Channel, _params: dict[str, str], payload: bytes) -> None:
         if payload and self._trust.believes:
             self._trust.bar(payload)
+
+    def _certificate(self, channel: Channel, _params: dict[str, str], payload: bytes) -> None:
+        if self._renewal is not None:
+            self._renewal.take(channel, payload)
 
     # --- the rest
 

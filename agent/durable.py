@@ -35,7 +35,7 @@ def fsync_file(path: Path) -> None:
         os.close(fd)
 
 
-def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_file(path: Path, data: bytes, *, durable: bool = True, private: bool = False) -> None:
     """Replaces `path` by `data` in one step.
 
     Args:
@@ -43,12 +43,13 @@ def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
         data: the new content.
         durable: whether it must outlast a power cut that follows at once; without, the name may point
             to an empty file then, and whoever reads it has to notice.
+        private: mode 0600 from its first moment, whatever the umask is.
 
     Raises:
         OSError: the disk's; `path` is what it was.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with temporary.open("wb") as file:
+    with open(temporary, "wb", opener=_private if private else None) as file:
         file.write(data)
         if durable:
             file.flush()
@@ -56,6 +57,12 @@ def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     os.replace(temporary, path)  # noqa: PTH105 - the tests inject crashes into os itself
     if durable:
         fsync_dir(path.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    fd = os.open(path, flags, 0o600)
+    os.fchmod(fd, 0o600)  # one that a crash left may have another
+    return fd
 
 
 def point_link(link: Path, target: str) -> None:
