@@ -144,14 +144,13 @@ def run(config: Config) -> None:
     """
     with opened(config) as state:
         trust = Trust(state.root, verify)
-        again = _serve(
-            *belonging.taken_up(config, state.identities, trust, state.root, ed25519, verify), state, trust
-        )
+        config, found = belonging.taken_up(config, state.identities, trust, state.root, ed25519, verify)
+        again = _serve(config, found, state, trust)
     if again:
         # In place of this process: the service manager sees one that goes on. Nothing is open here any more.
         log.info("starting again, as this device's enrolment has changed")
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this program, as it was started
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this program itself
 
 
 def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -> bool:
@@ -159,9 +158,7 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
     device = state.journal.device = device_of(config)
     # What a trial left that was killed together with the daemon.
     shutil.rmtree(state.root / "trials", ignore_errors=True)
-    machine, clock, disk = _machine(config), SystemClock(), SystemDisk()
-    topics = Topics(config.broker.root)
-    policy = trust.policy(insecure_unsigned=config.insecure_unsigned)
+    machine, clock, topics = _machine(config), SystemClock(), Topics(config.broker.root)
     introduction = None if found is None or config.broker.tls else Introduction(state.identities, found)
     time = belonging.judged_time(trust, introduction, clock)
     transport = _transport(config, device, introduction, time)
@@ -175,16 +172,8 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
     uplink = Uplink(transport, topics, me, install, clock, onlooker)
     store = BlobStore(state.root / "blobs")
     sources = Sources(store, state.slots)
-    fetcher = Fetcher(
-        transport=transport, exchange=exchange, store=store, sources=sources, clock=clock, disk=disk,
-        topics=topics, policy=policy, window_max=config.limits.window_chunks_max,
-        disk_margin_bytes=config.limits.disk_free_bytes_min, limits=config.transfer.limits(),
-        signed_at=lambda: trust.state.signed_at if trust.believes else "",
-    )  # fmt: skip
-    live = LiveWatch(
-        source=LiveFiles(Path(config.live_dir)), path=state.root / "live.json", clock=clock,
-        rules=config.live.rules(), look_s=config.live.look_s,
-    )  # fmt: skip
+    fetcher = _fetcher(config, transport, exchange, store, sources, topics, trust)
+    live = _live(config, state)
     supervisor, board = SystemdSupervisor(), Board(state.root, clock)
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
@@ -192,44 +181,66 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
         jobs=_jobs(config, state, machine, fetcher, sources, store, live), clock=clock,
         supervisor=supervisor, bounds=config.bounds(), board=board,
     )  # fmt: skip
-    again = threading.Event()
-
-    def restart() -> None:
-        again.set()
-        runner.stop()
-
-    renewal = None
-    if introduction is not None and found is not None:
-        parts = Parts(
-            device=device, install_id=install.install_id, identities=state.identities, trusted=trust,
-            keys=ed25519, registry=lambda: _registry(time), line=transport, topics=topics, clock=clock,
-            now_s=time.now_s, random=SystemRandom(), runner=runner, board=board, moved=restart,
-        )  # fmt: skip
-        renewal = RenewalWork(parts, introduction, found)
+    again = _Again(runner)
+    parts = Parts(
+        device=device, install_id=install.install_id, identities=state.identities, trusted=trust,
+        keys=ed25519, registry=lambda: _registry(time), line=transport, topics=topics, clock=clock,
+        now_s=time.now_s, random=SystemRandom(), runner=runner, board=board, moved=again.ask,
+    )  # fmt: skip
+    renewal = RenewalWork(parts, introduction, found) if introduction and found else None
     connection = Connection(
         device=device, topics=topics, trust=trust, insecure_unsigned=config.insecure_unsigned,
-        transport=transport, exchange=exchange,
-        uplink=uplink, install=install, runner=runner, clock=clock, disk=disk, state_dir=state.root,
-        board=board, renewal=renewal,
+        transport=transport, exchange=exchange, uplink=uplink, install=install, runner=runner, clock=clock,
+        disk=SystemDisk(), state_dir=state.root, board=board, renewal=renewal,
     )  # fmt: skip
-    _signals(runner, connection, state, restart)
-    log.info(
-        "device %s, state in %s, broker %s:%d", device, state.root, config.broker.host, config.broker.port
-    )
-    transport.start(connection)
+    _signals(runner, connection, state, again.ask)
+    broker = config.broker
+    log.info("device %s, state in %s, broker %s:%d", device, state.root, broker.host, broker.port)
     if renewal is not None:
         runner.post(renewal.look)
+    transport.start(connection)
     live.start(runner, lambda: transport.connected)
     try:
         runner.run()
     finally:
-        if not again.is_set():
+        if not again.asked:
             supervisor.stopping()
         live.close(LIVE_STOP_S)
         transport.stop(connection.farewell())
         board.connection(up=False, detail="the agent was stopped")
     log.info("stopped")
-    return again.is_set()
+    return again.asked
+
+
+class _Again:
+    """Whether the daemon is to start again when its loop has ended."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner, self.asked = runner, False
+
+    def ask(self) -> None:
+        """Ends the loop, for that."""
+        self.asked = True
+        self._runner.stop()
+
+
+def _live(config: Config, state: State) -> LiveWatch:
+    return LiveWatch(
+        source=LiveFiles(Path(config.live_dir)), path=state.root / "live.json", clock=SystemClock(),
+        rules=config.live.rules(), look_s=config.live.look_s,
+    )  # fmt: skip
+
+
+def _fetcher(
+    config: Config, transport: MqttTransport, exchange: Exchange, store: BlobStore, sources: Sources,
+    topics: Topics, trust: Trust,
+) -> Fetcher:  # fmt: skip
+    return Fetcher(
+        transport=transport, exchange=exchange, store=store, sources=sources, clock=SystemClock(),
+        disk=SystemDisk(), topics=topics, policy=trust.policy(insecure_unsigned=config.insecure_unsigned),
+        window_max=config.limits.window_chunks_max, disk_margin_bytes=config.limits.disk_free_bytes_min,
+        limits=config.transfer.limits(), signed_at=lambda: trust.state.signed_at if trust.believes else "",
+    )  # fmt: skip
 
 
 def _home_assistant(

@@ -15,6 +15,7 @@ numbers and words (9: not yet valid, 10: expired). The chain is that of `_ssl`'s
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,18 @@ class _JudgedSocket(ssl.SSLSocket):
             return super().read(len, buffer)
         except ssl.SSLError as error:
             self._note(error)
+            raise
+
+    def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401 - as its base has it
+        # Refused and hung up on, one may find out while sending; what was said still lies there to be read.
+        try:
+            return super().send(data, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):
+                self.setblocking(False)
+                self.read(1)
             raise
 
     def _note(self, error: ssl.SSLError) -> None:
