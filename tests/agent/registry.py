@@ -6,7 +6,6 @@ Not for: the conversation with the real one (tests/integration/test_enrolled_dev
 
 from __future__ import annotations
 
-import hashlib
 import http.server
 import ssl
 import threading
@@ -40,6 +39,9 @@ class Registry:
     Attributes:
         asked: every word that came.
         refuses: what the next words are refused with.
+        status: of its answers in HTTP.
+        delay_s: before each.
+        instead: an answer of other bytes.
         loses: how many answers are lost after they were made.
         changes: what becomes of a certificate before it is signed.
         roots: envelopes of root documents, the pinned one first.
@@ -58,7 +60,8 @@ class Registry:
         self.life_s = 90 * DAY_S
         self.signer: Key = ORDER
         self.broker = BrokerAddress(host="localhost", port=broker_port)
-        self.status = 200
+        self.status, self.delay_s = 200, 0.0
+        self.instead: bytes | None = None
         self._issued: dict[str, bytes] = {}
         server = self.ca.issue_server(["localhost"], self.now_s, 365 * DAY_S)
         (folder / "server.pem").write_bytes(server.issued.pem.encode() + server.key_pem)
@@ -114,10 +117,15 @@ class Registry:
         }  # fmt: skip
         return enrolment.write_token(Token(**given))  # type: ignore[arg-type]
 
+    def forget(self) -> None:
+        """Forgets what it issued."""
+        self._issued.clear()
+
     # --- its side of the conversation
 
     def answer(self, handler: http.server.BaseHTTPRequestHandler, body: bytes) -> None:
         """Sends it, or loses it."""
+        time.sleep(self.delay_s)
         if self.loses and handler.command == "POST":
             self.loses -= 1
             handler.close_connection = True
@@ -132,6 +140,8 @@ class Registry:
         first_time = path == enrolment.ENROL_PATH
         word: Word = enrolment.read_enrol(body) if first_time else enrolment.read_renewal(body)
         self.asked.append(word)
+        if self.instead is not None:
+            return self.instead
         if self.refuses is not None:
             return enrolment.encode(self.refuses)
         assert proven(word)
@@ -169,8 +179,3 @@ def proven(word: Word) -> bool:
 def refusal(code: str, detail: str = "no") -> CertificateRefused:
     """One of the registry's words."""
     return CertificateRefused(code=code, detail=detail)
-
-
-def fingerprint(secret: bytes) -> str:
-    """What may be shown of a secret."""
-    return hashlib.sha256(secret).hexdigest()[:8]
