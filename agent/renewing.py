@@ -29,6 +29,8 @@ from wire.messages import Reason
 DUE, SPREAD = 2 / 3, 1 / 12
 ANSWER_S_MAX = 120.0
 """How long an answer is waited for; HTTPS ends by itself well before."""
+PROVING_S_MAX = 600.0
+"""How long new and old certificate take turns before the registry may be asked again."""
 WAIT_S, WAIT_S_MAX = 60.0, 3600.0
 SELDOM_S = 86400.0
 LASTING = frozenset({"revoked", "unknown_device", "expired_too_long", "bad_proof", "wrong_device"})
@@ -64,7 +66,7 @@ class Renewing(Struct, frozen=True, kw_only=True):
         place: the key's own in the spread, [0, 1).
         failures: in a row.
         again_boot_s: nothing is asked before.
-        until_boot_s: while asking, when that is given up.
+        until_boot_s: while asking or proving, when that is given up.
         refused: whether the broker has refused the certificate since the last connection.
         why: why there is no new one, or no connection.
     """
@@ -198,8 +200,24 @@ def _hold(state: Renewing, _event: Granted) -> Result:
 
 def _prove(state: Renewing, event: Looked) -> Result:
     if event.quiet or not event.connected or event.now_s >= state.not_after_s:
-        return replace(state, phase=Phase.PROVING), Act.RECONNECT
+        until_s = event.boot_s + PROVING_S_MAX
+        return replace(state, phase=Phase.PROVING, until_boot_s=until_s), Act.RECONNECT
     return state, None
+
+
+def _prove_on(state: Renewing, event: Looked) -> Result:
+    """No connection with either certificate: where that is for their sake, the registry is asked again."""
+    if event.boot_s < state.until_boot_s or event.connected:
+        return state, None
+    if state.refused or event.now_s >= state.not_after_s:
+        until_s = event.boot_s + ANSWER_S_MAX
+        return replace(state, phase=Phase.ASKING, until_boot_s=until_s), Act.ASK_REGISTRY
+    return state, None
+
+
+def _lose(state: Renewing, event: Connected) -> Result:
+    """A connection, and no new certificate that it could have been made with: its file was lost."""
+    return replace(_connect(state, event)[0], phase=Phase.RESTING), None
 
 
 def _accept(_state: Renewing, event: Accepted) -> Result:
@@ -221,15 +239,22 @@ TABLE: dict[tuple[Phase, type], Handler] = {
     (Phase.RESTING, Looked): _rest,
     (Phase.RESTING, Connected): _connect,
     (Phase.RESTING, Barred): _bar,
+    (Phase.RESTING, Accepted): _accept,
+    (Phase.RESTING, Rejected): _fail,
     (Phase.ASKING, Looked): _wait,
     (Phase.ASKING, Granted): _hold,
     (Phase.ASKING, Failed): _fail,
     (Phase.ASKING, Connected): _connect,
     (Phase.ASKING, Barred): _bar,
+    (Phase.ASKING, Accepted): _accept,
     (Phase.HOLDING, Looked): _prove,
     (Phase.HOLDING, Accepted): _accept,
+    (Phase.HOLDING, Rejected): _fail,
     (Phase.HOLDING, Connected): _connect,
     (Phase.HOLDING, Barred): _bar,
+    (Phase.PROVING, Looked): _prove_on,
+    (Phase.PROVING, Connected): _lose,
+    (Phase.PROVING, Barred): _bar,
     (Phase.PROVING, Accepted): _accept,
     (Phase.PROVING, Rejected): _fail,
 }
