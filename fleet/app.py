@@ -21,6 +21,8 @@ from msgspec import Struct
 from fleet.adapters import keychain
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
+from fleet.adapters.door import Door, open_door
+from fleet.adapters.gate import BrokerGate, NoGate
 from fleet.adapters.key_files import PASSPHRASE, verify
 from fleet.adapters.mqtt_broker import MqttBroker
 from fleet.adapters.sql_store import SqlStore
@@ -66,6 +68,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     services: Services
     loop: Loop
     deltas: DeltaShelf | None
+    gate: BrokerGate | NoGate
 
 
 class Loop:
@@ -135,14 +138,16 @@ def assemble(config: Config) -> Parts:
 
     Raises:
         StoreError: the database cannot be used.
-        BrokerError: the broker's URL cannot be read.
+        BrokerError: the broker's URL or certificates cannot be read.
+        KeysError: likewise the authority's.
     """
     data, clock = Path(config.data), SystemClock()
     desk = _desk(config)
     store = SqlStore(config.database_url, secrets.token_hex(16))
     with store.begin() as tx:
         registry_id = tx.mark().registry_id
-    broker = MqttBroker(config.broker, f"shallop-registry-{registry_id[:12]}")
+    door = open_door(config, clock)
+    broker = MqttBroker(config.broker, door.client_id or f"shallop-registry-{registry_id[:12]}", door.tls)
     blobs, files = BlobFiles(data / "blobs"), PayloadFiles(data / "rollbacks")
     publisher = Publisher(store, broker, blobs, clock, desk, config)
     ingest = Ingest(desk.topics, desk.policy, config.devices_max)
@@ -159,12 +164,12 @@ def assemble(config: Config) -> Parts:
     services = Services(
         people=People(store, clock, desk, files, config),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
-        health=lambda: _health(store, broker, publisher, conductor, ingest, desk, config),
+        health=lambda: _health(store, broker, publisher, conductor, ingest, desk, door),
         wake=loop.ask,
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
-        deltas=deltas,
+        deltas=deltas, gate=door.gate,
     )  # fmt: skip
 
 
@@ -230,7 +235,7 @@ def _health(
     conductor: Conductor,
     ingest: Ingest,
     desk: Desk,
-    config: Config,
+    door: Door,
 ) -> Health:
     with store.begin() as tx:
         mark, pending = tx.mark(), tx.pending_count()
@@ -243,8 +248,9 @@ def _health(
         generation=mark.generation,
         refused={code: count for code, count in ingest.refused.items() if count},
         failures=dict(conductor.failures),
-        root=config.root,
+        root=desk.topics.root,
         signed=bool(desk.signers),
+        broker_trouble=door.gate.trouble,
     )
 
 
@@ -260,11 +266,13 @@ def serve(config: Config) -> None:
     with locked(Path(config.data)):
         parts = assemble(config)
         parts.loop.start()
+        parts.gate.start()
         if parts.deltas is not None:
             parts.deltas.start()
         try:
             WebServer(build(parts.services, allowed_hosts(host)), host, port).run()
         finally:
+            parts.gate.stop()
             parts.loop.stop()
             if parts.deltas is not None:
                 parts.deltas.stop()

@@ -33,13 +33,29 @@ class ConfigError(ShallopError):
     """The configuration cannot be used."""
 
 
+class BrokerTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """With what the registry speaks TLS to the broker, for mqtts://; `broker init` makes the defaults.
+
+    Attributes:
+        ca_file: whose certificates are accepted of the broker; None is KEYS/ca.pem.
+        cert_file: our own, with the name `fleet.registry`; None is KEYS/registry.pem.
+        key_file: its private key; None: it lies in `cert_file`.
+    """
+
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a registry runs.
 
     Attributes:
         data: directory for blobs and, unless `database` says otherwise, the database.
         database: URL for SQLAlchemy; None is SQLite at DATA/fleet.db.
-        broker: mqtt://HOST:PORT.
+        broker: mqtts://HOST:PORT with TLS (docs/broker.md), or mqtt://HOST:PORT on loopback.
+        broker_tls: certificates for mqtts://.
+        broker_files: directory of what the broker reads (`broker init --out`); None is DATA/broker.
         listen: HOST:PORT of the HTTP API. There is no login: beyond loopback put a proxy before it.
         root: of the topic tree.
         keys: directory of the root documents and the online keys (`shallop-fleet keys init`); None is
@@ -62,6 +78,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data: str = "."
     database: str | None = None
     broker: str = "mqtt://127.0.0.1:1883"
+    broker_tls: BrokerTls = BrokerTls()
+    broker_files: str | None = None
     listen: str = "127.0.0.1:8470"
     root: str = ROOT_DEFAULT
     keys: str | None = None
@@ -87,6 +105,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def keys_dir(self) -> Path:
         """Where the keys lie, the default written out."""
         return Path(self.keys) if self.keys else Path(self.data) / "keys"
+
+    @property
+    def broker_files_dir(self) -> Path:
+        """Where the broker's files lie, the default written out."""
+        return Path(self.broker_files) if self.broker_files else Path(self.data) / "broker"
 
     @property
     def listen_address(self) -> tuple[str, int]:

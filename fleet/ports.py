@@ -7,7 +7,7 @@ Not for: deciding anything, or the adapters themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -350,6 +350,43 @@ class Broker(Protocol):
 
     def close(self) -> None:
         """Disconnects."""
+
+
+class CutOff(Struct, frozen=True, kw_only=True):
+    """Whether a device is cut off at the broker.
+
+    Attributes:
+        in_force: the broker refuses it and its session is ended; else that is tried on and on.
+        detail: what was seen, in words.
+    """
+
+    in_force: bool
+    detail: str
+
+
+class Gate(Protocol):
+    """The broker's door."""
+
+    def cut_off(self, device: str, serials: Mapping[int, float]) -> CutOff:
+        """Refuses a device and throws it out; takes some seconds at most. Asked again, it tries again.
+
+        Args:
+            device: its id.
+            serials: of its certificates that live; when each ends, seconds since 1970.
+
+        Raises:
+            KeysError: the refusal could not be written down: nothing has changed.
+        """
+
+    def let_in(self, device: str) -> bool:
+        """The device may come again, by a new certificate; the revoked ones stay revoked.
+
+        Called before it gets that certificate. False: the broker has not read it yet, and would let the
+        device in and show it nothing; once it has, the device is served from its next connection on.
+
+        Raises:
+            KeysError: it could not be written down.
+        """
 
 
 class Blobs(Protocol):

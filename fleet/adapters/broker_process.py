@@ -99,10 +99,20 @@ class BrokerProcess:
         log: gets its output; locked as long as the broker lives, so one folder has one broker.
         dies_with_us: the kernel kills the broker when the calling *thread* ends, even by kill -9. Only for
             a program's main thread; where `setpriv` (util-linux) is missing the broker survives kill -9.
+        ready: whether the broker on a port is up; None asks by a CONNECT without TLS.
     """
 
-    def __init__(self, command: Sequence[str], port: int, log: Path, *, dies_with_us: bool = False) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        log: Path,
+        *,
+        dies_with_us: bool = False,
+        ready: Callable[[int], bool] | None = None,
+    ) -> None:
         self.program = command[0]
+        self._ready = ready
         self.command = list(command)
         self.port = port
         self.log = log
@@ -143,7 +153,8 @@ class BrokerProcess:
 
     def _wait_answer(self, start_s_max: float) -> None:
         deadline = time.monotonic() + start_s_max
-        while not answers(self.port):
+        ready = self._ready or answers
+        while not ready(self.port):
             if not self.alive():
                 raise self._failure(f"ended at once with status {self.wait()}")
             if time.monotonic() > deadline:

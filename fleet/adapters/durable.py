@@ -19,8 +19,14 @@ def fsync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, data: bytes, mode: int) -> None:
+def write_atomically(path: Path, data: bytes, mode: int, owner: tuple[int, int] | None = None) -> None:
     """Puts `data` in the place of a file, whole and lasting, or leaves the file that is there.
+
+    Args:
+        path: of the file.
+        data: its content.
+        mode: its mode.
+        owner: its user and group by number; None leaves them to the system.
 
     Raises:
         OSError: the disk.
@@ -29,6 +35,8 @@ def write_atomically(path: Path, data: bytes, mode: int) -> None:
     draft.unlink(missing_ok=True)
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            if owner is not None:
+                os.fchown(file.fileno(), *owner)
             # The umask may have taken more away than is wanted, never less.
             os.fchmod(file.fileno(), mode)
             file.write(data)

@@ -1,4 +1,4 @@
-"""The broker over MQTT 3.1.1: the port `Broker` on paho-mqtt 2.
+"""The broker over MQTT 3.1.1, by TLS where the address says so: the port `Broker` on paho-mqtt 2.
 
 For: one connection that reconnects by itself, publishes with bounded inflight and hands messages over in
 batches.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections import deque
@@ -39,25 +40,36 @@ RECONNECT_S_MAX = 10
 
 
 def parse_url(url: str) -> tuple[str, int]:
-    """Host and port of `mqtt://HOST:PORT`.
+    """Host and port of `mqtt://HOST:PORT`, or of `mqtts://HOST:PORT` with TLS.
 
     Raises:
         BrokerError: `broker_url`.
     """
     parts = urlsplit(url)
     try:
-        port = parts.port or 1883
+        port = parts.port or (8883 if encrypted(url) else 1883)
     except ValueError:
         port = 0
-    if parts.scheme != "mqtt" or not parts.hostname or port == 0:
-        raise BrokerError("broker_url", f"{url!r} is no broker; write mqtt://HOST:PORT")
+    if parts.scheme not in {"mqtt", "mqtts"} or not parts.hostname or port == 0:
+        raise BrokerError("broker_url", f"{url!r} is no broker; write mqtt://HOST:PORT or mqtts://HOST:PORT")
     return parts.hostname, port
 
 
-class MqttBroker:
-    """A connection under `client_id`, started at once and kept up until `close`."""
+def encrypted(url: str) -> bool:
+    """Whether that broker is spoken to by TLS."""
+    return urlsplit(url).scheme == "mqtts"
 
-    def __init__(self, url: str, client_id: str) -> None:
+
+class MqttBroker:
+    """A connection under `client_id`, started at once and kept up until `close`.
+
+    Args:
+        url: see `parse_url`.
+        client_id: with TLS the name in the certificate, which the broker takes in any case.
+        tls: for mqtts://.
+    """
+
+    def __init__(self, url: str, client_id: str, tls: ssl.SSLContext | None = None) -> None:
         host, port = parse_url(url)
         self._lock = threading.Lock()
         self._inbox: deque[Delivery] = deque()
@@ -76,6 +88,8 @@ class MqttBroker:
             clean_session=False,
             protocol=MQTTProtocolVersion.MQTTv311,
         )
+        if tls is not None:
+            client.tls_set_context(tls)
         client.max_inflight_messages_set(INFLIGHT_MAX)
         client.reconnect_delay_set(1, RECONNECT_S_MAX)
         client.on_socket_open = _no_delay

@@ -62,7 +62,11 @@ T = TypeVar("T")
 
 
 class Health(Struct, frozen=True, kw_only=True):
-    """State of the registry."""
+    """State of the registry.
+
+    Attributes:
+        broker_trouble: what is wrong at the broker's door (`fleet.adapters.gate`); None if nothing is known.
+    """
 
     status: str
     broker_connected: bool
@@ -74,6 +78,7 @@ class Health(Struct, frozen=True, kw_only=True):
     failures: dict[str, int]
     root: str
     signed: bool
+    broker_trouble: str | None = None
 
 
 class Services(Struct, frozen=True, kw_only=True):
