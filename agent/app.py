@@ -359,6 +359,7 @@ def status(config: Config) -> Picture:
     # A command, too, takes the lock for a moment; only an agent's own notes tell about its connection.
     own = noted is not None and (noted.pid, noted.boot_id) == (pid, statusing.boot_id())
     alive = noted if running and own else None
+    config, identity = belonging.pictured(config, Identities(root), alive)
     models = journal.models if journal else {}
     return Picture(
         device=config.device or hardware.device_id(ROOT),
@@ -371,6 +372,7 @@ def status(config: Config) -> Picture:
         broker_seen_at=statusing.seen_at(noted) or None if noted else None,
         connection_detail=statusing.why_not(noted, alive=alive is not None),
         pending_reports=pending(root / "reports"),
+        identity=identity,
         journal_notes=tuple(file.notes),
         models={
             name: model_picture(

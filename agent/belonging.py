@@ -23,13 +23,15 @@ from agent.identity import Identity
 from agent.journal import JournalFile
 from agent.ports import Clock, Keys
 from agent.renewal import Introduction
-from agent.signed_time import SignedTime, seconds_of
+from agent.signed_time import SignedTime, seconds_of, text_of
+from agent.statusing import Noted
 from agent.trust import Trust
 from wire.errors import ShallopError
 from wire.trust import SignatureCheck
 
 if TYPE_CHECKING:
     from agent.enrolling import Complete
+    from agent.status_view import IdentityPicture
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +143,30 @@ def _device_in(folder: Path) -> str | None:
     except (StateError, OSError):
         return None
     return found.device if found is not None else None
+
+
+def pictured(
+    config: Config, identities: Identities, alive: Noted | None
+) -> tuple[Config, IdentityPicture | None]:
+    """The configuration that a daemon works by, and what `status` shows of the identity."""
+    from agent.status_view import IdentityPicture  # noqa: PLC0415 - not needed by the daemon
+
+    try:
+        found = identities.read()
+        after = effective(config, found)
+    except (StateError, ConfigError) as error:
+        return config, IdentityPicture(error=str(error))
+    if found is None:
+        return config, None
+    note = alive.identity if alive is not None else None
+    picture = IdentityPicture(
+        device=found.device, url=found.home.url, ends_at=text_of(found.not_after_s),
+        renewed_at=found.issued_at, due_at=note.due_at if note else None,
+        renewal=note.phase if note else None,
+        failures=note.failures if note else 0, why=note.why if note else None,
+        overruled=overruled(config, found),
+    )  # fmt: skip
+    return after, picture
 
 
 def judged_time(trusted: Trust, introduction: Introduction | None, clock: Clock) -> SignedTime:

@@ -144,7 +144,12 @@ class RenewalWork:
     def _barred(self, why: str) -> None:
         detail = f"the broker refuses this device's certificate: {why}"
         reason = Reason(code="certificate_refused", detail=detail)
-        self._parts.runner.post(lambda: self._let(Barred(reason=reason)))
+
+        def act() -> None:
+            self._let(Barred(reason=reason))
+            self._look()
+
+        self._parts.runner.post(act)
 
     # --- the runner's thread
 

@@ -58,6 +58,10 @@ class HttpsRegistry:
         """
         return self._request(url, tls.verifying(authorities_pem, self._at_s), "POST", path, body)
 
+    def get(self, url: str, path: str, authorities_pem: str) -> tuple[int, bytes]:
+        """The same without a body; raises likewise."""
+        return self._request(url, tls.verifying(authorities_pem, self._at_s), "GET", path, None)
+
     def _request(
         self, url: str, context: ssl.SSLContext, method: str, path: str, body: bytes | None
     ) -> tuple[int, bytes]:

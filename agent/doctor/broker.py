@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from agent.doctor.finding import Finding, ok, problem, unknown, warning
 
 EXPIRY_DAYS_MIN = 30
-Source = Literal["configuration", "board serial number", "machine id", "nothing"]
+Source = Literal["enrolment", "configuration", "board serial number", "machine id", "nothing"]
 Step = Literal["name", "connect", "tls", "login", "answer"]
 
 # OpenSSL's X509_V_ERR_* numbers (x509_vfy.h).

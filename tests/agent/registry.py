@@ -49,9 +49,16 @@ class Registry:
         signer: of the certificates' envelopes.
     """
 
-    def __init__(self, folder: Path, *, now_s: float | None = None, broker_port: int = 8883) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        now_s: float | None = None,
+        ca: Authority | None = None,
+        broker_port: int = 8883,
+    ) -> None:
         self.now_s = time.time() if now_s is None else now_s
-        self.ca = Authority.create(folder / "keys", "test authority", None, self.now_s)
+        self.ca = ca or Authority.create(folder / "keys", "test authority", None, self.now_s)
         self.asked: list[Word] = []
         self.refuses: CertificateRefused | None = None
         self.loses = 0
