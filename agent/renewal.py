@@ -196,7 +196,10 @@ class RenewalWork:
     def _accepted(self, found: Identity) -> None:
         self._let(
             Accepted(
-                not_before_s=found.not_before_s, not_after_s=found.not_after_s, place=place(found.public)
+                not_before_s=found.not_before_s,
+                not_after_s=found.not_after_s,
+                place=place(found.public),
+                boot_s=self._parts.clock.boot_s(),
             )
         )
 

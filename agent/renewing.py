@@ -117,6 +117,7 @@ class Accepted(Struct, frozen=True, kw_only=True):
     not_before_s: float
     not_after_s: float
     place: float
+    boot_s: float
 
 
 class Rejected(Struct, frozen=True, kw_only=True):
@@ -221,7 +222,11 @@ def _lose(state: Renewing, event: Connected) -> Result:
 
 
 def _accept(_state: Renewing, event: Accepted) -> Result:
-    after = Renewing(not_before_s=event.not_before_s, not_after_s=event.not_after_s, place=event.place)
+    """The pause is for certificates that live so briefly that the next one is due at once."""
+    after = Renewing(
+        not_before_s=event.not_before_s, not_after_s=event.not_after_s, place=event.place,
+        again_boot_s=event.boot_s + WAIT_S,
+    )  # fmt: skip
     return after, None
 
 

@@ -42,7 +42,7 @@ EVENTS: tuple[Event, ...] = (
     Looked(now_s=START_S, boot_s=0.0, connected=True, quiet=True),
     Granted(),
     Failed(reason=WHY, boot_s=0.0, unit=0.5),
-    Accepted(not_before_s=0.0, not_after_s=1.0, place=0.0),
+    Accepted(not_before_s=0.0, not_after_s=1.0, place=0.0, boot_s=0.0),
     Rejected(reason=WHY, boot_s=0.0, unit=0.5),
     Connected(),
     Barred(reason=WHY),
@@ -136,11 +136,19 @@ def test_a_new_certificate_waits_for_a_quiet_moment() -> None:
 
 
 def test_an_accepted_one_begins_anew() -> None:
-    accepted = Accepted(not_before_s=5.0, not_after_s=9.0, place=0.5)
+    accepted = Accepted(not_before_s=5.0, not_after_s=9.0, place=0.5, boot_s=3.0)
     for phase in (Phase.HOLDING, Phase.PROVING):
         before = replace(NEW, phase=phase, failures=3, again_boot_s=9.0, refused=True, why=WHY)
         after, act = step(before, accepted)
-        assert (after, act) == (Renewing(not_before_s=5.0, not_after_s=9.0, place=0.5), None)
+        new = Renewing(not_before_s=5.0, not_after_s=9.0, place=0.5, again_boot_s=3.0 + WAIT_S)
+        assert (after, act) == (new, None)
+
+
+def test_certificates_that_are_due_at_once_do_not_chase_one_another() -> None:
+    brief = Accepted(not_before_s=START_S, not_after_s=START_S + 60.0, place=0.0, boot_s=3.0)
+    accepted, _ = step(replace(NEW, phase=Phase.PROVING), brief)
+    assert step(accepted, look(50.0, boot_s=2.9 + WAIT_S)) == (accepted, None)
+    assert step(accepted, look(50.0, boot_s=3.0 + WAIT_S))[1] is Act.ASK_BROKER
 
 
 def test_a_rejected_one_is_asked_for_anew_after_a_while() -> None:
@@ -202,7 +210,7 @@ def test_whatever_happens(course: list[tuple[str, float, bool, bool, float, str]
             "look": Looked(now_s=now_s, boot_s=boot_s, connected=connected, quiet=quiet),
             "granted": Granted(),
             "failed": Failed(reason=reason, boot_s=boot_s, unit=unit),
-            "accepted": Accepted(not_before_s=now_s, not_after_s=now_s + LIFE_S, place=place),
+            "accepted": Accepted(not_before_s=now_s, not_after_s=now_s + LIFE_S, place=place, boot_s=boot_s),
             "rejected": Rejected(reason=reason, boot_s=boot_s, unit=unit),
             "connected": Connected(),
             "barred": Barred(reason=reason),
@@ -222,7 +230,7 @@ def test_whatever_happens(course: list[tuple[str, float, bool, bool, float, str]
             assert boot_s + WAIT_S / 2 <= state.again_boot_s <= boot_s + longest_s
         if (state.not_before_s, state.not_after_s) != (before.not_before_s, before.not_after_s):
             assert isinstance(event, Accepted)
-            failed_at_s = float("-inf")
+            failed_at_s = boot_s
         assert state.phase is not Phase.ASKING or state.until_boot_s > 0
 
 
