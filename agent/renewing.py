@@ -236,7 +236,9 @@ def _connect(state: Renewing, _event: Connected) -> Result:
 
 
 def _bar(state: Renewing, event: Barred) -> Result:
-    return replace(state, refused=True, why=state.why if state.failures else event.reason), None
+    """What the registry said of it for good says more than the broker can."""
+    lasting = state.why is not None and state.why.code in LASTING
+    return replace(state, refused=True, why=state.why if lasting else event.reason), None
 
 
 Handler = Callable[[Renewing, Any], Result]

@@ -102,6 +102,9 @@ def test_why_the_registry_refused_outlives_the_brokers_words() -> None:
         asking(refused=True), Failed(reason=Reason(code="revoked", detail=""), boot_s=0.0, unit=0.0)
     )
     assert step(refused, Barred(reason=WHY))[0].why == Reason(code="revoked", detail="")
+    passing = Reason(code="too_many", detail="")
+    failed, _ = step(asking(), Failed(reason=passing, boot_s=0.0, unit=0.0))
+    assert step(failed, Barred(reason=WHY))[0].why == WHY
     standing, _ = step(replace(refused, refused=False), Connected())
     assert standing.why == Reason(code="revoked", detail="")
 
