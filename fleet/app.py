@@ -17,29 +17,39 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from fleet.adapters import keychain
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
-from fleet.adapters.door import Door, open_door
+from fleet.adapters.door import open_door
+from fleet.adapters.durable import DurableFile
+from fleet.adapters.enrolment_office import EnrolmentOffice
 from fleet.adapters.gate import BrokerGate, NoGate
 from fleet.adapters.key_files import PASSPHRASE, verify
 from fleet.adapters.mqtt_broker import MqttBroker
 from fleet.adapters.sql_store import SqlStore
 from fleet.adapters.web_server import WebServer
-from fleet.api.guard import allowed_hosts
+from fleet.api.guard import LOOPBACK, allowed_hosts
 from fleet.api.http import Health, Services, build
+from fleet.api.people_routes import Crew
+from fleet.audit_heads import HEAD_BYTES_MAX
+from fleet.audit_log import AuditLog
+from fleet.audit_watch import AuditWatch
+from fleet.bars import Bars
 from fleet.conductor import OPEN_STATES, Conductor, Ports
 from fleet.config import Config
 from fleet.ingest import Ingest
 from fleet.keys import KeysError
 from fleet.orders import Desk
 from fleet.people import People
+from fleet.people_approval import Approvals
 from fleet.ports import ConflictError, Store
 from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
 from fleet.signing import renew
+from fleet.tokens import Tokens
 from wire.roots import Root, require_signatures
 from wire.topics import Topics
 from wire.trust import Policy, Role
@@ -68,7 +78,9 @@ class Parts(Struct, frozen=True, kw_only=True):
     services: Services
     loop: Loop
     deltas: DeltaShelf | None
+    enrolment: EnrolmentOffice
     gate: BrokerGate | NoGate
+    watch: AuditWatch
 
 
 class Loop:
@@ -140,36 +152,92 @@ def assemble(config: Config) -> Parts:
         StoreError: the database cannot be used.
         BrokerError: the broker's URL or certificates cannot be read.
         KeysError: likewise the authority's.
+        ConflictError: `tokens_missing`, or what enrolment lacks.
     """
     data, clock = Path(config.data), SystemClock()
     desk = _desk(config)
     store = SqlStore(config.database_url, secrets.token_hex(16))
+    tokens = Tokens(store, clock)
+    require_guarded(config, tokens)
     with store.begin() as tx:
         registry_id = tx.mark().registry_id
     door = open_door(config, clock)
     broker = MqttBroker(config.broker, door.client_id or f"shallop-registry-{registry_id[:12]}", door.tls)
     blobs, files = BlobFiles(data / "blobs"), PayloadFiles(data / "rollbacks")
     publisher = Publisher(store, broker, blobs, clock, desk, config)
-    ingest = Ingest(desk.topics, desk.policy, config.devices_max)
+    enrolment = EnrolmentOffice(config, store, clock, desk, door.gate)
+    enrolling = enrolment.enrolling
+    ingest = Ingest(desk.topics, desk.policy, config.devices_max, enrolling.renew_over_mqtt)
     deltas = DeltaShelf(data / "deltas", store, blobs, DeltaProcess(), desk) if config.deltas else None
+    log = AuditLog(store, clock, desk)
+    watch = AuditWatch(store, clock, log, DurableFile(data / "audit-head.json", HEAD_BYTES_MAX))
+    watch.look()
     conductor = Conductor(
-        Ports(store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest, deltas=deltas),
+        Ports(
+            store=store,
+            broker=broker,
+            clock=clock,
+            publisher=publisher,
+            ingest=ingest,
+            deltas=deltas,
+            enrolling=enrolling,
+            watch=watch,
+        ),
         desk,
         config,
     )
     loop = Loop(conductor, config.tick_s)
     broker.on_activity(loop.wake)
-    _sign_anew(store, desk, clock)
+    _sign_anew(store, desk, files, clock)
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
+        crew=_crew(store, clock, desk, tokens, log, config, loop),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
-        health=lambda: _health(store, broker, publisher, conductor, ingest, desk, door),
+        health=lambda: replace(
+            _health(store, broker, publisher, conductor, ingest, desk, tokens),
+            trust=enrolling.health(),
+            broker_trouble=door.gate.trouble,
+        ),
         wake=loop.ask,
+        enrolling=enrolling,
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
-        deltas=deltas, gate=door.gate,
+        deltas=deltas, enrolment=enrolment, gate=door.gate, watch=watch,
+    )  # fmt: skip
+
+
+def _crew(
+    store: Store, clock: SystemClock, desk: Desk, tokens: Tokens, log: AuditLog, config: Config, loop: Loop
+) -> Crew:
+    return Crew(
+        tokens=tokens,
+        approvals=Approvals(store, clock, desk),
+        log=log,
+        bars=Bars(store, clock, desk, config.insecure_unsigned),
+        wake=loop.ask,
+    )
+
+
+def require_guarded(config: Config, tokens: Tokens) -> None:
+    """Returns if nobody but people of this machine can reach a registry that asks nobody who they are.
+
+    Raises:
+        ConflictError: `tokens_missing`.
+    """
+    if tokens.demanded():
+        return
+    if config.listen_address[0] not in LOOPBACK:
+        raise ConflictError(
+            "tokens_missing",
+            f"listening on {config.listen} without any token would let everybody in who reaches it; make the "
+            "first one here: `shallop-fleet tokens create NAME --scope administer "
+            f"{f'--database {config.database}' if config.database else f'--data {config.data}'}`",
+        )
+    _LOG.warning(
+        "open: no token was ever made, so whoever reaches %s may do everything; "
+        "`shallop-fleet tokens create NAME --scope administer --data DIR` closes it", config.listen,
     )  # fmt: skip
 
 
@@ -208,16 +276,21 @@ class Keyring:
         require_signatures(self._root, role, message, signatures, verify)
 
 
-def _sign_anew(store: Store, desk: Desk, clock: SystemClock) -> None:
+def _sign_anew(store: Store, desk: Desk, files: PayloadFiles, clock: SystemClock) -> None:
     with store.begin() as tx:
         done = renew(tx, desk, clock.now())
+        # Before the commit, and of ended rollouts too: after a kill in between all of it is done again.
+        for rollout, payload in done.rollbacks.items():
+            files.write(rollout, payload)
     if done.roots:
         _LOG.warning(
             "signed anew: %d roots, %d releases, %d desired documents, %d ready rollbacks",
             done.roots, done.releases, done.documents, len(done.rollbacks),
         )  # fmt: skip
     for name in done.unsigned:
-        _LOG.error("%s lost its signature; publish it again with --release-key FILE", name)
+        _LOG.error(
+            "%s lost its signature; publish it again with --release-key FILE (the list: bars --sign)", name
+        )
 
 
 def _write_payloads(store: Store, files: PayloadFiles) -> None:
@@ -235,12 +308,13 @@ def _health(
     conductor: Conductor,
     ingest: Ingest,
     desk: Desk,
-    door: Door,
+    tokens: Tokens,
 ) -> Health:
     with store.begin() as tx:
         mark, pending = tx.mark(), tx.pending_count()
     return Health(
         status="ok" if broker.connected and not publisher.syncing else "waiting_for_broker",
+        access="tokens" if tokens.demanded() else "open",
         broker_connected=broker.connected,
         syncing=publisher.syncing,
         outbox_pending=pending,
@@ -250,7 +324,6 @@ def _health(
         failures=dict(conductor.failures),
         root=desk.topics.root,
         signed=bool(desk.signers),
-        broker_trouble=door.gate.trouble,
     )
 
 
@@ -269,11 +342,14 @@ def serve(config: Config) -> None:
         parts.gate.start()
         if parts.deltas is not None:
             parts.deltas.start()
+        parts.enrolment.start()
         try:
             WebServer(build(parts.services, allowed_hosts(host)), host, port).run()
         finally:
+            parts.enrolment.stop()
             parts.gate.stop()
             parts.loop.stop()
+            parts.watch.keep()
             if parts.deltas is not None:
                 parts.deltas.stop()
             parts.broker.close()

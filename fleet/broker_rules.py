@@ -72,7 +72,8 @@ def access_list(setup: Setup, denied: Iterable[DeviceId] = ()) -> str:
     root = Topics(setup.root).root
     lines = ["# Made by shallop-fleet from the contract (wire/topics.py). Do not edit: it is made anew."]
     lines += _user(REGISTRY, f"topic readwrite {root}/#")
-    lines += _user(WATCH, "topic read $SYS/#")
+    # Denied comes first: the patterns below would show it content and group commands.
+    lines += _user(WATCH, "topic read $SYS/#", f"topic deny {root}/#")
     if setup.home_assistant is not None:
         prefix = setup.home_assistant
         lines += _user(HOME, f"topic readwrite {prefix}/#", f"topic read {root}/device/+/up/#")

@@ -5,23 +5,36 @@ database.
 Not for: deciding anything.
 
 Exit codes: 0 done; 2 bad input or refused; 3 a rollout that was waited for did not complete (halted,
-aborted, or paused for a person), or a rollback failed on a device; 4 no registry answers.
+aborted, or waiting for a person), or a rollback failed on a device; 4 no registry answers.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, NoReturn, ParamSpec
+from typing import Any
 
 import click
 
 from fleet.adapters import console as con
-from fleet.adapters.client import Client, ServerUnreachableError
+from fleet.adapters.client import Client
+from fleet.cli_approve import rollout_approve, rollout_reject
+from fleet.cli_bars import bar, bars, unbar
+from fleet.cli_broker import broker_group
+from fleet.cli_common import (
+    NOT_COMPLETED,
+    changing,
+    fail,
+    json_option,
+    remote,
+    server_option,
+    token_of,
+    token_option,
+)
+from fleet.cli_enrol import devices_revoke, enrol_group
 from fleet.cli_keys import keys_group, opened
+from fleet.cli_people import audit_group, tokens_group
 from fleet.config import Config, load, read_mapping
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.compress import compressed
@@ -31,39 +44,7 @@ from fleet.views import RolloutShow
 from wire.errors import ShallopError
 from wire.trust import seal
 
-BAD_INPUT, NOT_COMPLETED, UNREACHABLE = 2, 3, 4
-
-SERVER_DEFAULT = "http://127.0.0.1:8470"
 POLL_S = 0.5
-
-P = ParamSpec("P")
-
-
-def fail(error: ShallopError) -> NoReturn:
-    """Says what happened and ends with its exit code."""
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(UNREACHABLE if isinstance(error, ServerUnreachableError) else BAD_INPUT)
-
-
-def remote(
-    command: Callable[Concatenate[Client, bool, P], None],
-) -> Callable[P, None]:
-    """Gives a command its client and --json, and turns errors into exit codes."""
-
-    @click.option(
-        "--server", envvar="SHALLOP_SERVER", default=SERVER_DEFAULT, show_default=True, help="The registry."
-    )
-    @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        server, as_json = str(kwargs.pop("server")), bool(kwargs.pop("as_json"))
-        try:
-            with Client(server) as client:
-                command(client, as_json, *args, **kwargs)
-        except ShallopError as error:
-            fail(error)
-
-    return wrapped
 
 
 @click.group(
@@ -82,7 +63,7 @@ def main() -> None:
 @main.command()
 @click.option("--data", help="Directory of database and blobs.  [default: .]")
 @click.option("--database", help="SQLAlchemy URL.  [default: SQLite in --data]")
-@click.option("--broker", help="mqtt://HOST:PORT.  [default: mqtt://127.0.0.1:1883]")
+@click.option("--broker", help="mqtts://HOST:PORT or mqtt://HOST:PORT.  [default: mqtt://127.0.0.1:1883]")
 @click.option(
     "--listen", help="HOST:PORT of the HTTP API; port 0 takes a free one.  [default: 127.0.0.1:8470]"
 )
@@ -122,7 +103,7 @@ def serve(config_path: Path | None, **options: Any) -> None:  # noqa: ANN401 - a
     help="Sign here with this release key, as often as its threshold asks; else the registry signs.",
 )
 @click.option("--raw", is_flag=True, help="Compress no chunk, for agents that cannot read it.")
-@remote
+@changing
 def publish(
     client: Client, as_json: bool, directory: Path, release_keys: tuple[Path, ...], raw: bool
 ) -> None:
@@ -172,10 +153,11 @@ def health(client: Client, as_json: bool) -> None:
 
 @main.group(invoke_without_command=True)
 @click.option("--select", default="all", help="Which devices, such as 'arch=aarch64 and label.site=roof'.")
-@click.option("--server", envvar="SHALLOP_SERVER", default=SERVER_DEFAULT, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@server_option
+@token_option
+@json_option
 @click.pass_context
-def devices(context: click.Context, select: str, server: str, as_json: bool) -> None:
+def devices(context: click.Context, select: str, server: str, token_file: Path | None, as_json: bool) -> None:
     """List devices, or do something with one.
 
     Example: shallop-fleet devices --select 'group=north and arch=aarch64'
@@ -183,7 +165,7 @@ def devices(context: click.Context, select: str, server: str, as_json: bool) -> 
     if context.invoked_subcommand is not None:
         return
     try:
-        with Client(server) as client:
+        with Client(server, token_of(token_file)) as client:
             found = client.devices(select)
     except ShallopError as error:
         fail(error)
@@ -208,7 +190,7 @@ def devices_show(client: Client, as_json: bool, device: str) -> None:
 
 @devices.command("forget")
 @click.argument("device")
-@remote
+@changing
 def devices_forget(client: Client, as_json: bool, device: str) -> None:
     """Delete a device; if it lives, it comes back as a new one.
 
@@ -221,7 +203,7 @@ def devices_forget(client: Client, as_json: bool, device: str) -> None:
 @devices.command("label")
 @click.argument("device")
 @click.argument("labels", nargs=-1, required=True)
-@remote
+@changing
 def devices_label(client: Client, as_json: bool, device: str, labels: tuple[str, ...]) -> None:
     """Set labels; `key=` removes one.
 
@@ -240,7 +222,7 @@ def devices_label(client: Client, as_json: bool, device: str, labels: tuple[str,
 @devices.command("group")
 @click.argument("device")
 @click.argument("groups", nargs=-1)
-@remote
+@changing
 def devices_group(client: Client, as_json: bool, device: str, groups: tuple[str, ...]) -> None:
     """Set the groups of a device; none given: it is in no group.
 
@@ -252,7 +234,7 @@ def devices_group(client: Client, as_json: bool, device: str, groups: tuple[str,
 
 @devices.command("clear-duplicate")
 @click.argument("device")
-@remote
+@changing
 def devices_clear_duplicate(client: Client, as_json: bool, device: str) -> None:
     """Take the mark of two machines under one id away, once that is mended.
 
@@ -288,9 +270,10 @@ def rollout() -> None:
     help="When a gate fails.",
 )
 @click.option("--evaluate", is_flag=True, help="Trial and report, activate nothing.")
+@click.option("--approval", is_flag=True, help="After its first wave, wait for a second person.")
 @click.option("--pace", "pace_per_minute", type=int, help="Orders a minute at most.")
 @click.option("--wait", is_flag=True, help="Wait for the end; exit 3 if it is not complete.")
-@remote
+@changing
 def rollout_start(
     client: Client,
     as_json: bool,
@@ -327,7 +310,7 @@ def _waited(client: Client, rollout_id: str) -> RolloutShow:
         del shown[:-1]
         r = show.rollout
         words = f"{r.id} {r.state}, {r.devices} devices: {r.waiting_for or r.reason}"
-        return words, r.state in {"completed", "halted", "aborted", "paused"}
+        return words, r.state in {"completed", "halted", "aborted", "paused", "unapproved"}
 
     con.watch(look, POLL_S)
     return shown[-1]
@@ -380,19 +363,18 @@ def rollout_show(client: Client, as_json: bool, rollout_id: str, wait: bool) -> 
 
 @rollout.command("pause")
 @click.argument("rollout_id")
-@click.option("--why", default="by a person", show_default=True)
-@remote
-def rollout_pause(client: Client, as_json: bool, rollout_id: str, why: str) -> None:
+@changing
+def rollout_pause(client: Client, as_json: bool, rollout_id: str) -> None:
     """Open no further wave; devices that have orders go on.
 
     Example: shallop-fleet rollout pause ro-0123456789ab --why 'weekend'
     """
-    _verb(client, as_json, rollout_id, "pause", {"why": why})
+    _verb(client, as_json, rollout_id, "pause", {})
 
 
 @rollout.command("resume")
 @click.argument("rollout_id")
-@remote
+@changing
 def rollout_resume(client: Client, as_json: bool, rollout_id: str) -> None:
     """Go on with a paused rollout.
 
@@ -410,7 +392,7 @@ def rollout_resume(client: Client, as_json: bool, rollout_id: str) -> None:
     show_default=True,
     help="What becomes of the devices that it reached.",
 )
-@remote
+@changing
 def rollout_abort(client: Client, as_json: bool, rollout_id: str, action: str) -> None:
     """End a rollout.
 
@@ -424,6 +406,10 @@ def _verb(client: Client, as_json: bool, rollout_id: str, verb: str, body: dict[
     con.print_json(found) if as_json else con.console().print(con.rollouts_table([found]))
 
 
+for command in (rollout_approve, rollout_reject):
+    rollout.add_command(command)
+
+
 # --- rollback -----------------------------------------------------------------------------------------
 
 
@@ -433,7 +419,7 @@ def _verb(client: Client, as_json: bool, rollout_id: str, verb: str, body: dict[
 @click.option("--group", help="All devices of a group.")
 @click.option("--all", "everything", is_flag=True, help="The whole fleet.")
 @click.option("--wait", is_flag=True, help="Wait until every device has answered; exit 3 if one could not.")
-@remote
+@changing
 def rollback(
     client: Client,
     as_json: bool,
@@ -463,7 +449,9 @@ def rollback(
         sys.exit(NOT_COMPLETED)
 
 
-main.add_command(keys_group)
+for command in (keys_group, tokens_group, audit_group, bar, unbar, bars, enrol_group, broker_group):
+    main.add_command(command)
+devices.add_command(devices_revoke)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, Concatenate, ParamSpec
 
 import click
 from msgspec import Struct
@@ -21,12 +23,14 @@ from fleet.adapters import console as con
 from fleet.adapters import key_files, keychain
 from fleet.adapters.key_files import PASSPHRASE, KeyPair
 from fleet.adapters.keychain import Chain, Change
+from fleet.cli_common import fail, json_option
 from fleet.keys import KeysError, signatures_needed
 from wire.errors import ShallopError
 from wire.trust import Role
 
-BAD_INPUT = 2
 ROOT_KEYS = "shallop-root-keys"
+
+P = ParamSpec("P")
 
 folder_option = click.option(
     "--keys", "folder", type=click.Path(path_type=Path), default=Path("keys"), show_default=True,
@@ -46,7 +50,6 @@ encrypt_option = click.option(
     help=f"Ask for a passphrase for the new keys ({PASSPHRASE} where no one can be asked).",
 )
 dry_option = click.option("--dry-run", is_flag=True, help="Say what would happen, and do nothing.")
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
 
 
 class KeyShow(Struct, frozen=True, kw_only=True):
@@ -79,9 +82,46 @@ def keys_group() -> None:
     """
 
 
+class Ask(Struct, frozen=True, kw_only=True):
+    """What init, rotate and revoke are given alike.
+
+    Attributes:
+        folder: of the root documents and the online keys.
+        root_folder: for new root keys.
+        signer_paths: root keys that sign.
+        encrypt: the new keys.
+        dry_run: say what would happen.
+        as_json: for the answer.
+    """
+
+    folder: Path
+    root_folder: Path
+    signer_paths: tuple[Path, ...] = ()
+    encrypt: bool
+    dry_run: bool
+    as_json: bool
+
+
+def asking(command: Callable[Concatenate[Ask, P], None]) -> Callable[P, None]:
+    """Gives a command the options that all changes of keys have, and turns errors into exit codes."""
+
+    @folder_option
+    @root_keys_option
+    @encrypt_option
+    @dry_option
+    @json_option
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        given: dict[str, Any] = {name: kwargs.pop(name) for name in Ask.__struct_fields__ if name in kwargs}
+        try:
+            command(Ask(**given), *args, **kwargs)
+        except ShallopError as error:
+            fail(error)
+
+    return wrapped
+
+
 @keys_group.command()
-@folder_option
-@root_keys_option
 @click.option("--root-count", type=click.IntRange(1, 16), default=1, show_default=True, help="Root keys.")
 @click.option(
     "--root-threshold",
@@ -90,93 +130,44 @@ def keys_group() -> None:
     show_default=True,
     help="Of which so many must sign.",
 )
-@encrypt_option
-@dry_option
-@json_option
-def init(
-    folder: Path,
-    root_folder: Path,
-    root_count: int,
-    root_threshold: int,
-    *,
-    encrypt: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@asking
+def init(ask: Ask, root_count: int, root_threshold: int) -> None:
     """Make a fleet's first root, release and order keys.
 
     Example: shallop-fleet keys init --keys /var/lib/shallop-fleet/keys --root-keys /media/usb/root-keys
     """
-    try:
-        keychain.require_new(folder)
-        change = keychain.begin({Role.ROOT: root_count}, root_threshold, _now())
-        _do(change, folder, root_folder, (), _passphrase(encrypt), dry_run=dry_run, as_json=as_json)
-    except ShallopError as error:
-        _fail(error)
+    keychain.require_new(ask.folder)
+    change = keychain.begin({Role.ROOT: root_count}, root_threshold, _now())
+    _do(change, ask, (), _passphrase(ask.encrypt))
 
 
 @keys_group.command()
 @click.argument("role", type=click.Choice([role.value for role in Role]))
-@folder_option
-@root_keys_option
 @with_option
-@encrypt_option
-@dry_option
-@json_option
-def rotate(
-    role: str,
-    folder: Path,
-    root_folder: Path,
-    signer_paths: tuple[Path, ...],
-    *,
-    encrypt: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@asking
+def rotate(ask: Ask, role: str) -> None:
     """Put new keys in the place of all keys of a role; root keys sign that.
 
     Example: shallop-fleet keys rotate order --with /media/usb/root-keys/root-1a2b3c4d5e6f.pem
     """
-    try:
-        chain = keychain.load_chain(folder)
-        retired = chain.root.of(Role(role)).keyids
-        _next(chain, Role(role), retired, folder, root_folder, signer_paths,
-              encrypt=encrypt, dry_run=dry_run, as_json=as_json)  # fmt: skip
-    except ShallopError as error:
-        _fail(error)
+    chain = keychain.load_chain(ask.folder)
+    _next(chain, Role(role), chain.root.of(Role(role)).keyids, ask)
 
 
 @keys_group.command()
 @click.argument("keyid")
-@folder_option
-@root_keys_option
 @with_option
-@encrypt_option
-@dry_option
-@json_option
-def revoke(
-    keyid: str,
-    folder: Path,
-    root_folder: Path,
-    signer_paths: tuple[Path, ...],
-    *,
-    encrypt: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@asking
+def revoke(ask: Ask, keyid: str) -> None:
     """Take one key's authority away, with a new key in its place; root keys sign that.
 
     KEYID may be cut short where it stays plain which one is meant.
 
     Example: shallop-fleet keys revoke 1a2b3c4d5e6f --with /media/usb/root-keys/root-6f5e4d3c2b1a.pem
     """
-    try:
-        chain = keychain.load_chain(folder)
-        role, name = _meant(chain, keyid)
-        _next(chain, role, (name,), folder, root_folder, signer_paths,
-              encrypt=encrypt, dry_run=dry_run, as_json=as_json)  # fmt: skip
-    except ShallopError as error:
-        _fail(error)
+    chain = keychain.load_chain(ask.folder)
+    role, name = _meant(chain, keyid)
+    _next(chain, role, (name,), ask)
 
 
 @keys_group.command()
@@ -190,7 +181,7 @@ def show(folder: Path, *, as_json: bool) -> None:
     try:
         shown = _shown(keychain.load_chain(folder), folder)
     except ShallopError as error:
-        _fail(error)
+        fail(error)
     if as_json:
         con.print_json(shown)
         return
@@ -228,38 +219,24 @@ def _meant(chain: Chain, keyid: str) -> tuple[Role, str]:
 # --- what init, rotate and revoke share -------------------------------------------------------------
 
 
-def _next(  # noqa: PLR0913 - the options of two commands
-    chain: Chain, role: Role, retired: tuple[str, ...], folder: Path, root_folder: Path,
-    signer_paths: tuple[Path, ...], *, encrypt: bool, dry_run: bool, as_json: bool,
-) -> None:  # fmt: skip
-    signers = () if dry_run else tuple(opened(path) for path in signer_paths)
+def _next(chain: Chain, role: Role, retired: tuple[str, ...], ask: Ask) -> None:
+    signers = () if ask.dry_run else tuple(opened(path) for path in ask.signer_paths)
     change = keychain.retire(chain.root, role, retired, _now())
-    _do(
-        change,
-        folder,
-        root_folder,
-        signers,
-        _passphrase(encrypt and not dry_run),
-        dry_run=dry_run,
-        as_json=as_json,
-    )
+    _do(change, ask, signers, _passphrase(ask.encrypt and not ask.dry_run))
 
 
-def _do(
-    change: Change, folder: Path, root_folder: Path, signers: tuple[KeyPair, ...], passphrase: str | None, *,
-    dry_run: bool, as_json: bool,
-) -> None:  # fmt: skip
-    if dry_run:
-        for line in _plan(change, folder, root_folder):
+def _do(change: Change, ask: Ask, signers: tuple[KeyPair, ...], passphrase: str | None) -> None:
+    if ask.dry_run:
+        for line in _plan(change, ask.folder, ask.root_folder):
             click.echo(line)
         return
-    written = keychain.carry_out(change, folder, root_folder, signers, passphrase)
-    if as_json:
-        con.print_json(_shown(keychain.load_chain(folder), folder))
+    written = keychain.carry_out(change, ask.folder, ask.root_folder, signers, passphrase)
+    if ask.as_json:
+        con.print_json(_shown(keychain.load_chain(ask.folder), ask.folder))
         return
     for path in written:
         click.echo(f"wrote {path}")
-    for line in _advice(change, root_folder):
+    for line in _advice(change, ask.root_folder):
         click.echo(line)
 
 
@@ -326,8 +303,3 @@ def _passphrase(wanted: bool) -> str | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _fail(error: ShallopError) -> NoReturn:
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(BAD_INPUT)

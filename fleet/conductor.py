@@ -17,13 +17,16 @@ from collections.abc import Callable, Sequence
 
 from msgspec import Struct
 
+from fleet.audit_watch import AuditWatch
 from fleet.config import Config
+from fleet.enrolling import Enrolling
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.ingest import Ingest
 from fleet.orders import Desk, give
 from fleet.ports import Broker, Clock, Delivery, Store, StoreError
 from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
+from fleet.record import record
 from fleet.rollback import follow_up
 from fleet.rollout import ENDS, RolloutState, advance
 from fleet.upkeep import upkeep
@@ -45,6 +48,8 @@ class Ports(Struct, frozen=True):
     publisher: Publisher
     ingest: Ingest
     deltas: DeltaShelf | None = None
+    enrolling: Enrolling | None = None
+    watch: AuditWatch | None = None
 
 
 class Conductor:
@@ -158,6 +163,7 @@ class Conductor:
             shelf = self._ports.deltas
             offered = orders if shelf is None else shelf.with_hints(tx, orders)
             give(tx, self._desk, offered, rollout_id, now)
+            record(tx, before, after, orders, now)
         if after.state is not before.state:
             _LOG.info("rollout %s is %s: %s", rollout_id, after.state.value, after.reason)
 
@@ -173,5 +179,9 @@ class Conductor:
         with self._ports.store.begin() as tx:
             # Said again here because a device that still misses the same says nothing new.
             self._ports.publisher.miss(tx, {digest for d in tx.devices() for digest in d.missing})
+            if self._ports.enrolling is not None:
+                self._ports.enrolling.upkeep(tx, self._ports.clock.now())
             acks = upkeep(tx, self._desk.topics, self._ports.clock.now(), self._config, self._ports.deltas)
         self._ports.publisher.acknowledge(acks)
+        if self._ports.watch is not None:
+            self._ports.watch.keep()

@@ -22,15 +22,13 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from wire.errors import ShallopError
+from fleet.enrol_config import ConfigError, EnrolConfig, address
 from wire.topics import ROOT_DEFAULT, Topics
 from wire.types import Seconds
 
+__all__ = ["Config", "ConfigError", "load", "read_mapping"]
+
 CONFIG_BYTES_MAX = 256 * 1024
-
-
-class ConfigError(ShallopError):
-    """The configuration cannot be used."""
 
 
 class BrokerTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,8 +45,8 @@ class BrokerTls(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     key_file: str | None = None
 
 
-class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a registry runs.
+class Config(EnrolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a registry runs; how devices enrol is `fleet.enrol_config`.
 
     Attributes:
         data: directory for blobs and, unless `database` says otherwise, the database.
@@ -56,7 +54,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         broker: mqtts://HOST:PORT with TLS (docs/broker.md), or mqtt://HOST:PORT on loopback.
         broker_tls: certificates for mqtts://.
         broker_files: directory of what the broker reads (`broker init --out`); None is DATA/broker.
-        listen: HOST:PORT of the HTTP API. There is no login: beyond loopback put a proxy before it.
+        listen: HOST:PORT of the HTTP API. Beyond loopback a token
+            must have been made (`shallop-fleet tokens create`).
         root: of the topic tree.
         keys: directory of the root documents and the online keys (`shallop-fleet keys init`); None is
             DATA/keys. With keys there everything is signed.
@@ -71,6 +70,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         republish_s: least time between two publications of a digest that devices miss.
         report_gap_s: how long a missing report holds up the acknowledgement of later ones.
         reports_keep_s: how long acknowledged reports are kept.
+        approval: whether every rollout needs a second person before its second wave
+            (`shallop-fleet rollout start --approval` asks for one rollout).
         deltas: whether devices are offered deltas between releases (`on` or `off`).
         devices_max: devices taken up; messages of further ones are refused.
     """
@@ -93,6 +94,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     republish_s: Seconds = 30.0
     report_gap_s: Seconds = 600.0
     reports_keep_s: Seconds = 90 * 86400.0
+    approval: bool = False
     deltas: bool = True
     devices_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 100_000
 
@@ -118,10 +120,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Raises:
             ConfigError: `listen_malformed`.
         """
-        host, colon, port = self.listen.rpartition(":")
-        if not colon or not host or not port.isdecimal() or int(port) > 65535:
-            raise ConfigError("listen_malformed", f"listen is {self.listen!r}; write HOST:PORT")
-        return host.strip("[]"), int(port)
+        return address(self.listen, "listen")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -158,5 +157,5 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
         Topics(config.root)
     except (msgspec.ValidationError, ValueError) as error:
         raise ConfigError("config_malformed", f"the configuration cannot be used: {error}") from None
-    _ = config.listen_address
+    _ = config.listen_address, config.enrol_address, config.broker_told
     return config

@@ -42,8 +42,9 @@ def facts_of(tx: Tx, model: str, digest: str) -> Facts:
     release = tx.release(digest)
     if release is None:
         raise NotFoundError("unknown_release", f"there is no release {digest}")
+    shut_out = tx.revocations()
     return Facts(
-        devices={device.id: device for device in tx.devices()},
+        devices={device.id: device for device in tx.devices() if device.id not in shut_out},
         desired={
             row.device: DesiredNow(order=row.entry.order, rollout=row.rollout)
             for row in tx.desired_of_model(model)

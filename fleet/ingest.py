@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 
 import msgspec
 from msgspec import Struct
@@ -17,6 +17,7 @@ from msgspec import Struct
 from fleet.inventory import Device, UpMessage, fold
 from fleet.ports import Delivery, RegistryError, RollbackRow, Tx
 from wire import topics as wt
+from wire.certificates import Renewal
 from wire.codec import decode, is_cleared
 from wire.errors import ShallopError, TrustError
 from wire.messages import Desired, Identity, OrderRefused, Reply, Report, Reported, Seed, Status
@@ -61,15 +62,24 @@ class Ingest:
         refused: how often messages were refused, by reason.
     """
 
-    def __init__(self, topics: Topics, policy: Policy, devices_max: int) -> None:
+    def __init__(
+        self,
+        topics: Topics,
+        policy: Policy,
+        devices_max: int,
+        renew: Callable[[Tx, Renewal, float], None] | None = None,
+    ) -> None:
         self._topics = topics
         self._policy = policy
         self._devices_max = devices_max
+        self._renew = renew
+        self._shut_out: Container[str] = ()
         self.refused: Counter[str] = Counter()
 
     def take(self, tx: Tx, deliveries: Iterable[Delivery], now: float) -> Taken:
         """Takes a batch in, within one transaction; nothing that a device sent raises."""
         taken = Taken()
+        self._shut_out = tx.revocations()
         views: dict[str, Device] = {}
         for delivery in deliveries:
             try:
@@ -97,6 +107,8 @@ class Ingest:
             taken.seed = decode(delivery.payload, Seed, channel.size_bytes_max)
         elif channel is wt.DESIRED:
             self._own_desired(tx, delivery.payload, params["device"])
+        elif channel is wt.RENEWAL:
+            self._renewal(tx, delivery.payload, params["device"], now)
         elif channel.name in _UP:
             self._up(tx, channel, params["device"], delivery.payload, views, taken, now)
 
@@ -122,9 +134,10 @@ class Ingest:
         taken: Taken,
         now: float,
     ) -> None:
+        if device in self._shut_out:
+            raise RegistryError("device_revoked", f"{device} was revoked; nothing that it says is taken in")
         message: UpMessage = decode(payload, _UP[channel.name], channel.size_bytes_max)
-        if message.device != device:
-            raise RegistryError("wrong_device", f"a message of {message.device} on the topic of {device}")
+        _require_own(message.device, device)
         view = views.get(device) or tx.device(device) or self._newcomer(tx, device)
         self._check_orders(tx, message)
         if isinstance(message, Report):
@@ -137,6 +150,16 @@ class Ingest:
             if folded.duplicate_identity and not view.duplicate_identity:
                 _LOG.error("duplicate_identity: two machines answer as %s", device)
             taken.changed.add(device)
+
+    def _renewal(self, tx: Tx, payload: bytes, device: str, now: float) -> None:
+        """Of a revoked device too: it is told so, once its proofs stand."""
+        renewal = decode(payload, Renewal, wt.RENEWAL.size_bytes_max)
+        _require_own(renewal.device, device)
+        if self._renew is None:
+            raise RegistryError(
+                "no_ca", "there is no authority for certificates; `shallop-fleet broker init`"
+            )
+        self._renew(tx, renewal, now)
 
     def _newcomer(self, tx: Tx, device: str) -> Device:
         if tx.device_count() >= self._devices_max:
@@ -154,6 +177,11 @@ class Ingest:
         # Our own counter is asked only for a number that it could exceed at all.
         if highest > ORDER_JUMP_MAX:
             _believable(tx, highest)
+
+
+def _require_own(sender: str, device: str) -> None:
+    if sender != device:
+        raise RegistryError("wrong_device", f"a message of {sender} on the topic of {device}")
 
 
 def _orders_in(message: UpMessage) -> list[int]:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from msgspec import Struct
 
 from fleet.ports import DesiredRow, Post, Tx
-from fleet.publish.content import Rank
+from fleet.publish.content import Rank, clearing
 from fleet.rollout import Deploy, Order, Restore
 from fleet.rollout_types import Rollout
 from wire import topics as wt
@@ -61,7 +61,10 @@ def utc_text(now: float) -> str:
 
 
 def desired_post(tx: Tx, desk: Desk, device: str, now: float) -> Post:
-    """The device's desired document as its rows say now; retained."""
+    """The device's desired document as its rows say now; retained. A revoked device has none."""
+    topic = desk.topics.topic(wt.DESIRED, device=device)
+    if tx.revocation(device) is not None:
+        return clearing(topic)
     view = tx.device(device)
     message = Desired(
         device=device,
@@ -71,7 +74,6 @@ def desired_post(tx: Tx, desk: Desk, device: str, now: float) -> Post:
         issued_at=utc_text(now),
     )
     payload = seal(wt.DESIRED.kind or "", encode(message), desk.signers)
-    topic = desk.topics.topic(wt.DESIRED, device=device)
     return Post(topic=topic, rank=Rank.DESIRED, retain=wt.DESIRED.retain, payload=payload)
 
 
@@ -125,6 +127,8 @@ def give(tx: Tx, desk: Desk, orders: Sequence[Order], rollout: str, now: float) 
     release runs there already; a command that comes after the entry is stale and changes nothing.
     """
     posts: list[Post] = []
+    shut_out = tx.revocations()
+    orders = [order for order in orders if order.device not in shut_out]
     restoring = any(isinstance(order, Restore) for order in orders)
     held_order = tx.take_orders(1) if restoring else 0
     for order in orders:

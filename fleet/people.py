@@ -1,6 +1,7 @@
 """What people can ask of the registry: each verb is one transaction.
 
-For: rollouts, rollbacks, labels, groups and forgetting; whoever speaks (HTTP today) calls these.
+For: rollouts, rollbacks, labels, groups and forgetting; whoever speaks (HTTP today) calls these, and says
+who it is by: every verb that changes something writes its entry into the audit log.
 Not for: HTTP, printing, or taking in bundles (`fleet.publish.intake`).
 """
 
@@ -10,11 +11,15 @@ import re
 import secrets
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from fleet import rollback as rollbacks
+from fleet.audit import NOBODY_SAID, By
+from fleet.bars import require_not_barred
 from fleet.config import Config
+from fleet.enrolling import require_welcome, trust_in, trusts
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.gates import parse_gate
 from fleet.inventory import Device, cleared_duplicate, labelled
@@ -69,6 +74,7 @@ class RolloutAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on_failure: FailureAction = FailureAction.ROLLBACK_ALL
     pace_per_minute: Annotated[int, Meta(ge=1)] | None = None
     seen_within_s: Annotated[float, Meta(gt=0.0, le=366 * 86400.0)] = 7 * 86400.0
+    approval: bool = False
 
 
 class RollbackAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -119,7 +125,8 @@ class People:
         """
         selector = parse_selector(select)
         with self._store.begin() as tx:
-            return [device_view(device) for device in tx.devices() if matches(selector, device)]
+            known = trusts(tx, self._clock.now())
+            return [device_view(d, known.get(d.id)) for d in tx.devices() if matches(selector, d)]
 
     def device(self, device: str) -> DeviceView:
         """One device.
@@ -128,9 +135,9 @@ class People:
             NotFoundError: `unknown_device`.
         """
         with self._store.begin() as tx:
-            return device_view(_device(tx, device))
+            return device_view(_device(tx, device), trust_in(tx, device, self._clock.now()))
 
-    def forget(self, device: str) -> None:
+    def forget(self, device: str, by: By = NOBODY_SAID) -> None:
         """Deletes a device and what the broker keeps of it; if it lives, it comes back as a new one.
 
         Raises:
@@ -141,8 +148,9 @@ class People:
             tx.forget_device(device)
             channels = (wt.STATUS, wt.IDENTITY, wt.REPORTED, wt.DESIRED)
             tx.post([clearing(self._desk.topics.topic(channel, device=device)) for channel in channels])
+            self._record(tx, by, "device.forget", device)
 
-    def label(self, device: str, changes: dict[str, str | None]) -> DeviceView:
+    def label(self, device: str, changes: dict[str, str | None], by: By = NOBODY_SAID) -> DeviceView:
         """Sets labels of the registry; None removes one.
 
         Raises:
@@ -163,9 +171,10 @@ class People:
                 raise RegistryError("label_malformed", f"at most {LABELS_MAX} labels a device")
             view = labelled(view, labels, view.groups)
             tx.save_labels(view)
+            self._record(tx, by, "device.label", device, changes=changes)
             return device_view(view)
 
-    def group(self, device: str, groups: tuple[str, ...]) -> DeviceView:
+    def group(self, device: str, groups: tuple[str, ...], by: By = NOBODY_SAID) -> DeviceView:
         """Sets the device's groups, and tells it, since it obeys only groups that its document names.
 
         Raises:
@@ -174,13 +183,14 @@ class People:
         """
         self.require_authority()
         with self._store.begin() as tx:
-            view = _device(tx, device)
-            view = labelled(view, view.labels_own, groups)
+            before = _device(tx, device)
+            view = labelled(before, before.labels_own, groups)
             tx.save_labels(view)
+            self._record(tx, by, "device.group", device, groups=groups, before=before.groups)
             tx.post([desired_post(tx, self._desk, device, self._clock.now())])
             return device_view(view)
 
-    def clear_duplicate(self, device: str) -> DeviceView:
+    def clear_duplicate(self, device: str, by: By = NOBODY_SAID) -> DeviceView:
         """Takes the mark of a duplicate identity away, after a person has sorted it out.
 
         Raises:
@@ -189,16 +199,17 @@ class People:
         with self._store.begin() as tx:
             view = cleared_duplicate(_device(tx, device))
             tx.save_device(view)
+            self._record(tx, by, "device.clear-duplicate", device)
             return device_view(view)
 
     # --- rollouts -------------------------------------------------------------------------------------
 
-    def start(self, ask: RolloutAsk) -> RolloutView:
+    def start(self, ask: RolloutAsk, by: By = NOBODY_SAID) -> RolloutView:
         """A new rollout, with its two order numbers and its ready rollback payload.
 
         Raises:
             NotFoundError: `unknown_release`.
-            ConflictError: `unsigned_refused` or `release_unfinished`.
+            ConflictError: `unsigned_refused`, `release_unfinished` or `release_barred`.
             SelectorError, LimitsError, RolloutError: it cannot be made as asked.
         """
         self.require_authority()
@@ -215,6 +226,7 @@ class People:
                     "release_unfinished",
                     f"{ask.model}@{ask.release} was not uploaded whole; publish it again",
                 )
+            require_not_barred(tx, release.digest)
             request = Request(
                 model=ask.model,
                 digest=release.digest,
@@ -228,13 +240,16 @@ class People:
                 on_failure=ask.on_failure,
                 pace_per_minute=ask.pace_per_minute,
                 seen_within_s=ask.seen_within_s,
+                approval=ask.approval or self._config.approval,
             )
             facts = facts_of(tx, ask.model, release.digest)
             order = tx.take_orders(2)
-            rollout = create(f"ro-{secrets.token_hex(6)}", request, order, order + 1, facts, now)
+            rollout = create(f"ro-{secrets.token_hex(6)}", request, order, order + 1, facts, now, by.who)
             restore_content(tx, release, self._desk)
             row = self._row(rollout, now)
             tx.save_rollout(row)
+            said = {**msgspec.to_builtins(ask), "digest": release.digest, "order": order}
+            self._record(tx, by, "rollout.start", row.id, **said)
             # Before the commit: a rollout never runs without its way back lying ready.
             self._files.write(row.id, row.rollback_payload)
             return rollout_view(rollout)
@@ -265,7 +280,7 @@ class People:
             NotFoundError: `unknown_rollout`.
         """
         with self._store.begin() as tx:
-            rollout = read_rollout(_rollout(tx, rollout_id))
+            rollout = read_rollout(rollout_row(tx, rollout_id))
             devices = {device.id: device for device in tx.devices()}
             reports = tx.reports_of_order(rollout.order)
         verdict = rollout.verdict
@@ -289,8 +304,12 @@ class People:
             url_per_device=f"{url}?device=DEVICE",
         )
 
-    def rollback_payload(self, rollout_id: str, device: str | None) -> tuple[str, bytes]:
+    def rollback_payload(
+        self, rollout_id: str, device: str | None, by: By = NOBODY_SAID
+    ) -> tuple[str, bytes]:
         """Topic and ready bytes that take a rollout back, for the whole fleet or one device.
+
+        Whoever has them may send them at any time, so giving them out is a change, and has its entry.
 
         Raises:
             NotFoundError: `unknown_rollout` or `unknown_device`.
@@ -298,15 +317,17 @@ class People:
         """
         self.require_authority()
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
+            self._record(tx, by, "rollout.rollback-payload", rollout_id, device=device)
             if device is None:
                 return command_topic(self._desk.topics, ToAll()), row.rollback_payload
             scope = ToDevice(device=_device(tx, device).id)
+            require_welcome(tx, [device])
         action = rollback_of(read_rollout(row))
         envelope = rollback_envelope(self._desk, scope, action, self._clock.now())
         return command_topic(self._desk.topics, scope), envelope
 
-    def pause(self, rollout_id: str, why: str) -> RolloutView:
+    def pause(self, rollout_id: str, by: By = NOBODY_SAID) -> RolloutView:
         """Opens no further wave until resumed.
 
         Raises:
@@ -314,25 +335,29 @@ class People:
             RolloutError: `illegal_transition`.
         """
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
-            rollout = pause(read_rollout(row), why)
+            row = rollout_row(tx, rollout_id)
+            rollout = pause(read_rollout(row), by.why)
             tx.save_rollout(with_rollout(row, rollout))
+            self._record(tx, by, "rollout.pause", rollout_id)
             return rollout_view(rollout)
 
-    def resume(self, rollout_id: str) -> RolloutView:
+    def resume(self, rollout_id: str, by: By = NOBODY_SAID) -> RolloutView:
         """Goes on.
 
         Raises:
             NotFoundError: `unknown_rollout`.
+            ConflictError: `release_barred`.
             RolloutError: `illegal_transition`.
         """
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
+            require_not_barred(tx, row.release)
             rollout = resume(read_rollout(row), self._clock.now())
             tx.save_rollout(with_rollout(row, rollout))
+            self._record(tx, by, "rollout.resume", rollout_id)
             return rollout_view(rollout)
 
-    def abort(self, rollout_id: str, action: FailureAction) -> RolloutView:
+    def abort(self, rollout_id: str, action: FailureAction, by: By = NOBODY_SAID) -> RolloutView:
         """Ends it, with what `action` says for the devices that it reached.
 
         Raises:
@@ -341,16 +366,18 @@ class People:
         """
         now = self._clock.now()
         with self._store.begin() as tx:
-            row = _rollout(tx, rollout_id)
+            row = rollout_row(tx, rollout_id)
             facts = facts_of(tx, row.model, row.release)
             rollout, orders = abort(read_rollout(row), action, facts, now)
             tx.save_rollout(replace(with_rollout(row, rollout), cleared=False))
             give(tx, self._desk, orders, rollout.id, now)
+            taken_back = [order.device for order in orders]
+            self._record(tx, by, "rollout.abort", rollout_id, action=action, taken_back=taken_back)
             return rollout_view(rollout)
 
     # --- rollbacks ------------------------------------------------------------------------------------
 
-    def roll_back(self, ask: RollbackAsk) -> RollbackShow:
+    def roll_back(self, ask: RollbackAsk, by: By = NOBODY_SAID) -> RollbackShow:
         """Takes a model back on devices, by command first.
 
         Raises:
@@ -365,13 +392,19 @@ class People:
         with self._store.begin() as tx:
             if ask.devices:
                 devices, scope = [_device(tx, device) for device in ask.devices], None
+                require_welcome(tx, ask.devices)
             elif ask.group is not None:
                 devices = [device for device in tx.devices() if ask.group in device.groups]
                 scope = ToGroup(group=ask.group)
             else:
                 devices, scope = tx.devices(), ToAll()
+            shut_out = tx.revocations()
+            devices = [device for device in devices if device.id not in shut_out]
             rollback_id = rollbacks.ask(tx, self._desk, ask.model, devices, scope, self._clock.now())
-            return rollback_show(tx.rollback_rows(rollback_id))
+            show = rollback_show(tx.rollback_rows(rollback_id))
+            orders = {line.device: line.order for line in show.devices}
+            self._record(tx, by, "rollback.start", rollback_id, **msgspec.to_builtins(ask), orders=orders)
+            return show
 
     def rollback(self, rollback_id: str) -> RollbackShow:
         """How far a rollback is.
@@ -385,6 +418,11 @@ class People:
             raise NotFoundError("unknown_rollback", f"there is no rollback {rollback_id[:64]}")
         return rollback_show(rows)
 
+    def _record(self, tx: Tx, by: By, what: str, subject: str, **details: object) -> None:
+        """Writes the verb's entry."""
+        now = self._clock.now()
+        tx.audit(at=now, who=by.who, what=what, subject=subject, why=by.why, details=details)
+
 
 def _device(tx: Tx, device: str) -> Device:
     view = tx.device(device)
@@ -395,7 +433,12 @@ def _device(tx: Tx, device: str) -> Device:
     return view
 
 
-def _rollout(tx: Tx, rollout_id: str) -> RolloutRow:
+def rollout_row(tx: Tx, rollout_id: str) -> RolloutRow:
+    """The row of a rollout.
+
+    Raises:
+        NotFoundError: `unknown_rollout`.
+    """
     row = tx.rollout(rollout_id)
     if row is None:
         raise NotFoundError("unknown_rollout", f"there is no rollout {rollout_id[:64]!r}; see `rollout list`")

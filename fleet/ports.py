@@ -14,7 +14,9 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from fleet.enrolment_ports import EnrolmentTx
 from fleet.inventory import Device
+from fleet.ports_people import PeopleTx
 from wire.errors import ShallopError
 from wire.messages import DesiredModel, Report
 
@@ -47,12 +49,14 @@ class Mark(Struct, frozen=True, kw_only=True):
         generation: of the newest publication; the seed on the broker says how far it got.
         orders: the highest order number given out, fleet-wide.
         signed_root: number of the root under which everything was signed last; 0 before any.
+        bars: number of the last list of barred releases; 0 before any.
     """
 
     registry_id: str
     generation: int
     orders: int
     signed_root: int = 0
+    bars: int = 0
 
 
 class ReleaseRow(Struct, frozen=True, kw_only=True):
@@ -142,7 +146,7 @@ class RollbackRow(Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
-class Tx(Protocol):  # the one port that is large: a transaction sees all tables
+class Tx(PeopleTx, EnrolmentTx, Protocol):  # the one port that is large: a transaction sees all tables
     """One transaction; all of it is kept or nothing."""
 
     def mark(self) -> Mark:

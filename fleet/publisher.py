@@ -54,7 +54,16 @@ class Publisher:
         if self._broker.session != self._session or overflow:
             self._session = self._broker.session
             self._found, self._sync_until = None, now + self._config.seed_wait_s
-            channels = (wt.SEED, wt.DESIRED, wt.STATUS, wt.IDENTITY, wt.REPORTED, wt.REPORT, wt.REPLY)
+            channels = (
+                wt.SEED,
+                wt.DESIRED,
+                wt.STATUS,
+                wt.IDENTITY,
+                wt.REPORTED,
+                wt.REPORT,
+                wt.REPLY,
+                wt.RENEWAL,
+            )
             self._broker.subscribe([(self._topics.filter(c), c.qos_subscribe) for c in channels])
         elif self._sync_until is not None and (self._found is not None or now >= self._sync_until):
             self._sync_until = None

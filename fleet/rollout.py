@@ -2,7 +2,7 @@
 
 For: `create()` from a person's request; `advance(rollout, facts, now)`, level-triggered and idempotent:
 it may be called at any moment, any number of times, and the same facts never give the same order twice;
-`pause`, `resume` and `abort`.
+`pause`, `resume` and `abort`, and `approve` from `fleet.approval`.
 Not for: storing, publishing or signing; the conductor turns orders into desired documents and commands
 in the transaction that stores the rollout. Whether a wave may be followed is `fleet.gates`' question,
 what became of a device `fleet.evidence`'s; the types stand in `fleet.rollout_types` and are given on.
@@ -25,6 +25,7 @@ from itertools import islice
 
 from msgspec.structs import replace
 
+from fleet.approval import approve, held, open_to_approval, reconsidered, require_askable
 from fleet.evidence import Standing
 from fleet.gates import Decision, Gate, GateVerdict, check_proofs, evaluate
 from fleet.inventory import Device
@@ -48,6 +49,7 @@ from fleet.rollout_types import (
     RolloutState,
     VerdictRecord,
     release_facts,
+    transition,
 )
 from fleet.selection import (
     WAVES_MAX,
@@ -83,6 +85,7 @@ __all__ = [
     "RolloutState",
     "abort",
     "advance",
+    "approve",
     "create",
     "pause",
     "release_facts",
@@ -91,25 +94,14 @@ __all__ = [
 ]
 
 
-def transition(state: RolloutState, event: Event) -> RolloutState:
-    """The state that follows.
-
-    Raises:
-        RolloutError: `illegal_transition`: the pair is not in the table; the message names what is.
-    """
-    after = TRANSITIONS.get((state, event))
-    if after is None:
-        possible = sorted(e.value for s, e in TRANSITIONS if s is state)
-        raise RolloutError(
-            "illegal_transition",
-            f"a rollout that is {state.value} cannot {event.value}; "
-            f"possible: {', '.join(possible) or 'nothing, it has ended'}",
-        )
-    return after
-
-
 def create(
-    rollout_id: str, request: Request, order: int, rollback_order: int, facts: Facts, now: float
+    rollout_id: str,
+    request: Request,
+    order: int,
+    rollback_order: int,
+    facts: Facts,
+    now: float,
+    started_by: str = "",
 ) -> Rollout:
     """A new rollout, pending, nothing ordered yet.
 
@@ -120,15 +112,17 @@ def create(
         rollback_order: reserved too, above `order`.
         facts: of now; they decide whether requested proofs can be reached.
         now: seconds on the registry's clock.
+        started_by: name of the person.
 
     Raises:
         SelectorError: selector or waves cannot be read.
         LimitsError: `proof_unreachable`: the fleet is too small for a requested proof.
         RolloutError: `orders_reversed`: `rollback_order` is not above `order`; `wrong_release`: the
-            facts are of another release than the request.
+            facts are of another release than the request; `approval_needs_waves`, `approval_needs_tokens`.
     """
     parse_selector(request.selector)
     waves = parse_waves(request.waves)
+    require_askable(request.approval, len(waves), started_by)
     if rollback_order <= order:
         raise RolloutError(
             "orders_reversed",
@@ -146,6 +140,7 @@ def create(
         order=order,
         rollback_order=rollback_order,
         created_at=now,
+        started_by=started_by,
         waiting_for=_NOBODY.format(request.selector),
     )
     candidates, _ = _candidates(rollout, facts, now)
@@ -190,6 +185,7 @@ def _round(rollout: Rollout, facts: Facts, now: float) -> _Round:
     members = _members(rollout, rollout.wave, facts, candidates)
     rollout = _judged(rollout, facts, now, len(members))
     decision = Decision.WAIT if rollout.verdict is None else rollout.verdict.decision
+    rollout = reconsidered(rollout, may_follow=decision is Decision.PASS)
     if decision is Decision.FAIL:
         return (*_failed(rollout, facts, now), False)
     if rollout.state is RolloutState.PAUSED or (decision is Decision.WAIT and not members):
@@ -198,8 +194,8 @@ def _round(rollout: Rollout, facts: Facts, now: float) -> _Round:
         return _inconclusive(rollout, rollout.reason), (), False
     if members:
         return _reach(rollout, facts, members, now)
-    rollout = _promoted(rollout, now)
-    return rollout, (), not rollout.ended
+    promoted = _promoted(rollout, now)
+    return promoted, (), promoted.wave != rollout.wave
 
 
 def _begin(rollout: Rollout, facts: Facts, candidates: Sequence[Device], now: float) -> _Round:
@@ -363,9 +359,11 @@ def _opened(rollout: Rollout, wave: int, now: float) -> Rollout:
 
 
 def _promoted(rollout: Rollout, now: float) -> Rollout:
-    """The next wave open, or the rollout completed after the last."""
+    """The next wave open or waiting for a second person, or the rollout completed after the last."""
     waves: tuple[Wave, ...] = parse_waves(rollout.request.waves)
     following = 0 if rollout.wave is None else rollout.wave + 1
+    if following < len(waves) and open_to_approval(rollout):
+        return held(rollout)
     if following < len(waves):
         return _opened(rollout, following, now)
     state = transition(rollout.state, Event.COMPLETE)
@@ -462,14 +460,27 @@ def resume(rollout: Rollout, now: float) -> Rollout:
 
 
 def abort(
-    rollout: Rollout, action: FailureAction, facts: Facts, now: float
+    rollout: Rollout,
+    action: FailureAction,
+    facts: Facts,
+    now: float,
+    event: Event = Event.ABORT,
+    by: str = "a person",
 ) -> tuple[Rollout, tuple[Order, ...]]:
     """The rollout, ended by a person, and the orders that `action` asks for.
 
+    Args:
+        rollout: to end.
+        action: what becomes of the devices that it reached.
+        facts: of now.
+        now: seconds.
+        event: ABORT, or REJECT where it is held for approval.
+        by: who ends it, and why.
+
     Raises:
-        RolloutError: `illegal_transition`: it is completed or aborted already.
+        RolloutError: `illegal_transition`: it is completed or aborted already, or rejected and not held.
     """
-    state = transition(rollout.state, Event.ABORT)
-    reason = f"aborted by a person ({action.value})"
+    state = transition(rollout.state, event)
+    reason = f"{'rejected' if event is Event.REJECT else 'aborted'} by {by} ({action.value})"
     ended = replace(rollout, state=state, ended_at=now, reason=reason, waiting_for="")
     return _taken_back(ended, action, facts)

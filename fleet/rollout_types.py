@@ -1,6 +1,6 @@
 """PURE. The types of a rollout: what is asked, remembered, known and ordered, and the table of its states.
 
-For: plain frozen data that the registry stores and reads back.
+For: plain frozen data that the registry stores and reads back, and `transition`, which reads the table.
 Not for: deciding anything; `fleet.rollout` does.
 """
 
@@ -38,6 +38,8 @@ class RolloutState(StrEnum):
     RUNNING = "running"
     PAUSED = "paused"
     """By a person, or because a gate was inconclusive; devices that have orders go on."""
+    UNAPPROVED = "unapproved"
+    """Its first wave passed and it asked for a second person, who has said nothing yet."""
     COMPLETED = "completed"
     HALTED = "halted"
     """A gate failed; the failure action has been ordered."""
@@ -59,6 +61,10 @@ class Event(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     ABORT = "abort"
+    HOLD = "hold"
+    RECONSIDER = "reconsider"
+    APPROVE = "approve"
+    REJECT = "reject"
 
 
 _S, _E = RolloutState, Event
@@ -73,6 +79,12 @@ TRANSITIONS: dict[tuple[RolloutState, Event], RolloutState] = {
     (_S.RUNNING, _E.INCONCLUSIVE): _S.PAUSED,
     (_S.RUNNING, _E.PAUSE): _S.PAUSED,
     (_S.RUNNING, _E.ABORT): _S.ABORTED,
+    (_S.RUNNING, _E.HOLD): _S.UNAPPROVED,
+    (_S.UNAPPROVED, _E.RECONSIDER): _S.RUNNING,
+    (_S.UNAPPROVED, _E.APPROVE): _S.RUNNING,
+    (_S.UNAPPROVED, _E.REJECT): _S.ABORTED,
+    (_S.UNAPPROVED, _E.PAUSE): _S.PAUSED,
+    (_S.UNAPPROVED, _E.ABORT): _S.ABORTED,
     (_S.PAUSED, _E.FAIL): _S.HALTED,
     (_S.PAUSED, _E.RESUME): _S.RUNNING,
     (_S.PAUSED, _E.ABORT): _S.ABORTED,
@@ -80,6 +92,23 @@ TRANSITIONS: dict[tuple[RolloutState, Event], RolloutState] = {
 }
 """The whole table; a pair that is not in it is an error. An abort after a halt lets a person roll back
 what `on_failure: halt` left on the devices."""
+
+
+def transition(state: RolloutState, event: Event) -> RolloutState:
+    """The state that follows.
+
+    Raises:
+        RolloutError: `illegal_transition`: the pair is not in the table; the message names what is.
+    """
+    after = TRANSITIONS.get((state, event))
+    if after is None:
+        possible = sorted(e.value for s, e in TRANSITIONS if s is state)
+        raise RolloutError(
+            "illegal_transition",
+            f"a rollout that is {state.value} cannot {event.value}; "
+            f"possible: {', '.join(possible) or 'nothing, it has ended'}",
+        )
+    return after
 
 
 class FailureAction(StrEnum):
@@ -110,6 +139,7 @@ class Request(Struct, frozen=True, kw_only=True):
         pace_per_minute: orders a minute at most; None: as many as the wave allows.
         seen_within_s: devices not heard of for longer do not count.
         shards_per_device: validation shards that each device's trial takes.
+        approval: whether a second person must agree before the second wave.
     """
 
     model: str
@@ -125,6 +155,7 @@ class Request(Struct, frozen=True, kw_only=True):
     pace_per_minute: Annotated[int, Meta(ge=1)] | None = None
     seen_within_s: Annotated[float, Meta(gt=0.0)] = 7 * 86400.0
     shards_per_device: Annotated[int, Meta(ge=1)] = 1
+    approval: bool = False
 
 
 class Assignment(Struct, frozen=True, kw_only=True):
@@ -182,6 +213,8 @@ class Rollout(Struct, frozen=True, kw_only=True):
         waiting_for: what it still waits for; empty at an end.
         verdict: the last one of the open wave's gate.
         history: verdicts when they changed.
+        started_by: name of the person; empty where a registry of before knew none.
+        approved_by: name of the second person; empty until one agreed.
     """
 
     id: str
@@ -202,6 +235,8 @@ class Rollout(Struct, frozen=True, kw_only=True):
     waiting_for: str = ""
     verdict: GateVerdict | None = None
     history: tuple[VerdictRecord, ...] = ()
+    started_by: str = ""
+    approved_by: str = ""
 
     @property
     def ended(self) -> bool:

@@ -11,14 +11,18 @@ from __future__ import annotations
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleet.audit import REGISTRY
+from fleet.bars import KIND, bars_post, sealed_bars
 from fleet.facts import read_rollout
 from fleet.orders import Desk, desired_post, rollback_envelope, rollback_of
 from fleet.ports import Post, Tx
 from fleet.publish.content import Rank
 from fleet.publish.intake import sealed_release
 from wire import topics as wt
+from wire.errors import TrustError
 from wire.messages import ToAll
 from wire.roots import first_order
+from wire.trust import open_envelope
 
 
 class Renewed(Struct, frozen=True, kw_only=True):
@@ -26,7 +30,8 @@ class Renewed(Struct, frozen=True, kw_only=True):
 
     Attributes:
         rollbacks: ready payloads by rollout, to be written to their files.
-        unsigned: releases that only a release key elsewhere can sign; publish them again.
+        unsigned: releases that only a release key elsewhere can sign, to be published again; and the list of
+            barred ones where that is so for it.
     """
 
     roots: int = 0
@@ -51,7 +56,10 @@ def renew(tx: Tx, desk: Desk, now: float) -> Renewed:
     devices = tx.desired_devices()
     tx.post([desired_post(tx, desk, device, now) for device in devices])
     rollbacks = _rollbacks(tx, desk, now)
+    unsigned += _bars(tx, desk, now)
     tx.signed_under(root.number)
+    details = {"releases": len(releases), "documents": len(devices), "unsigned": unsigned}
+    tx.audit(at=now, who=REGISTRY, what="registry.sign-anew", subject=f"root {root.number}", details=details)
     return Renewed(
         roots=len(desk.roots), releases=len(releases), documents=len(devices), rollbacks=rollbacks,
         unsigned=unsigned,
@@ -83,6 +91,23 @@ def _releases(tx: Tx, desk: Desk) -> tuple[list[Post], tuple[str, ...]]:
         else:
             posts.append(Post(topic=topic, rank=Rank.RELEASE, retain=True, payload=envelope))
     return posts, tuple(unsigned)
+
+
+def _bars(tx: Tx, desk: Desk, now: float) -> tuple[str, ...]:
+    """The list of barred releases keeps its number; its name if nobody here can sign it any more."""
+    envelope, number = tx.bars_envelope(), tx.mark().bars
+    if envelope is None or desk.root is None:
+        return ()
+    try:
+        open_envelope(envelope, KIND, desk.policy, wt.BARS.size_bytes_max)
+    except TrustError:
+        if len(desk.release_signers) < desk.root.release.threshold:
+            return ("the list of barred releases",)
+        digests = [row.digest for row in tx.barred()]
+        envelope = sealed_bars(number, digests, now, desk.release_signers)
+        tx.save_bars(number, envelope)
+    tx.post([bars_post(desk, envelope)])
+    return ()
 
 
 def _rollbacks(tx: Tx, desk: Desk, now: float) -> dict[str, bytes]:

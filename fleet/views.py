@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from fleet.enrolment_views import DeviceTrust
 from fleet.inventory import Device, LiveSeen
 from fleet.ports import ReleaseRow, RollbackRow
 from fleet.publish.content import blob_sizes
@@ -83,14 +84,16 @@ class DeviceView(Struct, frozen=True, kw_only=True):
     disk_free_bytes: int | None
     models: dict[str, ModelState]
     live: dict[str, LiveSeen] = {}
+    trust: DeviceTrust = DeviceTrust()
 
 
-def device_view(device: Device) -> DeviceView:
-    """A device for people."""
+def device_view(device: Device, trust: DeviceTrust | None = None) -> DeviceView:
+    """A device for people; a revoked one is offline, whatever it said last."""
+    trust = trust or DeviceTrust()
     identity = device.identity
     return DeviceView(
         device=device.id,
-        online=device.online,
+        online=device.online and trust.revoked_at is None,
         seen_at=device.seen_at,
         duplicate_identity=device.duplicate_identity,
         arch=None if identity is None else identity.hardware.arch,
@@ -105,6 +108,7 @@ def device_view(device: Device) -> DeviceView:
         disk_free_bytes=None if identity is None else identity.disk_free_bytes,
         models=device.models,
         live=device.live,
+        trust=trust,
     )
 
 
@@ -160,6 +164,9 @@ class RolloutView(Struct, frozen=True, kw_only=True):
     ended_at: float | None
     reason: str
     waiting_for: str
+    started_by: str = ""
+    approval: bool = False
+    approved_by: str = ""
 
 
 class ReadyRollback(Struct, frozen=True, kw_only=True):
@@ -207,6 +214,9 @@ def rollout_view(rollout: Rollout) -> RolloutView:
         ended_at=rollout.ended_at,
         reason=rollout.reason,
         waiting_for=rollout.waiting_for,
+        started_by=rollout.started_by,
+        approval=request.approval,
+        approved_by=rollout.approved_by,
     )
 
 

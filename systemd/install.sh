@@ -10,6 +10,7 @@ ETC=/etc/shallop
 LIB=/usr/local/lib
 POLKIT=/etc/polkit-1/rules.d
 MOSQUITTO=/etc/mosquitto/conf.d/shallop.conf
+BROKER_FILES=/var/lib/shallop-broker
 # Seconds for which a new daemon must stay up before the old environment goes.
 SETTLE_S=${SHALLOP_SETTLE_S:-3}
 HEALTH_S=60
@@ -31,7 +32,8 @@ Nothing else of the machine's Python is touched. If the new version does not com
   --broker HOST[:PORT]  written into a new configuration; an existing one is never changed
   --device NAME         likewise; without it the board's serial number or the machine id names the device
   --restarts UNIT       the agent's hooks may restart this unit of an application (polkit); may be repeated
-  --mosquitto           set up the Mosquitto of this machine as Shallop's broker, on loopback
+  --mosquitto           set up the Mosquitto of this machine as Shallop's broker: on loopback, for trying out,
+                        until `shallop-fleet broker init` opens it with TLS (docs/broker.md)
   --no-start            install and enable, start nothing
   --uninstall           take programs and units away; models, state and configuration stay
   --purge               with --uninstall: those too, and the user
@@ -275,6 +277,9 @@ allow_restarts() {
 set_up_mosquitto() {
   [ "$WITH_MOSQUITTO" = yes ] || return 0
   install -m 644 -D -t "$LIB/systemd/system/mosquitto.service.d" "$HERE/units/mosquitto.service.d/shallop.conf"
+  install -m 644 -D -t "$LIB/systemd/system" "$HERE"/units/shallop-broker-reload.*
+  # The registry writes there, the broker reads: what is made in it belongs to the broker's group.
+  [ "$ROLE" = agent ] || install -d -m 2750 -o shallop-fleet -g mosquitto "$BROKER_FILES"
   if [ -e "$MOSQUITTO" ]; then
     say "$MOSQUITTO is kept as it is"
     ! booted || systemctl daemon-reload
@@ -409,6 +414,13 @@ uninstall_role() {
     return
   fi
   rm -rf "/var/lib/$(user)" "$ETC/$ROLE.yaml"
+  if [ "$ROLE" = fleet ] && [ -d "$BROKER_FILES" ]; then
+    if grep -qs "$BROKER_FILES" "$MOSQUITTO"; then
+      say "$BROKER_FILES is kept: $MOSQUITTO names it, and Mosquitto would not start without"
+    else
+      rm -rf "$BROKER_FILES"
+    fi
+  fi
   rmdir --ignore-fail-on-non-empty "$ETC" 2>/dev/null || true
   if [ "$ROLE" = agent ]; then rm -rf /run/shallop "$POLKIT/60-shallop.rules"; fi
   ! getent passwd "$(user)" >/dev/null || userdel "$(user)"

@@ -1,4 +1,4 @@
-"""Real Mosquitto with our production configuration, for the integration tests.
+"""Real Mosquitto for the integration tests: the one for trying out, and the production one with TLS.
 
 For: tests that need the broker that production runs, stopped, killed and started again on one port.
 Not for: tests of our own code alone (they use the ports' in-memory twins), nor for the embedded broker.
@@ -46,7 +46,7 @@ def require_mosquitto() -> str:
 
 
 class Mosquitto:
-    """Mosquitto as in production, but on a free port of loopback and with its memory in `folder`.
+    """Mosquitto with systemd/mosquitto/shallop.conf, on a free port of loopback, its memory in `folder`.
 
     Args:
         folder: made if missing.
@@ -105,7 +105,7 @@ class Mosquitto:
 
 
 def production_config(port: int, folder: Path, extra: str = "") -> str:
-    """The production file with the least changed, so that a test runs what production runs."""
+    """The file with the least changed, so that a test runs what people run."""
     text, listeners = re.subn(
         r"^listener \d+ 127\.0\.0\.1$", f"listener {port} {HOST}", PRODUCTION.read_text(), flags=re.MULTILINE
     )
@@ -162,7 +162,8 @@ class TlsMosquitto:
         )  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
         if not Authority.exists(self.keys):
-            Authority.create(self.keys, "Test fleet", None, time.time())
+            # Older than the certificates that a test wants to have ended.
+            Authority.create(self.keys, "Test fleet", None, time.time() - 30 * DAY_S)
         self.files.begin(self.setup, self.authority, time.time())
         text = (self.out / CONFIG).read_text()
         user = "user root\n" if os.geteuid() == 0 else ""

@@ -18,6 +18,9 @@ settings.load_profile("shallop")
 # Tests start real programs with `python -m`; they must find this tree whatever folder they start in.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# A developer's own fleet is none of the tests' business.
+for name in ("SHALLOP_SERVER", "SHALLOP_TOKEN", "SHALLOP_TOKEN_FILE"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

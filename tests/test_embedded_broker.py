@@ -379,6 +379,8 @@ def test_as_a_program_it_runs_until_sigterm(tmp_path: Path, kind: BrokerKind) ->
             program.send_signal(signal.SIGTERM)
             assert program.wait(CAME_S_MAX) == 0
             assert not answers(port)
+            assert program.stderr is not None
+            assert "for trying out" in program.stderr.read()
         finally:
             program.kill()
 

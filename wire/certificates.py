@@ -73,7 +73,7 @@ class CertificateRefused(Struct, frozen=True, kw_only=True, tag_field="kind", ta
 
     Attributes:
         code: `revoked`, `unknown_device`, `bad_proof`, `too_many`, `token_unknown`, `token_used`,
-            `token_expired`, `wrong_device`, `expired_too_long`.
+            `token_expired`, `token_cancelled`, `wrong_device`, `expired_too_long`.
     """
 
     version: int = VERSION

@@ -39,6 +39,7 @@ PAYLOAD_TYPES: dict[str, Role] = {
     "application/vnd.shallop.desired.v1+json": Role.ORDER,
     "application/vnd.shallop.command.v1+json": Role.ORDER,
     "application/vnd.shallop.certificate.v1+json": Role.ORDER,
+    "application/vnd.shallop.audit_head.v1+json": Role.ORDER,
 }
 
 

@@ -37,10 +37,10 @@ class TokenReader:
         self._kind, self._lanes = stream.kind, stream.lanes
         self._words: NDArray[np.uint16] = np.zeros(0, dtype="<u2")
         self._at = 0
-        states = np.frombuffer(self._read(4 * stream.lanes), dtype="<u4")
-        if len(states) != stream.lanes:
+        states = self._read(4 * stream.lanes)
+        if len(states) != 4 * stream.lanes:
             raise truncated("a stream's tokens end")
-        self._states = states.astype(np.int64)
+        self._states = np.frombuffer(states, dtype="<u4").astype(np.int64)
         self._activity: Ints | None = None
         self._model = Model(np, stream.kind)
 

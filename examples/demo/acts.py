@@ -25,6 +25,7 @@ from converter.loading import Loadable, opened
 from examples.demo.damage import damaged_bundle
 from examples.demo.environments import environment
 from examples.demo.house import ROOT, House, HouseError, wait_for
+from fleet.adapters.embedded_broker import TRYING_OUT
 from wire import bundle, codec
 from wire.preprocess import preprocess
 
@@ -94,6 +95,7 @@ class Acts:
         with self.console.status("waiting for the devices to say hello"):
             wait_for("three devices", self._all_online, 60)
         self.console.print(f"broker:   127.0.0.1:{self.house.broker_port} ({self.house.broker_kind()})")
+        self.console.print(f"          {TRYING_OUT}")
         self.console.print(f"registry: {self.house.server}")
         for view in self.house.fleet("devices"):
             self.console.print(f"agent:    {view['device']} has {', '.join(view['runtimes'])}")

@@ -112,6 +112,9 @@ class House:
     Args:
         folder: where data, logs and states go.
         broker_port: of a broker that runs already; None starts the embedded one.
+
+    Attributes:
+        token: with which `fleet` speaks; empty: none.
     """
 
     def __init__(self, folder: Path, broker_port: int | None = None) -> None:
@@ -119,6 +122,7 @@ class House:
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.server_port = free_port()
+        self.token = ""
         self.agents: dict[str, Process] = {}
         self.broker: Process | None = None
         self.broker_port = broker_port or free_port()
@@ -223,8 +227,10 @@ class House:
             HouseError: it ended with a code outside `codes`; the message holds what it said.
         """
         command = [sys.executable, "-m", "fleet.cli", *arguments, "--json"]
+        # The house's own registry, whatever token the person's shell has for another one.
+        here = {"SHALLOP_SERVER": self.server, "SHALLOP_TOKEN": self.token, "SHALLOP_TOKEN_FILE": ""}
         run = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, "SHALLOP_SERVER": self.server}, capture_output=True,
+            command, cwd=ROOT, env={**os.environ, **here}, capture_output=True,
             text=True, check=False, timeout=timeout_s,
         )  # fmt: skip
         if run.returncode not in codes:

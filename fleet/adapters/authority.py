@@ -36,8 +36,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
-from fleet.adapters.durable import write_atomically
-from fleet.adapters.key_files import FILE_BYTES_MAX, write_new
+from fleet.adapters.durable import owner_in, write_atomically
+from fleet.adapters.key_files import FILE_BYTES_MAX
 from fleet.keys import KeysError
 
 CERTIFICATES, KEYS = "ca.pem", "ca-key.pem"
@@ -104,18 +104,14 @@ class Authority:
         """A fleet's first authority, on disk before it returns.
 
         Raises:
-            KeysError: `ca_exists`, `key_exists` or `key_unwritable`.
+            KeysError: `ca_exists` or `key_unwritable`.
         """
         if cls.exists(folder):
             raise KeysError("ca_exists", f"{folder / CERTIFICATES} is there already and is not replaced")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = cls([_new_signer(name, now - BACKDATE_S)])
         # A key without its certificate is what a crash between the two leaves: nobody was told of it.
-        if (folder / KEYS).exists():
-            write_atomically(folder / KEYS, made.keys_pem(passphrase), 0o600)
-        else:
-            write_new(folder / KEYS, made.keys_pem(passphrase))
-        write_atomically(folder / CERTIFICATES, made.certificates_pem.encode(), 0o644)
+        made.save(folder, passphrase)
         return made
 
     @classmethod
@@ -154,8 +150,9 @@ class Authority:
             KeysError: `key_unwritable`.
         """
         try:
-            write_atomically(folder / KEYS, self.keys_pem(passphrase), 0o600)
-            write_atomically(folder / CERTIFICATES, self.certificates_pem.encode(), 0o644)
+            owner = owner_in(folder)
+            write_atomically(folder / KEYS, self.keys_pem(passphrase), 0o600, owner)
+            write_atomically(folder / CERTIFICATES, self.certificates_pem.encode(), 0o644, owner)
         except OSError as error:
             raise KeysError("key_unwritable", f"{folder} cannot be written: {error}") from None
 
@@ -245,7 +242,8 @@ class Authority:
             lifetime_s: from `not_before` on; cut where the authority ends.
 
         Raises:
-            KeysError: `device_key`: these are no such 32 bytes; `bad_name`: no device may be called that.
+            KeysError: `device_key`: these are no such 32 bytes; `bad_name`: no device may be called that;
+                `no_life`: it would end before it begins.
         """
         if not _DEVICE.fullmatch(device):
             raise KeysError("bad_name", f"{device!r} is no device id, and gets no device's certificate")
@@ -266,7 +264,7 @@ class Authority:
             lifetime_s: likewise.
 
         Raises:
-            KeysError: `bad_name`: not `fleet.` and a word.
+            KeysError: `bad_name`: not `fleet.` and a word; `no_life`.
         """
         if not _PROGRAM.fullmatch(name):
             raise KeysError("bad_name", f"{name!r} is no name of a program of the fleet")
@@ -282,7 +280,7 @@ class Authority:
         find it "not yet valid" and be lost. What bounds the certificate is its end.
 
         Raises:
-            KeysError: `bad_host`: none, or one that is neither a name nor an address.
+            KeysError: `bad_host`: none, or one that is neither a name nor an address; `no_life`.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         names = [_general_name(host) for host in hosts]
@@ -301,6 +299,12 @@ class Authority:
         first = signer.certificate.not_valid_before_utc
         starts = max(first, _moment(not_before - BACKDATE_S))
         ends = min(_moment(not_before + lifetime_s), signer.certificate.not_valid_after_utc)
+        if ends <= starts:
+            raise KeysError(
+                "no_life",
+                f"a certificate from {starts:%Y-%m-%d} to {ends:%Y-%m-%d} has no life: this machine's clock "
+                "is wrong, or the authority ended (`shallop-fleet broker ca show`)",
+            )
         serial = x509.random_serial_number()
         built = (
             x509.CertificateBuilder()

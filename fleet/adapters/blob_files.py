@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from fleet.adapters.durable import fsync_directory
+from fleet.adapters.durable import fsync_directory, write_durably
 from wire.errors import ContentError
 
 
@@ -94,13 +94,7 @@ class PayloadFiles:
         target = Path(self.path(rollout_id))
         if target.exists() and target.read_bytes() == payload:
             return
-        part = target.with_suffix(f".part-{secrets.token_hex(8)}")
-        with part.open("xb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-        fsync_directory(self._root)
+        write_durably(target, payload)
 
 
 def _write_checked(part: Path, digest: str, content: Iterator[bytes], size_bytes_max: int) -> int:

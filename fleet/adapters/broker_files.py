@@ -30,7 +30,7 @@ from msgspec.structs import replace
 
 from fleet.adapters.authority import AUTHORITY_LIFE_S, BACKDATE_S, DAY_S, Authority, Identity
 from fleet.adapters.authority import read_certificate as certificate_of
-from fleet.adapters.durable import write_atomically
+from fleet.adapters.durable import owner_in, write_atomically
 from fleet.broker_rules import (
     ACCESS,
     CA,
@@ -127,9 +127,22 @@ class BrokerFiles:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One change at a time, of whatever process."""
-        with (self.out / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        # The directory itself: a file would be root's where root came first.
+        handle = os.open(self.out, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(handle)
+
+    def prepare(self) -> None:
+        """Makes the two directories, if they are missing.
+
+        Raises:
+            KeysError: `key_unwritable`.
+        """
+        self._make_directory(self.keys, 0o700)
+        self._make_directory(self.out, 0o2750)
 
     # --- the whole set --------------------------------------------------------------------------------
 
@@ -141,17 +154,17 @@ class BrokerFiles:
             ValueError: the root of the tree is none.
         """
         access_list(setup)
-        self._make_directory(self.keys, 0o700)
-        self._make_directory(self.out, 0o2750)
+        self.prepare()
         with self.locked():
+            # Whatever may be refused comes before anything is replaced.
+            revoked, server = self.revoked, authority.issue_server(setup.hosts, now, SERVER_LIFE_S)
             self._place(self.out / SETUP, msgspec.json.format(msgspec.json.encode(setup)) + b"\n", _PUBLIC)
             self._place(self.out / CONFIG, mosquitto_config(setup).encode(), _PUBLIC)
-            self._renew_server(setup, authority, now)
+            self._place(self.out / SERVER, together(server), _FOR_BROKER)
             for name in self.programs:
                 if due(self.program(name), now):
                     self.renew_program(name, authority, now)
-            self._write_lists(setup, self.revoked, authority, now)
-        self._adopt(self.keys)
+            self._write_lists(setup, revoked, authority, now)
 
     def rewrite(self, authority: Authority, now: float) -> None:
         """Makes what follows from authority, setup and record once more.
@@ -207,14 +220,10 @@ class BrokerFiles:
         Raises:
             KeysError: `no_broker`, `key_unwritable` or `broker_files_unreadable`.
         """
-        setup = self.setup
-        with self.locked():
-            self._renew_server(setup, authority, now)
-
-    def _renew_server(self, setup: Setup, authority: Authority, now: float) -> None:
-        identity = authority.issue_server(setup.hosts, now, SERVER_LIFE_S)
         # When it was made stands nowhere in it: its life begins with the authority's.
-        self._place(self.out / SERVER, together(identity), _FOR_BROKER)
+        identity = authority.issue_server(self.setup.hosts, now, SERVER_LIFE_S)
+        with self.locked():
+            self._place(self.out / SERVER, together(identity), _FOR_BROKER)
 
     def server_due(self, now: float) -> bool:
         """Whether a third of the broker's certificate's life is left, or less."""
@@ -265,7 +274,7 @@ class BrokerFiles:
 
     def _place(self, path: Path, data: bytes, mode: int) -> None:
         try:
-            write_atomically(path, data, mode, owner=_owner_for(path.parent))
+            write_atomically(path, data, mode, owner=owner_in(path.parent))
         except OSError as error:
             raise KeysError("key_unwritable", f"{path} cannot be written: {error}") from None
 
@@ -284,12 +293,6 @@ class BrokerFiles:
         except OSError as error:
             raise KeysError("key_unwritable", f"{path} cannot be made: {error}") from None
 
-    def _adopt(self, folder: Path) -> None:
-        """What root made in the directory of another becomes that one's."""
-        owner = _owner_for(folder)
-        for path in folder.glob("*.pem") if owner else ():
-            os.chown(path, *owner or ())
-
 
 def together(identity: Identity) -> bytes:
     """Certificate and private key in one PEM file."""
@@ -306,14 +309,6 @@ def due(path: Path, now: float) -> bool:
         return True
     issued = certificate_of(path)
     return now > issued.not_before + (issued.not_after - issued.not_before) * RENEWED_AT
-
-
-def _owner_for(folder: Path) -> tuple[int, int] | None:
-    """Whose the files in a directory become where root writes them."""
-    if os.geteuid() != 0:
-        return None
-    of = folder.stat()
-    return of.st_uid, of.st_gid
 
 
 def _broker_group(otherwise: int) -> int:

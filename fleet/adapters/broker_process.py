@@ -45,10 +45,15 @@ def free_port() -> int:
 
 def answers(port: int) -> bool:
     """Whether an MQTT 3.1.1 CONNECT to that loopback port is accepted, not merely the TCP connection."""
+    return answers_plainly((HOST, port))
+
+
+def answers_plainly(address: tuple[str, int]) -> bool:
+    """Whether an MQTT 3.1.1 CONNECT without TLS and without a name is accepted there."""
     name = b"shallop-probe"
     head = b"\x00\x04MQTT\x04\x02\x00\x0a" + len(name).to_bytes(2, "big")
     try:
-        with socket.create_connection((HOST, port), ANSWER_S_MAX) as link:
+        with socket.create_connection(address, ANSWER_S_MAX) as link:
             link.sendall(b"\x10" + bytes([len(head) + len(name)]) + head + name)
             reply = link.recv(len(_CONNACK_ACCEPTED), socket.MSG_WAITALL)
             link.sendall(_DISCONNECT)

@@ -6,17 +6,22 @@ Not for: printing, or opening the database.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import msgspec
 from msgspec.structs import replace
 
+from fleet.audit import WHY_HEADER, AuditEntry
+from fleet.bars import BarsAsk, BarsShow
+from fleet.enrolment_views import EnrolAsk, EnrolmentView, RevokedView, TokenShow
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.upload import Bundle
+from fleet.tokens import TokenAsk, TokenMade, TokenView
 from fleet.views import DeviceView, ReleaseView, RollbackShow, RolloutShow, RolloutView
 from wire.errors import ShallopError
 
@@ -30,6 +35,10 @@ T = TypeVar("T")
 
 class ServerUnreachableError(ShallopError):
     """No registry answers at the address."""
+
+
+class TokenInClearError(ShallopError):
+    """A token would be sent where others can read it."""
 
 
 class RefusedError(ShallopError):
@@ -50,10 +59,21 @@ class Client:
     Every method raises ServerUnreachableError or RefusedError.
     """
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, token: str | None = None, why: str = "") -> None:
+        """Raises TokenInClearError where the token would travel unencrypted over a network."""
         self._server = server
+        headers = {} if not why else {WHY_HEADER: quote(why.encode(errors="replace"))}
         try:
-            self._http = httpx.Client(base_url=server, timeout=TIMEOUT_S, trust_env=False)
+            where = urlsplit(server)
+            if token is not None:
+                if where.scheme != "https" and not _is_here(where.hostname or ""):
+                    raise TokenInClearError(
+                        "token_in_clear",
+                        f"{server} is not encrypted, and your token would be read on the way; use an https "
+                        "address, or a tunnel: ssh -L 8470:127.0.0.1:8470 HOST",
+                    )
+                headers["Authorization"] = f"Bearer {token}"
+            self._http = httpx.Client(base_url=server, timeout=TIMEOUT_S, trust_env=False, headers=headers)
         except (httpx.InvalidURL, ValueError) as error:
             raise ServerUnreachableError("server_url", f"{server!r} is no address: {error}") from None
 
@@ -156,6 +176,59 @@ class Client:
         """How far a rollback is."""
         return self._ask("GET", f"/api/rollbacks/{quote(rollback_id, safe='')}", RollbackShow)
 
+    def tokens(self) -> list[TokenView]:
+        """All tokens, without their secrets."""
+        return self._ask("GET", "/api/tokens", list[TokenView])
+
+    def token_create(self, ask: TokenAsk) -> TokenMade:
+        """Makes a token."""
+        return self._ask("POST", "/api/tokens", TokenMade, json=ask)
+
+    def token_revoke(self, wanted: str) -> list[TokenView]:
+        """Revokes by id or name."""
+        return self._ask("POST", f"/api/tokens/{quote(wanted, safe='')}/revoke", list[TokenView])
+
+    def bars(self) -> BarsShow:
+        """Barred releases."""
+        return self._ask("GET", "/api/bars", BarsShow)
+
+    def bars_change(self, ask: BarsAsk) -> BarsShow:
+        """Bars and unbars."""
+        return self._ask("POST", "/api/bars", BarsShow, json=ask)
+
+    def audit_newest(self, count: int, who: str | None, subject: str | None) -> list[AuditEntry]:
+        """The newest entries, oldest first."""
+        asked = {"newest": str(count), "who": who, "subject": subject}
+        params = {key: value for key, value in asked.items() if value is not None}
+        return self._ask("GET", "/api/audit", list[AuditEntry], params=params)
+
+    def audit(self) -> Iterator[AuditEntry]:
+        """The whole log, oldest first, page by page."""
+        after = 0
+        while page := self._ask("GET", "/api/audit", list[AuditEntry], params={"after": str(after)}):
+            yield from page
+            after = page[-1].number
+
+    def audit_head(self) -> bytes:
+        """The log's head in its envelope."""
+        return bytes(self._ask("GET", "/api/audit/head", msgspec.Raw))
+
+    def enrol(self, ask: EnrolAsk) -> list[TokenShow]:
+        """Makes tokens."""
+        return self._ask("POST", "/api/enrolments", list[TokenShow], json=ask)
+
+    def enrolments(self) -> list[EnrolmentView]:
+        """All tokens, without their secrets."""
+        return self._ask("GET", "/api/enrolments", list[EnrolmentView])
+
+    def enrolment_cancel(self, which: str) -> list[EnrolmentView]:
+        """Ends unused tokens, by id or device."""
+        return self._ask("POST", f"/api/enrolments/{quote(which, safe='')}/cancel", list[EnrolmentView])
+
+    def revoke(self, device: str) -> RevokedView:
+        """Shuts a device out."""
+        return self._ask("POST", f"/api/devices/{quote(device, safe='')}/revoke", RevokedView)
+
     def _ask(
         self,
         method: str,
@@ -183,6 +256,13 @@ class Client:
             raise ServerUnreachableError(
                 "not_a_registry", f"{self._server} answered something else: {error}"
             ) from None
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class _Error(msgspec.Struct):

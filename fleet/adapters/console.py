@@ -9,12 +9,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from fleet.adapters.console_trust import marks, trust_facts
+from fleet.audit import AuditEntry
+from fleet.bars import BarsShow
+from fleet.tokens import TokenView
 from fleet.views import DeviceLine, DeviceView, ReleaseView, RollbackShow, RolloutShow, RolloutView
 
 UNKNOWN = "unknown"
@@ -55,6 +60,11 @@ def ago(at: float | None) -> str:
     return f"{seconds:.0f} s ago"
 
 
+def utc(at: float) -> str:
+    """A moment, as people and logs write it."""
+    return datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="seconds")
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
     for row in rows:
@@ -71,6 +81,39 @@ def releases_table(releases: Sequence[ReleaseView]) -> Table:
     return _table(("model", "release", "state", "size", "variants", "target", "digest"), rows)
 
 
+def tokens_table(tokens: Sequence[TokenView]) -> Table:
+    """Tokens."""
+    rows = [
+        (
+            token.id,
+            token.name,
+            ", ".join(token.scopes),
+            token.state,
+            ago(token.used_at),
+            "never" if token.expires_at is None else utc(token.expires_at),
+            f"{token.created_by}, {ago(token.created_at)}",
+        )
+        for token in tokens
+    ]
+    return _table(("id", "name", "scopes", "state", "used", "expires", "made by"), rows)
+
+
+def bars_table(show: BarsShow) -> Table:
+    """Barred releases."""
+    rows = [(row.release, row.digest, utc(row.at), row.who, row.why) for row in show.barred]
+    title = f"list {show.number}" if show.number else "nothing was ever barred"
+    return _table(("release", "digest", "since", "by", "why"), rows, title)
+
+
+def audit_table(entries: Sequence[AuditEntry]) -> Table:
+    """Entries of the audit log."""
+    rows = [
+        (str(entry.number), utc(entry.at_ms / 1000), entry.who, entry.what, entry.subject, entry.why)
+        for entry in entries
+    ]
+    return _table(("", "when", "who", "what", "subject", "why"), rows)
+
+
 def devices_table(devices: Sequence[DeviceView]) -> Table:
     """Devices with what they run."""
     rows = []
@@ -79,7 +122,7 @@ def devices_table(devices: Sequence[DeviceView]) -> Table:
             f"{model}@{state.active.release}" if state.active else f"{model}: none"
             for model, state in sorted(device.models.items())
         )
-        flags = "two machines!" if device.duplicate_identity else ""
+        flags = ", ".join(marks(device, time.time()))
         labels = ",".join(f"{key}={value}" for key, value in sorted(device.labels.items()))
         rows.append(
             (
@@ -101,6 +144,7 @@ def device_tables(device: DeviceView) -> list[Table]:
     facts = [
         ("state", "online" if device.online else "offline"),
         ("seen", ago(device.seen_at)),
+        *trust_facts(device, time.time()),
         ("board", device.board or UNKNOWN),
         ("arch", device.arch or UNKNOWN),
         ("cores", UNKNOWN if device.cores is None else str(device.cores)),
@@ -185,7 +229,7 @@ def rollout_tables(show: RolloutShow) -> list[Table | str]:
         ),
         [_device_row(line) for line in show.devices],
     )  # fmt: skip
-    parts: list[Table | str] = [rollouts_table([show.rollout]), "", lines]
+    parts: list[Table | str] = [rollouts_table([show.rollout]), *_people(show.rollout), "", lines]
     if show.gate:
         parts += ["", _table(("gate", "says", "because"), show.gate)]
     if show.left_out:
@@ -200,6 +244,14 @@ def rollout_tables(show: RolloutShow) -> list[Table | str]:
         f"  curl -o rollback.json '{ready.url_per_device}'",
     ]
     return parts
+
+
+def _people(rollout: RolloutView) -> list[str]:
+    """Who started it, and what became of the second person, where it is known."""
+    if not rollout.started_by:
+        return []
+    asked = f", {rollout.approved_by or 'nobody yet'} approved" if rollout.approval else ""
+    return [f"{rollout.started_by} started it{asked}"]
 
 
 def _device_row(line: DeviceLine) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What must still be there after the power went: names in a directory.
+"""What must still be there after the power went: names in a directory, and small files.
 
 For: the registry's files that are written beside the database.
 Not for: the database, which syncs itself.
@@ -7,6 +7,7 @@ Not for: the database, which syncs itself.
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 
@@ -47,3 +48,55 @@ def write_atomically(path: Path, data: bytes, mode: int, owner: tuple[int, int] 
         draft.unlink(missing_ok=True)
         raise
     fsync_directory(path.parent)
+
+
+def owner_in(folder: Path) -> tuple[int, int] | None:
+    """The user and group of what root writes in a directory: the directory's; None for anybody else."""
+    if os.geteuid() != 0:
+        return None
+    of = folder.stat()
+    return of.st_uid, of.st_gid
+
+
+def write_durably(target: Path, data: bytes) -> None:
+    """Puts a file in the place of another, whole or not at all, on disk before it returns."""
+    part = target.with_suffix(f".part-{secrets.token_hex(8)}")
+    with part.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(target)
+    fsync_directory(target.parent)
+
+
+class DurableFile:
+    """One small file.
+
+    Args:
+        path: of the file; its directory is there.
+        size_bytes_max: more is not read.
+    """
+
+    def __init__(self, path: Path, size_bytes_max: int) -> None:
+        self._path = path
+        self._size_bytes_max = size_bytes_max
+
+    def read(self) -> bytes | None:
+        """What was written last, cut at its cap; None before the first.
+
+        Raises:
+            OSError: the disk.
+        """
+        try:
+            with self._path.open("rb") as file:
+                return file.read(self._size_bytes_max)
+        except FileNotFoundError:
+            return None
+
+    def write(self, data: bytes) -> None:
+        """Keeps it.
+
+        Raises:
+            OSError: the disk.
+        """
+        write_durably(self._path, data)

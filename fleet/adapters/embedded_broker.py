@@ -2,8 +2,8 @@
 
 For: the demo, the benchmarks, a first look on a laptop without root, and tests.
 Not for: production or devices on a network. It is open to every local user, knows no TLS and no access
-list, and for that reason listens on 127.0.0.1 only; production is Mosquitto with
-systemd/mosquitto/shallop.conf.
+list, and for that reason listens on 127.0.0.1 only; production is Mosquitto as `shallop-fleet broker init`
+sets it up (docs/broker.md).
 Why these two brokers, and what the one from PyPI forgets: docs/adr/0002-embedded-broker.md.
 
 `python -m fleet.adapters.embedded_broker --port 1883 --data DIR` runs it until SIGTERM.
@@ -32,6 +32,7 @@ from wire.topics import CHANNELS
 __all__ = ["BrokerKind", "BrokerStartError", "EmbeddedBroker", "find_broker"]
 
 START_S_MAX = 15.0
+TRYING_OUT = "for trying out: no encryption, open to every user of this machine; devices: docs/broker.md"
 TOPIC_BYTES_MAX = 1024
 PAYLOAD_BYTES_MAX = max(channel.size_bytes_max for channel in CHANNELS) + TOPIC_BYTES_MAX
 
@@ -205,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         broker = EmbeddedBroker(options.data, port=options.port, kind=options.kind, dies_with_us=True)
         broker.start()
+        sys.stderr.write(f"{TRYING_OUT}\n")
         sys.stdout.write(f"{broker.kind} on mqtt://{broker.host}:{broker.port}\n")
         sys.stdout.flush()
         status = broker.wait()

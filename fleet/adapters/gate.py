@@ -193,7 +193,7 @@ class BrokerGate:
         if Answer.SILENT in {canary.answer, probe.answer}:
             _LOG.info("the broker's door was not looked at: %s", _words(canary))
             return
-        self._seen = _trouble(canary, probe, self._clock.now())
+        self._seen = trouble_of(canary, probe, self._clock.now())
         if self._seen is not None:
             _LOG.error("the broker: %s", self._seen)
         if canary.answer is not Answer.REVOKED:
@@ -228,8 +228,14 @@ def _words(seen: Knock) -> str:
     return f"{seen.answer}, {seen.detail}" if seen.detail else str(seen.answer)
 
 
-def _trouble(canary: Knock, probe: Knock, now: float) -> str | None:
-    """What is wrong at the door, the worst first; None if nothing is."""
+def trouble_of(canary: Knock, probe: Knock, now: float) -> str | None:
+    """What is wrong at the door, the worst first; None if nothing is.
+
+    Args:
+        canary: what the broker did with a certificate that it must refuse as revoked.
+        probe: what it did with one that may come and do nothing.
+        now: seconds since 1970.
+    """
     if probe.trespassed:
         return f"anybody may write everywhere, the access list is not in force: {_REMEDY}"
     if canary.answer is not Answer.REVOKED:

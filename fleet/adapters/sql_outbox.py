@@ -31,6 +31,7 @@ class SqlOutbox(SqlPart):
             generation=row.generation,
             orders=row.orders,
             signed_root=row.signed_root,
+            bars=row.bars,
         )
 
     def take_orders(self, count: int) -> int:

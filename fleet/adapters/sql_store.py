@@ -1,7 +1,7 @@
 """The registry's database: the port `Store` over SQLAlchemy Core.
 
 For: opening a database, bringing its tables up to date, and one transaction after the other.
-Not for: the queries themselves (`sql_devices`, `sql_releases`, `sql_outbox`).
+Not for: the queries themselves (`sql_devices`, `sql_releases`, `sql_outbox`, `sql_audit`, `sql_people`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
 
 from fleet.adapters import tables as t
+from fleet.adapters.sql_audit import SqlAudit
 from fleet.adapters.sql_base import make_engine
 from fleet.adapters.sql_devices import SqlDevices
+from fleet.adapters.sql_enrolment import SqlEnrolment
 from fleet.adapters.sql_outbox import SqlOutbox
+from fleet.adapters.sql_people import SqlPeople
 from fleet.adapters.sql_releases import SqlReleases
 from fleet.ports import StoreError
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 
-class SqlTx(SqlDevices, SqlReleases, SqlOutbox):
+class SqlTx(SqlDevices, SqlReleases, SqlEnrolment, SqlOutbox, SqlAudit, SqlPeople):
     """One transaction over all tables."""
 
 

@@ -36,6 +36,8 @@ registry = Table(
     Column("generation", BigInteger, nullable=False),
     Column("orders", BigInteger, nullable=False),
     Column("signed_root", BigInteger, nullable=False, server_default="0"),
+    Column("bars", BigInteger, nullable=False, server_default="0"),
+    Column("bars_envelope", LargeBinary, nullable=True),
 )
 
 devices = Table(
@@ -159,4 +161,45 @@ rollbacks = Table(
     Column("asked_at", Float, nullable=False),
     Column("detail", String(2000), nullable=False),
     Index("rollbacks_by_state", "state"),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("scopes", String(100), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String(100), nullable=False),
+    Column("expires_at", Float, nullable=True),
+    Column("used_at", Float, nullable=True),
+    Column("revoked_at", Float, nullable=True),
+)
+
+barred = Table(
+    "barred",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("model", String(63), nullable=True),
+    Column("name", String(63), nullable=True),
+    Column("at", Float, nullable=False),
+    Column("who", String(100), nullable=False),
+    Column("why", String(2000), nullable=False),
+)
+
+# Only grows: triggers of migration 0003 refuse every change and deletion.
+audit = Table(
+    "audit",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("who", String(100), nullable=False),
+    Column("what", String(64), nullable=False),
+    Column("subject", String(200), nullable=False),
+    Column("why", String(2000), nullable=False),
+    Column("details", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Index("audit_by_subject", "subject"),
 )

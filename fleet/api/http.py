@@ -1,7 +1,8 @@
 """The HTTP API, on Starlette: JSON in, JSON out, every body capped.
 
-For: the registry's verbs for the command line and the dashboard. There is no login: it listens on
-loopback unless told otherwise, and belongs behind a proxy beyond that.
+For: the registry's verbs for the command line and the dashboard. Who may call which route stands in
+`fleet.scopes`, and `fleet.api.guard` asks for the token; tokens and the audit log have their routes in
+`fleet.api.people_routes`.
 Not for: deciding anything (`fleet.people`, `fleet.publish.intake`).
 
     GET    /api/health                               state of the registry, counters of refused messages
@@ -18,45 +19,58 @@ Not for: deciding anything (`fleet.people`, `fleet.publish.intake`).
     POST   /api/rollouts                             RolloutAsk -> RolloutView
     GET    /api/rollouts                             [RolloutView]
     GET    /api/rollouts/ID                          RolloutShow
-    POST   /api/rollouts/ID/pause|resume|abort       {why} | - | {action} -> RolloutView
+    POST   /api/rollouts/ID/pause|resume|approve     {why} -> RolloutView
+    POST   /api/rollouts/ID/abort|reject             {why, action} -> RolloutView
     GET    /api/rollouts/ID/rollback-payload[?device=D]   bytes for mosquitto_pub; the topic in X-Topic
     POST   /api/rollbacks                            RollbackAsk -> RollbackShow
     GET    /api/rollbacks/ID                         RollbackShow
 
-Errors: {"error": {"code": ..., "message": ...}} with 400 (bad input), 403 (asked by a page of another
-site), 404, 409 (conflict), 413 (too large) or 503 (the database cannot be used).
+Why something is changed stands in the header `Shallop-Why`, percent-encoded, for every route.
+
+Errors: {"error": {"code": ..., "message": ...}} with 400 (bad input), 401 (no token that is good here), 403
+(a scope is missing, or a page of another site asks), 404, 409 (conflict), 413 (too large), 429 (too many
+wrong tokens) or 503 (the database cannot be used).
 """
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
-import msgspec
 from msgspec import Meta, Struct
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from fleet.api.enrolment import enrolment_routes
+from fleet.api.exchange import (
+    BadRequestError,
+    Handler,
+    answer,
+    by_of,
+    caller_of,
+    on_fault,
+    on_http_error,
+    on_shallop_error,
+    read_body,
+    read_json,
+)
 from fleet.api.guard import Guard
+from fleet.api.people_routes import Crew, people_routes
+from fleet.enrolling import Enrolling
+from fleet.enrolment_views import TrustHealth
 from fleet.people import People, RollbackAsk, RolloutAsk
-from fleet.ports import ConflictError, NotFoundError, StoreError
 from fleet.publish.intake import Intake
 from fleet.rollout import FailureAction
 from wire import topics as wt
 from wire.bundle import MANIFEST_BYTES_MAX
 from wire.errors import ShallopError
 from wire.types import GroupName
-
-_LOG = logging.getLogger("shallop.fleet.api")
-
-JSON_BYTES_MAX = 256 * 1024
 
 T = TypeVar("T")
 
@@ -65,10 +79,13 @@ class Health(Struct, frozen=True, kw_only=True):
     """State of the registry.
 
     Attributes:
+        access: `tokens`, or `open` while none was ever made and everybody who reaches the registry may do
+            everything.
         broker_trouble: what is wrong at the broker's door (`fleet.adapters.gate`); None if nothing is known.
     """
 
     status: str
+    access: str
     broker_connected: bool
     syncing: bool
     outbox_pending: int
@@ -79,6 +96,14 @@ class Health(Struct, frozen=True, kw_only=True):
     root: str
     signed: bool
     broker_trouble: str | None = None
+    trust: TrustHealth | None = None
+
+
+class _Brief(Struct, frozen=True):
+    """What a stranger learns of the state."""
+
+    status: str
+    access: str
 
 
 class Services(Struct, frozen=True, kw_only=True):
@@ -86,15 +111,19 @@ class Services(Struct, frozen=True, kw_only=True):
 
     Attributes:
         people: the verbs.
+        crew: tokens and the audit log.
         intake: takes bundles in.
         health: what to answer on /api/health.
         wake: tells the conductor that something changed.
+        enrolling: tokens, and devices that are shut out (`fleet.api.enrolment`).
     """
 
     people: People
+    crew: Crew
     intake: Intake
     health: Callable[[], Health]
     wake: Callable[[], None]
+    enrolling: Enrolling
 
 
 class BundleAnswer(Struct, frozen=True, kw_only=True):
@@ -107,100 +136,13 @@ class BundleAnswer(Struct, frozen=True, kw_only=True):
     missing: list[str]
 
 
-class _Pause(Struct, frozen=True, forbid_unknown_fields=True):
-    why: Annotated[str, Meta(max_length=2000)] = "by a person"
+class _Verb(Struct, frozen=True, forbid_unknown_fields=True):
+    why: Annotated[str, Meta(max_length=2000)] = ""
+    action: FailureAction = FailureAction.ROLLBACK_ALL
 
 
 class _Groups(Struct, frozen=True, forbid_unknown_fields=True):
     groups: Annotated[tuple[GroupName, ...], Meta(max_length=64)] = ()
-
-
-class _Abort(Struct, frozen=True, forbid_unknown_fields=True):
-    action: FailureAction = FailureAction.ROLLBACK_ALL
-
-
-class TooLargeError(ShallopError):
-    """A request's body is above its cap."""
-
-
-class BadRequestError(ShallopError):
-    """A request that cannot be read."""
-
-
-def answer(value: object, status: int = 200) -> Response:
-    """A JSON response."""
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
-
-
-def error_answer(code: str, message: str, status: int) -> Response:
-    """An error in the API's form."""
-    return answer({"error": {"code": code, "message": message}}, status)
-
-
-async def read_body(request: Request, size_bytes_max: int) -> bytes:
-    """The body, refused as soon as it is larger than its cap.
-
-    Raises:
-        TooLargeError: `body_too_large`.
-        BadRequestError: `client_gone`.
-    """
-    body = bytearray()
-    try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > size_bytes_max:
-                raise TooLargeError("body_too_large", f"the body is above {size_bytes_max} bytes")
-    except ClientDisconnect:
-        raise BadRequestError("client_gone", "the connection ended within the body") from None
-    return bytes(body)
-
-
-async def read_json(request: Request, expected: type[T]) -> T:
-    """The body as a typed value.
-
-    Raises:
-        TooLargeError: `body_too_large`.
-        BadRequestError: `body_malformed`, naming the field.
-    """
-    body = await read_body(request, JSON_BYTES_MAX)
-    try:
-        return msgspec.json.decode(body or b"{}", type=expected)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadRequestError("body_malformed", f"the request cannot be read: {error}") from None
-
-
-def _status_of(error: ShallopError) -> int:
-    match error:
-        case NotFoundError():
-            return 404
-        case ConflictError():
-            return 409
-        case TooLargeError():
-            return 413
-        case StoreError():
-            return 503
-        case _:
-            return 400
-
-
-async def _on_shallop_error(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, ShallopError):
-        raise error
-    return error_answer(error.code, str(error.args[0]), _status_of(error))
-
-
-async def _on_http_error(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    code = {404: "no_such_path", 405: "no_such_method"}.get(error.status_code, "http_error")
-    return error_answer(code, f"{error.detail}; the paths stand in fleet/api/http.py", error.status_code)
-
-
-async def _on_fault(_request: Request, _error: Exception) -> Response:
-    return error_answer("internal", "the registry failed; its log says why", 500)
-
-
-_Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
@@ -215,9 +157,11 @@ class Api:
         self._services.wake()
         return answer(result)
 
-    async def health(self, _request: Request) -> Response:
-        """GET /api/health."""
-        return answer(await run_in_threadpool(self._services.health))
+    async def health(self, request: Request) -> Response:
+        """GET /api/health; in full for who may see it."""
+        found = await run_in_threadpool(self._services.health)
+        stranger = found.access != "open" and caller_of(request) is None
+        return answer(_Brief(status=found.status, access=found.access) if stranger else found)
 
     async def releases(self, _request: Request) -> Response:
         """GET /api/releases."""
@@ -227,7 +171,7 @@ class Api:
         """PUT /api/bundles."""
         self._services.people.require_authority()
         data = await read_body(request, MANIFEST_BYTES_MAX)
-        row, missing = await run_in_threadpool(self._services.intake.begin, data)
+        row, missing = await run_in_threadpool(self._services.intake.begin, data, by_of(request))
         return answer(
             BundleAnswer(
                 digest=row.digest, model=row.model, release=row.name, state=row.state, missing=missing
@@ -249,7 +193,8 @@ class Api:
         """POST /api/bundles/DIGEST/finish."""
         self._services.people.require_authority()
         envelope = await read_body(request, wt.RELEASE.size_bytes_max) or None
-        row = await run_in_threadpool(self._services.intake.finish, request.path_params["release"], envelope)
+        release, by = request.path_params["release"], by_of(request)
+        row = await run_in_threadpool(self._services.intake.finish, release, envelope, by)
         self._services.wake()
         return answer(
             BundleAnswer(digest=row.digest, model=row.model, release=row.name, state=row.state, missing=[])
@@ -267,28 +212,31 @@ class Api:
     async def device_forget(self, request: Request) -> Response:
         """DELETE /api/devices/D."""
         device = request.path_params["device"]
-        await run_in_threadpool(self._services.people.forget, device)
+        await run_in_threadpool(self._services.people.forget, device, by_of(request))
         self._services.wake()
         return answer({"forgotten": device})
 
     async def device_labels(self, request: Request) -> Response:
         """PUT /api/devices/D/labels."""
         changes = await read_json(request, dict[str, str | None])
-        return await self._changed(self._services.people.label, request.path_params["device"], changes)
+        device, by = request.path_params["device"], by_of(request)
+        return await self._changed(self._services.people.label, device, changes, by)
 
     async def device_groups(self, request: Request) -> Response:
         """PUT /api/devices/D/groups."""
         groups = (await read_json(request, _Groups)).groups
-        return await self._changed(self._services.people.group, request.path_params["device"], groups)
+        device, by = request.path_params["device"], by_of(request)
+        return await self._changed(self._services.people.group, device, groups, by)
 
     async def device_clear_duplicate(self, request: Request) -> Response:
         """POST /api/devices/D/clear-duplicate."""
-        return await self._changed(self._services.people.clear_duplicate, request.path_params["device"])
+        device, by = request.path_params["device"], by_of(request)
+        return await self._changed(self._services.people.clear_duplicate, device, by)
 
     async def rollout_start(self, request: Request) -> Response:
         """POST /api/rollouts."""
         ask = await read_json(request, RolloutAsk)
-        return await self._changed(self._services.people.start, ask)
+        return await self._changed(self._services.people.start, ask, by_of(request))
 
     async def rollouts(self, _request: Request) -> Response:
         """GET /api/rollouts."""
@@ -299,28 +247,36 @@ class Api:
         return answer(await run_in_threadpool(self._services.people.rollout, request.path_params["id"]))
 
     async def rollout_verb(self, request: Request) -> Response:
-        """POST /api/rollouts/ID/pause|resume|abort."""
+        """POST /api/rollouts/ID/pause|resume|abort|approve|reject."""
         rollout, verb, people = request.path_params["id"], request.path_params["verb"], self._services.people
+        said = await read_json(request, _Verb)
+        by = by_of(request, said.why)
         if verb == "pause":
-            return await self._changed(people.pause, rollout, (await read_json(request, _Pause)).why)
+            return await self._changed(people.pause, rollout, by)
         if verb == "resume":
-            return await self._changed(people.resume, rollout)
+            return await self._changed(people.resume, rollout, by)
         if verb == "abort":
-            return await self._changed(people.abort, rollout, (await read_json(request, _Abort)).action)
-        raise BadRequestError("unknown_verb", f"{verb[:40]!r} is none of pause, resume, abort")
+            return await self._changed(people.abort, rollout, said.action, by)
+        if verb == "approve":
+            return await self._changed(self._services.crew.approvals.approve, rollout, by)
+        if verb == "reject":
+            return await self._changed(self._services.crew.approvals.reject, rollout, said.action, by)
+        raise BadRequestError(
+            "unknown_verb", f"{verb[:40]!r} is none of pause, resume, abort, approve, reject"
+        )
 
     async def rollout_payload(self, request: Request) -> Response:
         """GET /api/rollouts/ID/rollback-payload."""
         device = request.query_params.get("device")
         topic, payload = await run_in_threadpool(
-            self._services.people.rollback_payload, request.path_params["id"], device
+            self._services.people.rollback_payload, request.path_params["id"], device, by_of(request)
         )
         return Response(payload, media_type="application/json", headers={"X-Topic": topic})
 
     async def rollback_start(self, request: Request) -> Response:
         """POST /api/rollbacks."""
         ask = await read_json(request, RollbackAsk)
-        return await self._changed(self._services.people.roll_back, ask)
+        return await self._changed(self._services.people.roll_back, ask, by_of(request))
 
     async def rollback(self, request: Request) -> Response:
         """GET /api/rollbacks/ID."""
@@ -335,7 +291,7 @@ def build(services: Services, hosts: frozenset[str] | None = None) -> Starlette:
         hosts: names under which it may be addressed; None: any.
     """
     api = Api(services)
-    table: tuple[tuple[str, str, _Handler], ...] = (
+    table: tuple[tuple[str, str, Handler], ...] = (
         ("GET", "/api/health", api.health),
         ("GET", "/api/releases", api.releases),
         ("PUT", "/api/bundles", api.bundle_begin),
@@ -354,13 +310,15 @@ def build(services: Services, hosts: frozenset[str] | None = None) -> Starlette:
         ("POST", "/api/rollouts/{id}/{verb}", api.rollout_verb),
         ("POST", "/api/rollbacks", api.rollback_start),
         ("GET", "/api/rollbacks/{id}", api.rollback),
+        *people_routes(services.crew),
+        *enrolment_routes(services.enrolling, services.wake),
     )
     return Starlette(
-        middleware=[Middleware(Guard, hosts=hosts)],
+        middleware=[Middleware(Guard, hosts=hosts, tokens=services.crew.tokens)],
         routes=[Route(path, handler, methods=[method]) for method, path, handler in table],
         exception_handlers={
-            ShallopError: _on_shallop_error,
-            HTTPException: _on_http_error,
-            500: _on_fault,
+            ShallopError: on_shallop_error,
+            HTTPException: on_http_error,
+            500: on_fault,
         },
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
+from fleet.audit import NOBODY_SAID, By
 from fleet.orders import Desk
 from fleet.ports import Blobs, Clock, ConflictError, NotFoundError, ReleaseRow, Store, Tx
 from fleet.publish.content import (
@@ -54,7 +55,7 @@ class Intake:
         self._published = published
         self._uploads: dict[str, dict[str, int]] = {}
 
-    def begin(self, data: bytes) -> tuple[ReleaseRow, list[str]]:
+    def begin(self, data: bytes, by: By = NOBODY_SAID) -> tuple[ReleaseRow, list[str]]:
         """Takes a manifest in; the release and the digests of the blobs that are still needed.
 
         Raises:
@@ -75,6 +76,7 @@ class Intake:
                     manifest=data,
                 )
                 tx.save_release(known)
+                self._record(tx, by, "release.upload", known)
             return known, self._missing(known)[:MISSING_NAMED_MAX]
 
     def blob(self, release: str, digest: str, content: Iterator[bytes]) -> None:
@@ -103,7 +105,7 @@ class Intake:
             self._uploads[release] = sizes
         return sizes
 
-    def finish(self, release: str, envelope: bytes | None = None) -> ReleaseRow:
+    def finish(self, release: str, envelope: bytes | None = None, by: By = NOBODY_SAID) -> ReleaseRow:
         """Publishes the release: its posts are in the outbox when this returns.
 
         Finishing a published release again publishes what was cleared from the broker.
@@ -111,6 +113,7 @@ class Intake:
         Args:
             release: its digest.
             envelope: the manifest, signed by who holds a release key; None where this registry signs.
+            by: who publishes it.
 
         Raises:
             NotFoundError: `unknown_release`.
@@ -132,8 +135,13 @@ class Intake:
             row = self._signed(replace(row, state="published"), envelope)
             tx.save_release(row)
             restore_content(tx, row, self._desk)
+            self._record(tx, by, "release.publish", row, signed_elsewhere=envelope is not None)
         self._published(row.digest)
         return row
+
+    def _record(self, tx: Tx, by: By, what: str, row: ReleaseRow, **more: object) -> None:
+        subject, details = f"{row.model}@{row.name}", {"digest": row.digest, **more}
+        tx.audit(at=self._clock.now(), who=by.who, what=what, subject=subject, why=by.why, details=details)
 
     def _signed(self, row: ReleaseRow, envelope: bytes | None) -> ReleaseRow:
         """The release with the signature that came with it, once that is believed."""

@@ -178,6 +178,17 @@ def test_a_head_that_lies_about_sizes(tmp_path: Path) -> None:
     assert bench.outcome(of_head(short, empty), 1000) == "delta_invalid"
 
 
+@pytest.mark.parametrize("token_bytes", range(9))
+def test_a_stream_that_ends_within_a_lane_s_state(tmp_path: Path, token_bytes: int) -> None:
+    """Two lanes have eight bytes of state; six of them once reached numpy."""
+    bench, empty = Bench(tmp_path, bytes(1000)), packed(b"")
+    head = df.Head(
+        1000, 1000, len(empty), (df.Operation(df.CODED, 1000),),
+        (df.Stream(df.BYTES, 2, 1000, token_bytes, 0),),
+    )  # fmt: skip
+    assert bench.outcome(of_head(head, empty + bytes(token_bytes)), 1000) == "delta_truncated"
+
+
 def test_few_lanes_cannot_make_the_device_work_for_hours(tmp_path: Path) -> None:
     bench = Bench(tmp_path, b"")
     size = df.STEPS_MAX + 1

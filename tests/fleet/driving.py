@@ -21,6 +21,7 @@ from fleet.rollout_types import (
     Request,
     Restore,
     Rollout,
+    RolloutError,
     RolloutState,
 )
 from tests.fleet.simulator import FIRST, MODEL, NEW, OLD, SECOND, Scenario, World
@@ -42,13 +43,15 @@ class Driver(Protocol):
     """What of `fleet.rollout` is driven; a mutant is another one."""
 
     @property
-    def create(self) -> Callable[[str, Request, int, int, Facts, float], Rollout]: ...
+    def create(self) -> Callable[[str, Request, int, int, Facts, float, str], Rollout]: ...
     @property
     def advance(self) -> Callable[[Rollout, Facts, float], tuple[Rollout, tuple[Order, ...]]]: ...
     @property
     def pause(self) -> Callable[[Rollout, str], Rollout]: ...
     @property
     def resume(self) -> Callable[[Rollout, float], Rollout]: ...
+    @property
+    def approve(self) -> Callable[[Rollout, str, str], Rollout]: ...
 
 
 Hook = Callable[[Rollout, Facts, float], None]
@@ -62,19 +65,20 @@ def drive(scenario: Scenario, machine: Driver, hook: Hook | None = None) -> tupl
     """
     world = World(scenario)
     world.tick(0)
-    rollout = machine.create("r", scenario.request, 10, 11, world.facts(), 0.0)
+    rollout = machine.create("r", scenario.request, 10, 11, world.facts(), 0.0, scenario.started_by)
     checker, resumes = Checker(scenario), 0
     for tick in range(scenario.ticks_max):
         if tick:
             world.tick(tick)
         rollout = person(scenario, world, rollout, machine, tick)
+        rollout = second_person(scenario, world, rollout, machine)
         rollout = step(world, rollout, machine, checker)
         if hook is not None:
             hook(rollout, world.facts(), world.now)
         if not quiet(scenario, rollout, tick):
             continue
         if rollout.state is not RolloutState.PAUSED or resumes >= scenario.resumes_max:
-            return rollout, world
+            return second_person(scenario, world, rollout, machine), world
         resumes += 1
         rollout = machine.resume(rollout, world.now)
         world.say("person: resume")
@@ -90,6 +94,22 @@ def person(scenario: Scenario, world: World, rollout: Rollout, machine: Driver, 
         world.say("person: resume")
         return machine.resume(rollout, world.now)
     return rollout
+
+
+def second_person(scenario: Scenario, world: World, rollout: Rollout, machine: Driver) -> Rollout:
+    """Says yes as soon as a rollout waits for it; whoever started it must not get through with that."""
+    who = scenario.approver
+    if rollout.state is not RolloutState.UNAPPROVED or who is None:
+        return rollout
+    same = who.casefold() == scenario.started_by.casefold()
+    try:
+        approved = machine.approve(rollout, who, "")
+    except RolloutError as refusal:
+        must(same and refusal.code == "same_person", f"{who} was refused: {refusal}")
+        return rollout
+    must(not same, "whoever started it approved it")
+    world.say(f"person: {who} approves")
+    return approved
 
 
 def step(world: World, before: Rollout, machine: Driver, checker: Checker) -> Rollout:
@@ -115,7 +135,14 @@ def backwards(mapping: dict[str, T]) -> dict[str, T]:
 def quiet(scenario: Scenario, rollout: Rollout, tick: int) -> bool:
     """Whether nothing more will happen but by a person."""
     person_comes = scenario.resumed is not None and tick < scenario.resumed
-    return rollout.ended or (rollout.state is RolloutState.PAUSED and not person_comes)
+    held = rollout.state is RolloutState.UNAPPROVED and not second_comes(scenario)
+    return rollout.ended or held or (rollout.state is RolloutState.PAUSED and not person_comes)
+
+
+def second_comes(scenario: Scenario) -> bool:
+    """Whether somebody else than who started it will approve."""
+    who = scenario.approver
+    return who is not None and who.casefold() != scenario.started_by.casefold()
 
 
 def note(world: World, before: Rollout, after: Rollout) -> None:
@@ -148,6 +175,7 @@ class Checker:
         for deploy in deploys:
             self._deploy(deploy, counted, before)
         self._waves(before, after, facts, counted, now)
+        self._second_person(after, facts, now)
         for restore in restores:
             self._restore(restore, before, after, facts)
         self._failures(after, facts)
@@ -167,7 +195,8 @@ class Checker:
 
     def _deploy(self, deploy: Deploy, counted: set[str], before: Rollout) -> None:
         name, desired = deploy.device, deploy.desired
-        must(before.state in {RolloutState.PENDING, RolloutState.RUNNING}, "an order while not running")
+        may = {RolloutState.PENDING, RolloutState.RUNNING, RolloutState.UNAPPROVED}
+        must(before.state in may, "an order while not running")
         must(name not in self.ordered, f"{name} was ordered twice")
         must(name in counted, f"{name} does not count and was ordered")
         self.ordered.add(name)
@@ -191,6 +220,15 @@ class Checker:
             waved = [name for name in before.assignments if name in facts.devices]
             must(bool(waved), "a wave without a device was followed by another")
             self._promotable(before, facts, now)
+
+    def _second_person(self, after: Rollout, facts: Facts, now: float) -> None:
+        """Where one is asked for, nothing beyond the first wave without them; held only if that passed."""
+        asked, comes = self.scenario.request.approval, second_comes(self.scenario)
+        must(not asked or not after.wave or comes, "beyond the first wave without a second person")
+        if after.state is RolloutState.UNAPPROVED:
+            must(asked and after.wave == 0, "held though nobody asked for that")
+            must("approval" in after.waiting_for, "held without saying for what")
+            self._promotable(after, facts, now)
 
     def _size(self, wave: str, counted: set[str]) -> int:
         if "=" in wave:

@@ -38,15 +38,23 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = WAIT_S_M
 
 
 class RegistryProcess:
-    """`python -m fleet.cli serve` on one data directory and one port."""
+    """`python -m fleet.cli serve` on one data directory and one port.
 
-    def __init__(self, data: Path, broker_port: int, *options: str) -> None:
+    Args:
+        data: its directory.
+        broker_port: of a broker on loopback without TLS.
+        options: of `serve`.
+        broker: its address, in the place of `broker_port`.
+    """
+
+    def __init__(self, data: Path, broker_port: int, *options: str, broker: str | None = None) -> None:
         self.data = data
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._command = [
             sys.executable, "-m", "fleet.cli", "serve", "--data", str(data),
-            "--broker", f"mqtt://127.0.0.1:{broker_port}", "--listen", f"127.0.0.1:{self.port}", *options,
+            "--broker", broker or f"mqtt://127.0.0.1:{broker_port}",
+            "--listen", f"127.0.0.1:{self.port}", *options,
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
         self.log = data.parent / f"{data.name}.log"

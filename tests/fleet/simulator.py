@@ -93,6 +93,9 @@ class Scenario(Struct, frozen=True, kw_only=True):
     paused: int | None = None
     resumed: int | None = None
     resumes_max: int = 1
+    started_by: str = ""
+    approver: str | None = None
+    """Who tries to approve as soon as the rollout is held for it."""
     ticks_max: int = 400
 
 

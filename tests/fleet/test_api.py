@@ -2,68 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from fleet.api.exchange import JSON_BYTES_MAX
 from fleet.api.guard import LOOPBACK, allowed_hosts
-from fleet.api.http import JSON_BYTES_MAX, Health, Services, build
 from fleet.people import RolloutAsk
 from fleet.publish.upload import read_bundle
 from tests.fleet.bundles import write_bundle
-from tests.fleet.twins import Harness
-
-
-class Site:
-    """A harness behind HTTP."""
-
-    def __init__(self) -> None:
-        self.harness = Harness()
-        self.woken = 0
-        services = Services(
-            people=self.harness.people, intake=self.harness.intake, health=self._health, wake=self._wake
-        )
-        self._transport = httpx.ASGITransport(build(services, LOOPBACK), raise_app_exceptions=False)
-
-    def _wake(self) -> None:
-        self.woken += 1
-
-    def _health(self) -> Health:
-        return Health(
-            status="ok",
-            broker_connected=True,
-            syncing=False,
-            outbox_pending=0,
-            registry_id="a" * 32,
-            generation=0,
-            refused={},
-            failures={},
-            root="shallop/v1",
-            signed=False,
-        )
-
-    def get(self, method: str, path: str, **more: Any) -> httpx.Response:  # noqa: ANN401 - as httpx takes it
-        async def request() -> httpx.Response:
-            async with httpx.AsyncClient(
-                transport=self._transport, base_url="http://localhost:8470"
-            ) as client:
-                return await client.request(method, path, **more)
-
-        return asyncio.run(request())
-
-    def ask(self, method: str, path: str, **more: Any) -> tuple[int, Any]:  # noqa: ANN401 - as httpx takes it
-        answer = self.get(method, path, **more)
-        return answer.status_code, answer.json()
-
-    def code(self, method: str, path: str, **more: Any) -> tuple[int, str]:  # noqa: ANN401 - as above
-        status, body = self.ask(method, path, **more)
-        assert set(body) == {"error"}, body
-        assert body["error"]["message"]
-        return status, body["error"]["code"]
+from tests.fleet.site import Site
 
 
 @pytest.fixture

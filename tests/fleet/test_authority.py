@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,12 @@ def test_nothing_lives_longer_than_the_authority(authority: Authority) -> None:
     ends = authority.not_after
     assert authority.issue_device("roof-17", key(), NOW, 1e10).not_after == ends
     assert authority.issue_server(["broker"], NOW, 1e10).issued.not_after == ends
+
+
+def test_a_life_that_ends_before_it_begins_is_refused(authority: Authority) -> None:
+    for now in (NOW - 10 * DAY_S, authority.not_after + 2 * DAY_S):
+        assert code_of(partial(authority.issue_device, "roof-17", key(), now, DAY_S)) == "no_life"
+    assert code_of(lambda: authority.issue_server(["broker"], NOW, -DAY_S)) == "no_life"
 
 
 @needs_openssl

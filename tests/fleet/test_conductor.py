@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from fleet.adapters.sql_store import SqlTx
+from fleet.audit import By
 from fleet.inventory import Device
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.ports import ConflictError, NotFoundError
@@ -524,7 +525,7 @@ def test_a_paused_rollout_reaches_no_further_device_until_resumed(harness: Harne
     harness.settle()
     begun = harness.people.start(ask("v1"))
     harness.conductor.tick(asked=True)
-    harness.people.pause(begun.id, "lunch")
+    harness.people.pause(begun.id, By(why="lunch"))
     harness.settle(10)
     assert sum(bool(device.received) for device in devices) == 1
     harness.people.resume(begun.id)

@@ -21,7 +21,7 @@ from tests.fleet.driving import BrokenRuleError, drive
 from tests.fleet.simulator import NEW, Fate, Plan, Scenario
 
 FLEET = Path(__file__).parents[2] / "fleet"
-CHAIN = ("evidence", "gates", "witness", "rollout")
+CHAIN = ("approval", "evidence", "gates", "witness", "rollout")
 
 
 @contextmanager

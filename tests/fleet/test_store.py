@@ -12,14 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from msgspec.structs import replace
 from sqlalchemy import Dialect, Table, create_engine, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from fleet.adapters import tables
 from fleet.adapters.sql_base import upsert
-from fleet.adapters.sql_store import SqlStore, migrate
+from fleet.adapters.sql_store import MIGRATIONS, SqlStore, migrate
+from fleet.audit import genesis
 from fleet.inventory import Device, labelled
 from fleet.ports import (
     DesiredRow,
@@ -30,6 +34,7 @@ from fleet.ports import (
     RolloutRow,
     StoreError,
 )
+from fleet.ports_people import BarredRow, TokenRow
 from wire.messages import DesiredModel, Phase, PhaseChanged, Report
 
 INSTALL = "1" * 32
@@ -378,6 +383,56 @@ def test_upserts_are_written_in_both_dialects(table: Table) -> None:
 def test_a_database_that_cannot_be_used_is_named(url: str) -> None:
     with pytest.raises(StoreError, match="cannot be"):
         SqlStore(url, "a" * 32)
+
+
+def test_tokens_stay_though_revoked(store: SqlStore) -> None:
+    row = TokenRow(id="a" * 16, name="ada", scopes="view", sha256="0" * 64, created_at=1.0, created_by="x")
+    with store.begin() as tx:
+        assert not tx.any_token()
+        tx.save_token(row)
+        tx.save_token(replace(row, id="b" * 16, created_at=0.5, expires_at=9.0))
+    with store.begin() as tx:
+        assert [token.id for token in tx.tokens()] == ["b" * 16, "a" * 16]
+        tx.save_token(replace(row, used_at=3.0, revoked_at=4.0))
+    with store.begin() as tx:
+        assert tx.token("a" * 16) == replace(row, used_at=3.0, revoked_at=4.0)
+        assert tx.token("c" * 16) is None
+        assert tx.any_token()
+
+
+def test_barred_releases_and_their_list(store: SqlStore) -> None:
+    row = BarredRow(digest="b" * 64, model="m", name="v1", at=1.0, who="ada", why="ü")
+    with store.begin() as tx:
+        assert (tx.mark().bars, tx.bars_envelope(), tx.barred()) == (0, None, [])
+        tx.bar(row)
+        tx.bar(replace(row, digest="a" * 64, model=None, name=None))
+        tx.save_bars(1, b"\x00\xff")
+    with store.begin() as tx:
+        assert (tx.mark().bars, tx.bars_envelope()) == (1, b"\x00\xff")
+        assert [barred.digest for barred in tx.barred()] == ["a" * 64, "b" * 64]
+        tx.unbar("a" * 64)
+        assert tx.barred() == [row]
+
+
+def test_a_database_of_before_comes_along(tmp_path: Path) -> None:
+    """What a registry without tokens and audit log wrote."""
+    url = f"sqlite:///{tmp_path / 'fleet.db'}"
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.execute(text("INSERT INTO registry VALUES (1, :id, 7, 40, 2)"), {"id": "c" * 32})
+    engine.dispose()
+    store = SqlStore(url, "a" * 32)
+    with store.begin() as tx:
+        mark = tx.mark()
+        assert (mark.registry_id, mark.generation, mark.orders, mark.signed_root, mark.bars) == (
+            "c" * 32, 7, 40, 2, 0,
+        )  # fmt: skip
+        assert tx.audit(at=1.0, who="ada", what="x").previous == genesis("c" * 32)
+    store.close()
 
 
 def test_the_largest_order_number_fits(store: SqlStore) -> None:

@@ -14,22 +14,35 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fleet.adapters.gate import NoGate
+from fleet.adapters.key_files import verify
 from fleet.adapters.sql_store import SqlStore, SqlTx
 from fleet.conductor import Conductor, Ports
 from fleet.config import Config
+from fleet.doorman import Doorman
+from fleet.enrolling import Enrolling, Office
+from fleet.enrolments import Bounds
 from fleet.ingest import Ingest
 from fleet.orders import Desk
 from fleet.people import People
-from fleet.ports import Delivery, Outgoing, Tx
+from fleet.ports import Delivery, Gate, Outgoing, Tx
 from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
 from fleet.publish.upload import read_bundle
 from fleet.publisher import Publisher
 from tests.fleet.scripted import UNSIGNED, ScriptedDevice
+from wire.enrolment import BrokerAddress
 from wire.errors import ContentError
 from wire.topics import Topics
 
 TOPICS = Topics()
+
+NO_OFFICE = Office(
+    authority=None, check=verify, url=lambda: None, broker=BrokerAddress(host="localhost"),
+    bounds=Bounds(expired_renew_s=400 * 86400.0, renewals_per_day_max=10), lifetime_s=90 * 86400.0,
+    devices_max=100_000,
+)  # fmt: skip
+"""A registry without an authority."""
 
 
 class Killed(BaseException):
@@ -226,14 +239,23 @@ class FaultyStore:
 class Harness:
     """A registry on twins; `restart` is what kill -9 and a new start do."""
 
-    def __init__(self, database: str = "sqlite://", **config: object) -> None:
+    def __init__(
+        self,
+        database: str = "sqlite://",
+        desk: Desk | None = None,
+        office: Office | None = None,
+        gate: Gate | None = None,
+        **config: object,
+    ) -> None:
         self.config = Config(insecure_unsigned=True, seed_wait_s=0.0, **config)  # type: ignore[arg-type]
         self.clock = FakeClock()
         self.store = FaultyStore(SqlStore(database, "a" * 32))
         self.broker = MemoryBroker()
         self.blobs = MemoryBlobs()
         self.files = MemoryFiles()
-        self.desk = Desk(TOPICS, policy=UNSIGNED)
+        self.desk = desk or Desk(TOPICS, policy=UNSIGNED)
+        self.doorman = Doorman(self.store, self.clock, gate or NoGate("a twin"))
+        self.enrolling = Enrolling(self.store, self.clock, self.desk, office or NO_OFFICE, self.doorman)
         self.people = People(self.store, self.clock, self.desk, self.files, self.config)
         self.deltas: DeltaShelf | None = None
         self.intake = Intake(self.store, self.blobs, self.clock, self.desk)
@@ -241,7 +263,8 @@ class Harness:
 
     def _build(self) -> None:
         self.publisher = Publisher(self.store, self.broker, self.blobs, self.clock, self.desk, self.config)
-        self.ingest = Ingest(TOPICS, UNSIGNED, self.config.devices_max)
+        renew = self.enrolling.renew_over_mqtt
+        self.ingest = Ingest(TOPICS, self.desk.policy, self.config.devices_max, renew)
         ports = Ports(
             store=self.store,
             broker=self.broker,
@@ -249,6 +272,7 @@ class Harness:
             publisher=self.publisher,
             ingest=self.ingest,
             deltas=self.deltas,
+            enrolling=self.enrolling,
         )
         self.conductor = Conductor(ports, self.desk, self.config)
 

@@ -6,18 +6,30 @@ moment between takeover and reload is looked at.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import paho.mqtt.client as paho
 import pytest
+from click.testing import CliRunner
+from msgspec.structs import replace
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from fleet.adapters.authority import DAY_S
+from fleet.adapters.broker_files import together
 from fleet.adapters.broker_tls import Answer, Knock, client_context, knock
-from fleet.adapters.gate import BrokerGate
+from fleet.adapters.door import open_door
+from fleet.adapters.gate import BrokerGate, trouble_of
+from fleet.broker_rules import REGISTRY
+from fleet.cli import main as fleet
+from fleet.config import BrokerTls, Config
+from fleet.ports import BrokerError
 from tests.brokers import TlsMosquitto
+from tests.fleet.processes import RegistryProcess, wait_for
 
 WAIT_S_MAX = 15.0
 
@@ -98,7 +110,7 @@ def come(broker: TlsMosquitto, name: str) -> tuple[Device, dict[int, float], tup
     return device, {issued.serial: issued.not_after}, (cert_file, key_file)
 
 
-def visit(broker: TlsMosquitto, files: tuple[Path, Path]) -> Knock:
+def visit(broker: TlsMosquitto, files: tuple[Path, ...]) -> Knock:
     return knock((broker.host, broker.port), broker.context(*files), listen_s=0.3)
 
 
@@ -142,6 +154,37 @@ def test_until_the_broker_has_read_the_list_a_device_is_thrown_out_as_often_as_i
     finally:
         device.close()
         thread.join()
+
+
+class Written(BrokerGate):
+    """A door that writes down what is done at it; the list is in force at the third look."""
+
+    def __init__(self, broker: TlsMosquitto) -> None:
+        super().__init__(broker.files, broker.authority, (broker.host, broker.port), SystemClock())
+        self.done: list[str] = []
+        self.unreachable_at = -1
+
+    def _throw_out(self, device: str) -> bool:
+        self.done.append(device)
+        return len(self.done) != self.unreachable_at
+
+    def _in_force(self) -> bool:
+        self.done.append("look")
+        return self.done.count("look") >= 3
+
+
+def test_whoever_came_between_is_thrown_out_once_more_after_the_list_is_in_force(
+    unwatched: TlsMosquitto,
+) -> None:
+    """The one moment that no test with a real device can hold still."""
+    gate = Written(unwatched)
+    assert gate.cut_off("roof-17", {}).in_force
+    assert gate.done == ["roof-17", "look"] * 3 + ["roof-17"]
+    # The last one must succeed too.
+    gate = Written(unwatched)
+    gate.unreachable_at = 7
+    assert gate.cut_off("roof-17", {}).in_force
+    assert gate.done == ["roof-17", "look"] * 3 + ["roof-17"] + ["roof-17", "look", "roof-17"]
 
 
 def test_a_broker_that_nobody_reloads_is_no_success_and_is_tried_on(
@@ -274,10 +317,150 @@ def test_the_registry_renews_what_is_due_and_the_broker_shows_it(broker: TlsMosq
     assert all(path.read_bytes() != old for path, old in zip(names, before, strict=True))
 
 
-def test_a_certificate_that_ends_soon_is_trouble(unwatched: TlsMosquitto) -> None:
-    clock = SystemClock()
-    clock.shift_s = 395 * 86400.0
-    gate = gate_of(unwatched, clock)
-    # The programs' certificates, renewed by that clock, are not yet valid by the broker's.
-    gate.look()
-    assert gate.trouble is not None
+IN, OUT = Knock(answer=Answer.TAKEN_IN, trespassed=False), Knock(answer=Answer.REVOKED)
+ENDED = Knock(answer=Answer.REFUSED, detail="EXPIRED")
+ENDS = 1_900_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("canary", "probe", "words"),
+    [
+        (OUT, IN, None),
+        (OUT, replace(IN, server_not_after=ENDS + 70 * DAY_S), None),
+        (OUT, replace(IN, server_not_after=ENDS + 60 * DAY_S), "its certificate ends in 60 days"),
+        (OUT, replace(IN, server_not_after=ENDS - DAY_S), "its certificate ends in 0 days"),
+        (OUT, replace(IN, trespassed=True), "anybody may write everywhere"),
+        (IN, replace(IN, trespassed=True), "anybody may write everywhere"),
+        (IN, IN, "does not refuse what was revoked (taken_in)"),
+        (
+            Knock(answer=Answer.REFUSED, detail="EXPIRED"),
+            IN,
+            "does not refuse what was revoked (refused, EXPIRED)",
+        ),
+        (
+            OUT,
+            Knock(answer=Answer.REFUSED, detail="EXPIRED"),
+            "does not take in who may come (refused, EXPIRED)",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_the_worst_first(canary: Knock, probe: Knock, words: str | None) -> None:
+    said = trouble_of(canary, probe, ENDS)
+    assert said is None if words is None else words in str(said)
+
+
+def test_the_registrys_own_certificate_is_renewed_while_it_runs(broker: TlsMosquitto) -> None:
+    config = Config(broker=broker.url, broker_files=str(broker.out), keys=str(broker.keys))
+    door = open_door(config, SystemClock())
+    assert door.tls is not None
+    assert isinstance(door.gate, BrokerGate)
+    own = broker.keys / "registry.pem"
+    now = time.time()
+    own.write_bytes(together(broker.authority.issue_client(REGISTRY, now - 3 * DAY_S, DAY_S)))
+    door.tls.load_cert_chain(own)
+    address = (broker.host, broker.port)
+    assert knock(address, door.tls, listen_s=0.3).answer is Answer.REFUSED
+    door.gate.renew()
+    assert knock(address, door.tls).answer is Answer.TAKEN_IN
+
+
+def test_a_registry_that_was_off_until_its_certificate_ended_makes_a_new_one(broker: TlsMosquitto) -> None:
+    expired = broker.authority.issue_client(REGISTRY, time.time() - 3 * DAY_S, DAY_S)
+    (broker.keys / "registry.pem").write_bytes(together(expired))
+    config = Config(broker=broker.url, broker_files=str(broker.out), keys=str(broker.keys))
+    door = open_door(config, SystemClock())
+    assert door.client_id == REGISTRY
+    assert door.tls is not None
+    assert knock((broker.host, broker.port), door.tls).answer is Answer.TAKEN_IN
+
+
+def test_without_a_broker_of_its_own_a_registry_cuts_nobody_off_and_says_so(
+    broker: TlsMosquitto, tmp_path: Path
+) -> None:
+    plain = open_door(Config(), SystemClock())
+    assert (plain.tls, plain.client_id) == (None, None)
+    assert "mqtt://" in plain.gate.cut_off("roof-17", {}).detail
+    elsewhere = Config(
+        broker=broker.url, keys=str(tmp_path),
+        broker_tls=BrokerTls(ca_file=f"{broker.out}/ca.pem", cert_file=f"{broker.keys}/registry.pem"),
+    )  # fmt: skip
+    door = open_door(elsewhere, SystemClock())
+    assert door.tls is not None
+    done = door.gate.cut_off("roof-17", {})
+    assert not done.in_force
+    assert "broker init" in done.detail
+    for config in (Config(broker=broker.url, keys=str(tmp_path)), Config(broker="https://x")):
+        with pytest.raises(BrokerError):
+            open_door(config, SystemClock())
+
+
+# --- the whole program --------------------------------------------------------------------------------
+
+
+def test_a_registry_process_speaks_tls_and_finds_its_door_well(broker: TlsMosquitto, tmp_path: Path) -> None:
+    config = tmp_path / "fleet.yaml"
+    config.write_text(f"broker: {broker.url}\nbroker_files: {broker.out}\nkeys: {broker.keys}\n")
+    CliRunner().invoke(
+        fleet, ["keys", "init", "--keys", str(broker.keys), "--root-keys", str(tmp_path / "root-keys")]
+    )
+    registry = RegistryProcess(tmp_path / "data", 0, "--config", str(config), broker=broker.url)
+    registry.start()
+    try:
+        wait_for("the connection", lambda: "as fleet.registry" in broker.log)
+        wait_for(
+            "the first look at the door", lambda: "as fleet.probe" in broker.log.rpartition("registry")[2]
+        )
+        health = httpx.get(f"{registry.url}/api/health", trust_env=False).json()
+        assert health["broker_connected"] is True
+        assert health["broker_trouble"] is None
+    finally:
+        registry.stop()
+
+
+def test_a_person_tries_the_door(unwatched: TlsMosquitto) -> None:
+    broker = unwatched
+    asked = ["broker", "check", "--keys", str(broker.keys), "--out", str(broker.out), "--json"]
+    well = CliRunner().invoke(fleet, asked)
+    assert well.exit_code == 0, well.output
+    assert [one["ok"] for one in json.loads(well.output)] == [True] * 8
+    # A list of its own, so that the one in force does not name the canary.
+    broker.files.rewrite(broker.authority, time.time())
+    bad = CliRunner().invoke(fleet, asked)
+    assert bad.exit_code == 3
+    assert [one["what"] for one in json.loads(bad.output) if not one["ok"]] == ["refuses what was revoked"]
+
+
+# --- one authority follows another --------------------------------------------------------------------
+
+
+def test_nobody_who_renewed_in_time_is_locked_out_when_one_authority_follows_another(
+    broker: TlsMosquitto, tmp_path: Path
+) -> None:
+    address = (broker.host, broker.port)
+    before = broker.device("roof-17")
+    knows_old = tmp_path / "old.pem"
+    knows_old.write_text(broker.authority.certificates_pem)
+
+    def step(verb: str) -> None:
+        done = CliRunner().invoke(
+            fleet, ["broker", "ca", verb, "--keys", str(broker.keys), "--out", str(broker.out)]
+        )
+        assert done.exit_code == 0, done.output
+        # Each step has a canary of its own, by which the broker is seen to have read it.
+        until(lambda: visit(broker, (broker.keys / "canary.pem",)).answer is Answer.REVOKED)
+
+    step("rotate")
+    knows_both = tmp_path / "both.pem"
+    knows_both.write_text(broker.authority.certificates_pem)
+    assert knock(address, client_context(knows_old, *before)).answer is Answer.TAKEN_IN
+    step("switch")
+    after = broker.device("roof-17")
+    assert knock(address, client_context(knows_both, *before)).answer is Answer.TAKEN_IN
+    assert knock(address, client_context(knows_both, *after)).answer is Answer.TAKEN_IN
+    assert "certificate is not the broker's" in knock(address, client_context(knows_old, *before)).detail
+    step("drop")
+    knows_new = tmp_path / "new.pem"
+    knows_new.write_text(broker.authority.certificates_pem)
+    assert knock(address, client_context(knows_new, *after)).answer is Answer.TAKEN_IN
+    assert knock(address, client_context(knows_new, *before), listen_s=0.3).answer is Answer.REFUSED
+    assert knock(address, broker.registry()).answer is Answer.TAKEN_IN

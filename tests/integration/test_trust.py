@@ -74,6 +74,9 @@ class Signed:
     def trusted(self, device: str) -> int:
         return Trust(self.house.state(device), verify).state.root.number
 
+    def barred(self, device: str) -> tuple[str, ...]:
+        return Trust(self.house.state(device), verify).state.barred
+
     def running(self, device: str, digest: str) -> bool:
         current = self.house.current(device, MODEL)
         return current is not None and current.name.startswith(digest)

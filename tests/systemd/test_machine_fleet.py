@@ -13,6 +13,7 @@ from tests.systemd.units import EXPOSURE_MAX
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 FLEET = "shallop-fleet.service"
+RELOAD = "shallop-broker-reload.service"
 
 
 def health(machine: Machine) -> dict[str, object]:
@@ -22,7 +23,9 @@ def health(machine: Machine) -> dict[str, object]:
 
 
 def test_the_registry_is_installed_answers_and_outlives_a_kill(machine: Machine) -> None:
-    said = machine.run(INSTALL, "--fleet", "--wheels", f"{SHARED}/wheels", SHALLOP_SETTLE_S="0")
+    said = machine.run(
+        INSTALL, "--fleet", "--mosquitto", "--wheels", f"{SHARED}/wheels", SHALLOP_SETTLE_S="0"
+    )
     assert "fleet" in said.stdout
     assert "is installed and runs" in said.stdout
     assert machine.run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", FLEET).stderr == ""
@@ -32,6 +35,59 @@ def test_the_registry_is_installed_answers_and_outlives_a_kill(machine: Machine)
     machine.run("systemctl", "kill", "--signal=KILL", FLEET)
     machine.wait("the registry to answer again", lambda: health(machine).get("broker_connected"), 60)
     assert machine.show(FLEET, "NRestarts") == "1"
+
+
+def as_registry(machine: Machine, *arguments: str) -> str:
+    command = ("setpriv", "--reuid=shallop-fleet", "--regid=shallop-fleet", "--init-groups", "--")
+    return machine.run(*command, "/opt/shallop/fleet/bin/shallop-fleet", *arguments).stdout
+
+
+def test_the_broker_asks_for_certificates_and_reads_a_revocation_by_itself(machine: Machine) -> None:
+    keys, out, conf = (
+        "/var/lib/shallop-fleet/keys",
+        "/var/lib/shallop-broker",
+        "/etc/mosquitto/conf.d/shallop.conf",
+    )
+    where = ("--keys", keys, "--out", out)
+    assert machine.shell(f"stat --format='%a %U %G' {out}") == "2750 shallop-fleet mosquitto\n"
+    machine.shell(f"cp {conf} /root/loopback.conf; cp /etc/shallop/fleet.yaml /root/fleet.yaml")
+    as_registry(machine, "broker", "init", "--host", "localhost", *where)
+    machine.shell("sed -i 's|^broker:.*|broker: mqtts://localhost:8883|' /etc/shallop/fleet.yaml")
+    machine.shell(f"echo 'broker_files: {out}' >> /etc/shallop/fleet.yaml; cp {out}/mosquitto.conf {conf}")
+    machine.run("systemctl", "restart", "mosquitto")
+    machine.run("systemctl", "enable", "--now", "shallop-broker-reload.path")
+    machine.run("systemctl", "restart", FLEET)
+    machine.wait("the broker", lambda: health(machine).get("broker_connected"), 60)
+    assert "BAD" not in as_registry(machine, "broker", "check", *where)
+    # A new list, with a canary of its own: `check` finds it in force once systemd has had the broker read it.
+    before = machine.shell(f"sha256sum {out}/crl.pem")
+    as_registry(machine, "broker", "ca", "rotate", *where)
+    assert machine.shell(f"sha256sum {out}/crl.pem") != before
+    machine.wait("the reload", lambda: "BAD" not in checked(machine, where))
+    # Within its sandbox the registry writes there too, for the broker's group: it renews what is missing.
+    machine.shell(f"rm {out}/server.pem")
+    machine.run("systemctl", "restart", FLEET)
+    machine.wait("the renewal", lambda: machine.shell(f"ls {out}").count("server.pem"), 60)
+    assert machine.shell(f"stat --format='%a %U %G' {out}/server.pem") == "640 shallop-fleet mosquitto\n"
+    # A list that is none is not read.
+    machine.shell(f"cp {out}/crl.pem /root/crl.pem; echo junk > {out}/crl.pem")
+    machine.wait("the refusal", lambda: machine.show(RELOAD, "Result") == "exit-code")
+    assert "BAD" not in checked(machine, where)
+    machine.shell(f"cp /root/crl.pem {out}/crl.pem")
+    machine.wait("the reload", lambda: machine.show(RELOAD, "Result") == "success")
+    machine.run("systemctl", "disable", "--now", "shallop-broker-reload.path")
+    machine.shell(f"cp /root/loopback.conf {conf}; cp /root/fleet.yaml /etc/shallop/fleet.yaml")
+    machine.run("systemctl", "restart", "mosquitto", FLEET)
+    machine.wait("the broker", lambda: health(machine).get("broker_connected"), 60)
+
+
+def checked(machine: Machine, where: tuple[str, ...]) -> str:
+    command = ("setpriv", "--reuid=shallop-fleet", "--regid=shallop-fleet", "--init-groups", "--")
+    program = "/opt/shallop/fleet/bin/shallop-fleet"
+    return machine.run(*command, program, "broker", "check", *where, check=False).stdout
+
+
+def test_the_registry_is_taken_away(machine: Machine) -> None:
     machine.run("systemctl", "stop", FLEET)
     assert machine.show(FLEET, "Result") == "success"
     machine.run(INSTALL, "--fleet", "--uninstall")

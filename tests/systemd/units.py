@@ -17,8 +17,11 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 SYSTEMD = ROOT / "systemd"
 UNITS = SYSTEMD / "units"
-SERVICES = ("shallop-agent.service", "shallop-worker@.service", "shallop-fleet.service")
-ALL = (*SERVICES, "shallop-worker.socket")
+SERVICES = (
+    "shallop-agent.service", "shallop-worker@.service", "shallop-fleet.service",
+    "shallop-broker-reload.service",
+)  # fmt: skip
+ALL = (*SERVICES, "shallop-worker.socket", "shallop-broker-reload.path")
 EXPOSURE_MAX = 2.0
 
 

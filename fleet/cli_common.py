@@ -1,0 +1,89 @@
+"""What the modules of `shallop-fleet` share: a command's client, its token, its errors and exit codes.
+
+For: `fleet.cli` and its neighbours `fleet.cli_*`.
+Not for: any command.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, NoReturn, ParamSpec
+
+import click
+
+from fleet.adapters.client import Client, ServerUnreachableError
+from fleet.config import ConfigError
+from wire.errors import ShallopError
+
+BAD_INPUT, NOT_COMPLETED, UNREACHABLE = 2, 3, 4
+
+SERVER_DEFAULT = "http://127.0.0.1:8470"
+TOKEN = "SHALLOP_TOKEN"  # noqa: S105 - the name of the environment's variable
+TOKEN_BYTES_MAX = 4096
+
+P = ParamSpec("P")
+
+server_option = click.option(
+    "--server", envvar="SHALLOP_SERVER", default=SERVER_DEFAULT, show_default=True, help="The registry."
+)
+token_option = click.option(
+    "--token-file", type=click.Path(path_type=Path), envvar="SHALLOP_TOKEN_FILE", metavar="FILE",
+    help=f"File with your token; or the token itself in {TOKEN}.",
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
+why_option = click.option("--why", default="", help="Why you do this, for the audit log.")
+
+
+def fail(error: ShallopError) -> NoReturn:
+    """Says what happened and ends with its exit code."""
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(UNREACHABLE if isinstance(error, ServerUnreachableError) else BAD_INPUT)
+
+
+def token_of(path: Path | None) -> str | None:
+    """The caller's token, from a file or the environment; it never stands among the arguments.
+
+    Raises:
+        ConfigError: `token_file_unreadable`, or `token_file_open`: everybody on the machine may read it.
+    """
+    if path is None:
+        return os.environ.get(TOKEN, "").strip() or None
+    try:
+        with path.open("rb") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o007:
+                raise ConfigError("token_file_open", f"everybody may read {path}; chmod o= {path}")
+            text = file.read(TOKEN_BYTES_MAX + 1).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("token_file_unreadable", f"{path} cannot be read: {error}") from None
+    if not text or len(text) > TOKEN_BYTES_MAX or not text.isprintable():
+        raise ConfigError("token_file_unreadable", f"{path} holds no token")
+    return text
+
+
+def remote(command: Callable[Concatenate[Client, bool, P], None]) -> Callable[P, None]:
+    """Gives a command its client and --json, and turns errors into exit codes."""
+
+    @server_option
+    @token_option
+    @json_option
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        server, as_json = str(kwargs.pop("server")), bool(kwargs.pop("as_json"))
+        path, why = kwargs.pop("token_file"), str(kwargs.pop("why", ""))
+        try:
+            with Client(server, token_of(path if isinstance(path, Path) else None), why) as client:
+                command(client, as_json, *args, **kwargs)
+        except ShallopError as error:
+            fail(error)
+
+    return wrapped
+
+
+def changing(command: Callable[Concatenate[Client, bool, P], None]) -> Callable[P, None]:
+    """As `remote`, for a command that changes something: it takes a --why for the audit log."""
+    return why_option(remote(command))
