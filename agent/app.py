@@ -51,7 +51,6 @@ from agent.live_watch import LiveWatch
 from agent.outbox import Outbox, pending
 from agent.packages import installed_version
 from agent.ports import Onlooker, Registry, TrialRunner
-from agent.renewal import Introduction, Parts, RenewalWork
 from agent.requests import Requests
 from agent.runner import Runner
 from agent.signed_time import SignedTime
@@ -71,6 +70,7 @@ if TYPE_CHECKING:
 
     from agent.doctor.finding import Finding
     from agent.rebuilding import Rebuilder
+    from agent.renewal import Introduction
     from agent.status_view import Picture
 
 log = logging.getLogger(__name__)
@@ -157,9 +157,11 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
     """Returns whether the daemon is to be started again."""
     device = state.journal.device = device_of(config)
     # What a trial left that was killed together with the daemon.
-    shutil.rmtree(state.root / "trials", ignore_errors=True)
+    if (state.root / "trials").exists():
+        shutil.rmtree(state.root / "trials", ignore_errors=True)
     machine, clock, topics = _machine(config), SystemClock(), Topics(config.broker.root)
-    introduction = None if found is None or config.broker.tls else Introduction(state.identities, found)
+    policy = trust.policy(insecure_unsigned=config.insecure_unsigned)
+    introduction = belonging.introduction(config, state.identities, found)
     time = belonging.judged_time(trust, introduction, clock)
     transport = _transport(config, device, introduction, time)
     exchange = Exchange(transport)
@@ -178,20 +180,24 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
         outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
-        jobs=_jobs(config, state, machine, fetcher, sources, store, live), clock=clock,
+        jobs=_jobs(config, state, machine, fetcher, sources, store, live, trust), clock=clock,
         supervisor=supervisor, bounds=config.bounds(), board=board,
     )  # fmt: skip
     again = _Again(runner)
-    parts = Parts(
-        device=device, install_id=install.install_id, identities=state.identities, trusted=trust,
-        keys=ed25519, registry=lambda: _registry(time), line=transport, topics=topics, clock=clock,
-        now_s=time.now_s, random=SystemRandom(), runner=runner, board=board, moved=again.ask,
-    )  # fmt: skip
-    renewal = RenewalWork(parts, introduction, found) if introduction and found else None
+    renewal = None
+    if introduction is not None and found is not None:
+        from agent.renewal import Parts, RenewalWork  # noqa: PLC0415 - only a device that is enrolled
+
+        parts = Parts(
+            device=device, install_id=install.install_id, identities=state.identities, trusted=trust,
+            keys=ed25519, registry=lambda: _registry(time), line=transport, topics=topics, clock=clock,
+            now_s=time.now_s, random=SystemRandom(), runner=runner, board=board, moved=again.ask,
+        )  # fmt: skip
+        renewal = RenewalWork(parts, introduction, found)
     connection = Connection(
-        device=device, topics=topics, trust=trust, insecure_unsigned=config.insecure_unsigned,
-        transport=transport, exchange=exchange, uplink=uplink, install=install, runner=runner, clock=clock,
-        disk=SystemDisk(), state_dir=state.root, board=board, renewal=renewal,
+        device=device, topics=topics, trust=trust, policy=policy, transport=transport, exchange=exchange,
+        uplink=uplink, install=install, runner=runner, clock=clock, disk=SystemDisk(), state_dir=state.root,
+        board=board, renewal=renewal,
     )  # fmt: skip
     _signals(runner, connection, state, again.ask)
     broker = config.broker
@@ -285,9 +291,9 @@ def _transport(
     return MqttTransport(address, SystemRandom())
 
 
-def _jobs(
+def _jobs(  # noqa: PLR0913, PLR0917 - it is called once
     config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources, store: BlobStore,
-    live: LiveWatch,
+    live: LiveWatch, trust: Trust,
 ) -> Jobs:  # fmt: skip
     trial = config.trial
     scratch = state.root / "trials"
@@ -310,6 +316,7 @@ def _jobs(
         shards_dir=state.shards_dir, machine=machine, trial_runner=LeanTrials(_trial_runner(config, scratch)),
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
         hooks=hooks, clock=clock, random=SystemRandom(), soaking=soaking,
+        require_not_barred=trust.require_not_barred,
     )  # fmt: skip
 
 

@@ -22,7 +22,6 @@ from agent.identities import CURRENT, ENROLLING, Identities
 from agent.identity import Identity
 from agent.journal import JournalFile
 from agent.ports import Clock, Keys
-from agent.renewal import Introduction
 from agent.signed_time import SignedTime, seconds_of, text_of
 from agent.statusing import Noted
 from agent.trust import Trust
@@ -31,6 +30,7 @@ from wire.trust import SignatureCheck
 
 if TYPE_CHECKING:
     from agent.enrolling import Complete
+    from agent.renewal import Introduction
     from agent.status_view import IdentityPicture
 
 log = logging.getLogger(__name__)
@@ -169,11 +169,20 @@ def pictured(
     return after, picture
 
 
-def judged_time(trusted: Trust, introduction: Introduction | None, clock: Clock) -> SignedTime:
+def introduction(config: Config, identities: Identities, found: Identity | None) -> Introduction | None:
+    """With what the daemon introduces itself; None where that is the configuration's."""
+    if found is None or config.broker.tls is not None:
+        return None
+    from agent.renewal import Introduction  # noqa: PLC0415 - only a device that is enrolled
+
+    return Introduction(identities, found)
+
+
+def judged_time(trusted: Trust, known: Introduction | None, clock: Clock) -> SignedTime:
     """The time at which this device judges certificates."""
 
     def signed_s() -> float:
         document = seconds_of(trusted.state.signed_at) if trusted.believes else None
-        return max(document or 0.0, introduction.signed_s if introduction is not None else 0.0)
+        return max(document or 0.0, known.signed_s if known is not None else 0.0)
 
     return SignedTime(wall_s=time.time, boot_s=clock.boot_s, signed_s=signed_s)

@@ -11,14 +11,14 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agent import believing, downlink
+from agent import downlink
 from agent.deployment import Cancelled, Notice, Ordered, RollbackAsked, model_state
 from agent.errors import reason_of
 from agent.exchange import Exchange
 from agent.install import Install
 from agent.ports import Clock, Disk, Transport
-from agent.renewal import RenewalWork
 from agent.runner import Runner, refusal_in
 from agent.statusing import Board
 from agent.trust import Trust
@@ -53,6 +53,10 @@ from wire.topics import (
     Channel,
     Topics,
 )
+from wire.trust import Policy
+
+if TYPE_CHECKING:
+    from agent.renewal import RenewalWork
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +76,7 @@ class Connection:
         device: str,
         topics: Topics,
         trust: Trust,
-        insecure_unsigned: bool,
+        policy: Policy,
         transport: Transport,
         exchange: Exchange,
         uplink: Uplink,
@@ -88,7 +92,7 @@ class Connection:
         self._device = device
         self._topics = topics
         self._trust = trust
-        self._policy = trust.policy(insecure_unsigned=insecure_unsigned)
+        self._policy = policy
         self._transport = transport
         self._exchange = exchange
         self._uplink = uplink
@@ -259,10 +263,8 @@ class Connection:
 
     def _barred(self, model: str, wanted: DesiredModel) -> bool:
         """Whether a release may be brought here by no order any more; what runs already goes on."""
-        if not self._trust.believes:
-            return False
         try:
-            believing.require_not_barred(self._trust.state, wanted.digest)
+            self._trust.require_not_barred(wanted.digest)
         except TrustError as error:
             known = self._runner.models.get(model)
             refusal = OrderRefused(reason=reason_of(error), order_highest=known.order_highest if known else 0)

@@ -19,6 +19,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from agent.tls import Heard
@@ -28,6 +29,7 @@ NO_CHECK_TIME = 0x200000
 NOT_YET_VALID, EXPIRED, UNSPECIFIED = 9, 10, 1
 """X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED, X509_V_ERR_UNSPECIFIED."""
 
+_MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 _OF_CERTIFICATES = ("certificate", "unknown ca", "access denied")
 """In OpenSSL's names of the alerts by which a server refuses a client's certificate (RFC 8446, 6.2)."""
 
@@ -115,12 +117,29 @@ def require_dates(chain: Sequence[Mapping[str, Any]], at_s: float) -> None:
     if not chain:
         raise _refusal(UNSPECIFIED, "the certificates' dates cannot be read in this Python", {})
     for certificate in chain:
-        if ssl.cert_time_to_seconds(certificate["notBefore"]) > at_s:
+        if _seconds(certificate["notBefore"]) > at_s:
             words = f"certificate is not yet valid at {_day(at_s)}: it begins {certificate['notBefore']}"
             raise _refusal(NOT_YET_VALID, words, certificate)
-        if ssl.cert_time_to_seconds(certificate["notAfter"]) < at_s:
+        if _seconds(certificate["notAfter"]) < at_s:
             words = f"certificate has expired at {_day(at_s)}: it ended {certificate['notAfter']}"
             raise _refusal(EXPIRED, words, certificate)
+
+
+def _seconds(text: str) -> float:
+    """Of a date such as `Nov 21 17:39:29 2026 GMT`; `ssl.cert_time_to_seconds` imports `calendar` for it.
+
+    Raises:
+        ssl.SSLCertVerificationError: it is none.
+    """
+    try:
+        month, day, clock, year, zone = text.split()
+        hour, minute, second = map(int, clock.split(":"))
+        at = datetime(int(year), _MONTHS.index(month) // 3 + 1, int(day), hour, minute, second, tzinfo=UTC)
+    except ValueError:
+        raise _refusal(UNSPECIFIED, f"the date {text!r} cannot be read", {}) from None
+    if zone != "GMT":
+        raise _refusal(UNSPECIFIED, f"the date {text!r} is of another zone", {})
+    return at.timestamp()
 
 
 def _refusal(code: int, words: str, certificate: Mapping[str, Any]) -> ssl.SSLCertVerificationError:

@@ -21,6 +21,7 @@ from agent.signed_time import SignedTime, seconds_of, text_of
 from tests.agent.certificates import ALWAYS, Authority
 
 PAST = ("20200101000000Z", "20210101000000Z")
+GOOD_DATE = "Nov 21 17:39:29 2026 GMT"
 FUTURE = ("20300101000000Z", "20310101000000Z")
 
 
@@ -186,9 +187,25 @@ def test_what_the_server_says_of_this_devices_certificate_is_heard(
     assert heard == tls.Heard(words=f"it said: {says}", certificate=True)
 
 
+def test_the_numbers_are_openssls() -> None:
+    """openssl/x509_vfy.h; `doctor` knows them too."""
+    assert (NOT_YET_VALID, EXPIRED) == (9, 10)
+
+
 def test_a_python_that_shows_no_chain_believes_nobody() -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         require_dates([], at("2027-01-01"))
+
+
+NO_DATES = ["", "soon", "Foo 21 17:39:29 2026 GMT", "Nov 21 17:39:29 2026 CET", "Nov 31 0:0:0 2026 GMT"]
+
+
+@pytest.mark.parametrize("text", NO_DATES)
+def test_a_date_that_cannot_be_read_is_no_life(text: str) -> None:
+    for dates in ({"notBefore": text, "notAfter": GOOD_DATE}, {"notBefore": GOOD_DATE, "notAfter": text}):
+        with pytest.raises(ssl.SSLCertVerificationError) as refused:
+            require_dates([dates], at("2026-11-22"))
+        assert refused.value.verify_code == 1
 
 
 def test_whoever_is_not_verified_is_not_judged(house: House) -> None:
