@@ -1,4 +1,4 @@
-"""The real agent and the real registry: enrolled, renewed, cut off, back, its certificate ended; one model on."""
+"""The real agent and the real registry: enrolled, renewed, cut off, back, ended; one model on through it."""
 
 from __future__ import annotations
 
