@@ -15,6 +15,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from msgspec import Struct
 
@@ -35,16 +36,24 @@ from wire.trust import Policy, Role, SignatureCheck
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----")
 
+_ANEW = "make a new token at the registry: `shallop-fleet enrol DEVICE`"
 REMEDIES = {
-    "token_used": "make a new token at the registry: `shallop-fleet enrol DEVICE`",
-    "token_expired": "make a new token at the registry: `shallop-fleet enrol DEVICE`",
-    "token_unknown": "the registry does not know it, or not any more: `shallop-fleet enrol DEVICE`",
+    "token_used": _ANEW,
+    "token_expired": _ANEW,
+    "token_cancelled": _ANEW,
+    "token_unknown": _ANEW,
+    "expired_too_long": _ANEW,
+    "unavailable": "run this again in a while; the token stays good until it ends",
     "revoked": "the registry has cut this device off; whoever runs it decides",
     "unknown_device": "the registry does not know this device: `shallop-fleet enrol DEVICE`",
     "wrong_device": "the token is for another device: make one for this name",
     "too_many": "wait a little and run this again",
     "bad_proof": "run this again; if it stays, update the agent",
 }
+
+
+PASSING = frozenset({"too_many", "unavailable"})
+"""Refusals that end by themselves."""
 
 
 class Complete(Struct, frozen=True, kw_only=True):
@@ -139,7 +148,7 @@ def accepted(status: int, body: bytes) -> Enrolled:
 
     Raises:
         FinalError: refused, by the registry's own name for it.
-        RetryError: `too_many`, `registry_failed`.
+        RetryError: `too_many`, `unavailable`, `registry_failed`.
     """
     try:
         answer = enrolment.read_answer(body)
@@ -149,7 +158,8 @@ def accepted(status: int, body: bytes) -> Enrolled:
         ) from None
     if isinstance(answer, CertificateRefused):
         remedy = REMEDIES.get(answer.code, "")
-        kind = RetryError if answer.code == "too_many" else FinalError
+        passing = answer.code in PASSING or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        kind = RetryError if passing else FinalError
         raise kind(answer.code, f"{answer.detail}{'; ' if remedy else ''}{remedy}")
     return answer
 
