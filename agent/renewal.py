@@ -245,8 +245,9 @@ class RenewalWork:
         self._let(Failed(reason=reason, **self._chance()))
 
     def _present(self) -> Identity | None:
+        """What the next certificate follows: the newest one; no ended one before it proves anything."""
         try:
-            return self._parts.identities.read()
+            return self._parts.identities.usable(NEXT) or self._parts.identities.read()
         except StateError as error:
             self._failed(error)
             return None

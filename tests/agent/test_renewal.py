@@ -129,6 +129,10 @@ class Web:
         assert (url, path) == (HOME.url, enrolment.RENEW_PATH)
         assert authorities_pem == self._device.fleet.ca.certificates_pem
         word = enrolment.read_renewal(body)
+        newest = self._device.identities.usable(NEXT) or self._device.identities.read()
+        assert newest is not None
+        statement = enrolment.renewal_statement(DEVICE, word.public)
+        assert verify(bytes.fromhex(newest.public), statement, bytes.fromhex(word.proof_before))
         self._device.fleet.asked.append(word)
         if self.answer is None:
             raise RetryError("registry_unreachable", "nobody there")
@@ -357,6 +361,23 @@ def test_another_address_is_kept_and_the_daemon_starts_again(ended: Device) -> N
     found = ended.identities.read()
     assert found is not None
     assert (found.home.host, found.home.port, ended.moved) == ("elsewhere", 8884, 1)
+
+
+def test_where_the_broker_takes_neither_the_newest_key_asks_again(ended: Device) -> None:
+    """The registry believes no key but the newest certificate's, once all have ended."""
+    second = ended.fleet.identity(bytes(32), NOW_S)
+    ended.identities.save(second, NEXT)
+    present = ended.identities.read()
+    assert present is not None
+    ended.fleet.refuses |= {second.public, present.public}
+    again = Device(ended.state, ended.fleet, ended.now_s)
+    assert again.phase is Phase.PROVING
+    assert not again.connect()
+    again.clock.ahead_s += 3600
+    over_https(again)
+    found = again.identities.read()
+    assert found is not None
+    assert found.public not in ended.fleet.refuses
 
 
 def test_a_registry_that_is_not_there_is_asked_again_later(ended: Device) -> None:

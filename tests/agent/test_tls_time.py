@@ -32,8 +32,11 @@ def at(day: str) -> float:
 class Server:
     """Answers `hello` to whoever gets through the handshake, and asks for certificates if told to."""
 
-    def __init__(self, pem: Path, key: Path, ca: Path | None = None) -> None:
+    def __init__(
+        self, pem: Path, key: Path, ca: Path | None = None, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+    ) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.maximum_version = newest
         self._context.load_cert_chain(pem, key)
         if ca is not None:
             self._context.verify_mode = ssl.CERT_REQUIRED
@@ -74,9 +77,10 @@ class House:
             for name, dates in (("past", PAST), ("future", FUTURE), ("always", ALWAYS))
         }
         self.mutual = Server(*self.ca.sign("mutual"), self.ca.pem)
+        self.old = Server(*self.ca.sign("old-version"), newest=ssl.TLSVersion.TLSv1_2)
 
     def close(self) -> None:
-        for server in (*self.servers.values(), self.mutual):
+        for server in (*self.servers.values(), self.mutual, self.old):
             server.close()
 
 
@@ -137,6 +141,7 @@ def test_certificates_are_judged_at_the_time_that_is_given(
         hello(context, port, way)
     assert refused.value.verify_code == code
     assert day in heard.words
+    assert heard.words.endswith(("(authority)", f"({server})"))
     assert not heard.certificate
 
 
@@ -185,6 +190,14 @@ def test_what_the_server_says_of_this_devices_certificate_is_heard(
     with pytest.raises(ssl.SSLError):
         hello(context, house.mutual.port, "paho")
     assert heard == tls.Heard(words=f"it said: {says}", certificate=True)
+
+
+def test_an_alert_of_another_kind_is_no_word_on_the_certificate(house: House) -> None:
+    heard = tls.Heard()
+    context = tls.verifying(house.pem, lambda: at("2027-01-01"), heard)
+    with pytest.raises(ssl.SSLError):
+        hello(context, house.old.port, "paho")
+    assert heard == tls.Heard(words="it said: protocol version", certificate=False)
 
 
 def test_the_numbers_are_openssls() -> None:
@@ -255,9 +268,10 @@ def test_the_later_of_clock_and_signed_time_counts() -> None:
 
 def test_time_that_passes_counts_from_the_signed_time_on() -> None:
     clocks = Clocks()
-    clocks.signed_s = at("2026-01-01")
+    clocks.signed_s, clocks.boot_s = at("2026-01-01"), 1000.0
     judged = clocks.time()
-    judged.now_s()
+    assert judged.now_s() == at("2026-01-01")
+    assert judged.now_s() == at("2026-01-01")
     clocks.boot_s += 86400.0 * 400
     assert judged.now_s() == at("2026-01-01") + 86400.0 * 400
 
