@@ -99,6 +99,12 @@ def _trust(config: Config, arguments: argparse.Namespace) -> None:
     sys.stdout.write(f"root {root.number} is trusted; from now on this device believes signed words only\n")
 
 
+def _enrol(config: Config, arguments: argparse.Namespace) -> int:
+    from agent.cli_enrol import enrol  # noqa: PLC0415 - other commands need none of it
+
+    return enrol(config, arguments)
+
+
 def _rollback(config: Config, arguments: argparse.Namespace) -> None:
     from agent.app import rollback  # noqa: PLC0415
 
@@ -220,6 +226,16 @@ def parser() -> argparse.ArgumentParser:
     adopted.add_argument("model", type=_model_name)
     adopted.add_argument("path", type=Path)
     adopted.add_argument("--release", type=_release_name, default="adopted", help="its name")
+    enrolled = command(
+        "enrol", _enrol, "Enrol this device in a fleet, by the token that `shallop-fleet enrol` printed.",
+        "shallop-agent enrol shallop1.l9kf...\n  shallop-agent enrol - <token.txt",
+    )  # fmt: skip
+    enrolled.add_argument(
+        "token", nargs="?",
+        help="the token; - reads it from standard input. As an argument other users of this machine can see "
+        "it for a moment: it is good once",
+    )  # fmt: skip
+    enrolled.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds it")
     trusted = command(
         "trust", _trust, "Trust a fleet's root document, known by its digest (`shallop-fleet keys show`).",
         "shallop-agent trust root-1.json --sha256 5e1f...",

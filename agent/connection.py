@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from agent import downlink
 from agent.deployment import Cancelled, Notice, Ordered, RollbackAsked, model_state
@@ -40,6 +41,8 @@ from wire.topics import (
     ACK,
     BARS,
     BLOB,
+    CERTIFICATE,
+    CERTIFICATE_REFUSED,
     COMMAND,
     COMMAND_ALL,
     COMMAND_GROUP,
@@ -51,6 +54,9 @@ from wire.topics import (
     Topics,
 )
 from wire.trust import Policy
+
+if TYPE_CHECKING:
+    from agent.renewal import RenewalWork
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +86,9 @@ class Connection:
         disk: Disk,
         state_dir: Path,
         board: Board | None = None,
+        renewal: RenewalWork | None = None,
     ) -> None:
+        self._renewal = renewal
         self._device = device
         self._topics = topics
         self._trust = trust
@@ -112,7 +120,8 @@ class Connection:
 
     def connected(self) -> None:
         """Handled on the runner's thread."""
-        self._runner.post(self._greet)
+        chosen = self._renewal.chosen if self._renewal is not None else ""
+        self._runner.post(lambda: self._greet(chosen))
 
     def disconnected(self, why: str) -> None:
         """Work goes on; what needs the broker waits."""
@@ -144,7 +153,7 @@ class Connection:
 
     # --- the runner's thread
 
-    def _greet(self) -> None:
+    def _greet(self, chosen: str) -> None:
         """Subscribes first: what is retained is already on its way while this device introduces itself."""
         self._note(up=True)
         self._groups = self._runner.groups
@@ -154,6 +163,8 @@ class Connection:
         self._uplink.send_reported(self._runner.models)
         self._exchange.resubscribe()
         self._runner.begin_connection()
+        if self._renewal is not None:
+            self._renewal.connected(chosen)
         log.info("connected as %s, connection %d", self._device, self._session)
 
     def _subscribe(self) -> None:
@@ -166,6 +177,7 @@ class Connection:
             (STATUS, topics.topic(STATUS, device=device)),
             *((COMMAND_GROUP, topics.topic(COMMAND_GROUP, group=group)) for group in self._groups),
             *self._of_trust(),
+            *(self._renewal.channels() if self._renewal is not None else ()),
         ]
         self._transport.subscribe([(topic, channel.qos_subscribe) for channel, topic in wanted])
 
@@ -190,6 +202,8 @@ class Connection:
             STATUS.name: self._status,
             ROOT.name: self._root,
             BARS.name: self._bars,
+            CERTIFICATE.name: self._certificate,
+            CERTIFICATE_REFUSED.name: self._certificate,
         }
         handler = handlers.get(channel.name)
         if handler is not None:
@@ -371,6 +385,10 @@ class Connection:
     def _bars(self, _channel: Channel, _params: dict[str, str], payload: bytes) -> None:
         if payload and self._trust.believes:
             self._trust.bar(payload)
+
+    def _certificate(self, channel: Channel, _params: dict[str, str], payload: bytes) -> None:
+        if self._renewal is not None:
+            self._renewal.take(channel, payload)
 
     # --- the rest
 

@@ -35,7 +35,9 @@ def fsync_file(path: Path) -> None:
         os.close(fd)
 
 
-def write_file(path: Path, data: bytes, *, durable: bool = True, copy: Path | None = None) -> None:
+def write_file(
+    path: Path, data: bytes, *, durable: bool = True, private: bool = False, copy: Path | None = None
+) -> None:
     """Replaces `path` by `data` in one step.
 
     Args:
@@ -43,6 +45,7 @@ def write_file(path: Path, data: bytes, *, durable: bool = True, copy: Path | No
         data: the new content.
         durable: whether it must outlast a power cut that follows at once; without, the name may point
             to an empty file then, and whoever reads it has to notice.
+        private: mode 0600 from its first moment, whatever the umask is.
         copy: another name in the same directory that gets what `path` was.
 
     Raises:
@@ -51,7 +54,7 @@ def write_file(path: Path, data: bytes, *, durable: bool = True, copy: Path | No
     if copy is not None and path.exists():
         _name_twice(path, copy)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with temporary.open("wb") as file:
+    with open(temporary, "wb", opener=_private) if private else temporary.open("wb") as file:
         file.write(data)
         if durable:
             file.flush()
@@ -59,6 +62,12 @@ def write_file(path: Path, data: bytes, *, durable: bool = True, copy: Path | No
     os.replace(temporary, path)  # noqa: PTH105 - the tests inject crashes into os itself
     if durable:
         fsync_dir(path.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    fd = os.open(path, flags, 0o600)
+    os.fchmod(fd, 0o600)  # one that a crash left may have another
+    return fd
 
 
 def _name_twice(path: Path, copy: Path) -> None:

@@ -158,6 +158,15 @@ class Trust:
         self._damage = None
         return state.root
 
+    def enrol(self, state: TrustState) -> None:
+        """Takes up what an enrolment led to (`agent.believing.enrolled`), in one step.
+
+        Raises:
+            OSError: the disk's; what was believed before stands.
+        """
+        self._change(lambda: state)
+        self._damage = None
+
     def rotate(self, data: bytes) -> Root:
         """Takes the next root document up.
 
@@ -186,6 +195,11 @@ class Trust:
         inner = trust.open_envelope(data, "bars", Policy(verifier=self), BARS.size_bytes_max)
         bars = codec.decode(inner, Bars, BARS.size_bytes_max)
         self._change(lambda: believing.barring(self.state, bars))
+
+    @property
+    def before(self) -> TrustState | None:
+        """What is believed now; None where nothing is, or can be read."""
+        return self._state
 
     def _change(self, decide: Callable[[], TrustState]) -> TrustState:
         with self._lock:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from agent.adapters import ed25519
+from agent.identities import Identities
+from agent.identity import Home, Identity
 from examples.demo.house import wait_for
 from tests.agent.certificates import Authority
 from tests.agent.test_doctor_broker import free_ports
-from tests.brokers import Mosquitto
+from tests.brokers import Mosquitto, TlsMosquitto
+from wire.topics import ROOT_DEFAULT
 
 ROOT = Path(__file__).parents[2]
 DAEMON = """
@@ -38,17 +43,18 @@ agent.adapters.power agent.adapters.power_common agent.adapters.power_jetson age
 agent.adapters.power_model agent.adapters.power_rpi agent.adapters.sensors agent.adapters.system
 agent.adapters.systemd_notify agent.adapters.thermal agent.adapters.trial_process
 agent.adapters.trial_socket agent.adapters.units agent.adapters.worker_process agent.admission agent.app
-agent.believing agent.bringing agent.cli agent.config agent.config_life agent.connection agent.deployment
-agent.downlink agent.drift agent.durable agent.errors agent.exchange agent.fetch agent.fetching
-agent.hardware agent.headed agent.home_assistant agent.install agent.installed agent.jobs agent.journal
-agent.judging agent.lanes agent.lifecycle agent.live agent.live_watch agent.mending agent.metering
-agent.moves agent.outbox agent.outcomes agent.packages agent.ports agent.reconnect agent.recovery agent.repair
-agent.requests agent.runner agent.slots agent.soak agent.soaking agent.statusing agent.steering
-agent.store agent.tls agent.trials agent.trust agent.uplink agent.worker agent.worker.job
-agent.worker.limits
-wire wire.bundle wire.certificates wire.chunks wire.codec wire.deltas wire.encodings wire.errors wire.figures
-wire.measures wire.messages wire.roots wire.sla wire.tasks wire.topics wire.trust wire.types
+agent.believing agent.belonging agent.bringing agent.cli agent.config agent.config_life agent.connection
+agent.deployment agent.downlink agent.drift agent.durable agent.errors agent.exchange agent.fetch
+agent.fetching agent.hardware agent.headed agent.home_assistant agent.identities agent.identity
+agent.install agent.installed agent.jobs agent.journal agent.judging agent.lanes agent.lifecycle
+agent.live agent.live_watch agent.mending agent.metering agent.moves agent.outbox agent.outcomes
+agent.packages agent.ports agent.reconnect agent.recovery agent.repair agent.requests agent.runner
+agent.signed_time agent.slots agent.soak agent.soaking agent.statusing agent.steering agent.store
+agent.tls agent.trials agent.trust agent.uplink agent.worker agent.worker.job agent.worker.limits
+wire wire.bundle wire.certificates wire.chunks wire.codec wire.deltas wire.encodings wire.errors
+wire.figures wire.measures wire.messages wire.roots wire.sla wire.tasks wire.topics wire.trust wire.types
 """
+ENROLLED = {"agent.judged", "agent.renewal", "agent.renewing"}
 PACKAGES = {"msgspec", "paho", "nacl", "_cffi_backend", "_sodium"}
 STANDARD = """
 __future__ abc argparse array atexit base64 binascii builtins codecs collections contextlib copyreg datetime
@@ -115,7 +121,24 @@ def test_an_encrypted_connection_adds_ssl_alone(tmp_path: Path) -> None:
     with Mosquitto(tmp_path / "broker", extra=extra):
         tls = {"ca_file": str(authority.pem)}
         found = _modules(tmp_path, {"host": "localhost", "port": port, "tls": tls})
-    assert _alien(found) == {"ssl"}
+    assert _alien(found) == {"ssl", "agent.judged"}
+
+
+def test_a_device_that_is_enrolled_has_what_renews_it_and_no_http(tmp_path: Path) -> None:
+    with TlsMosquitto(tmp_path / "broker") as broker:
+        seed, now_s = bytes(range(32)), time.time()
+        public = ed25519.public_of(seed)
+        issued = broker.authority.issue_device("d1", public, now_s, 86400.0 * 90)
+        home = Home(url="https://localhost:1", host="localhost", port=broker.port, root=ROOT_DEFAULT)
+        (tmp_path / "state").mkdir()
+        Identities(tmp_path / "state").save(
+            Identity(
+                device="d1", seed=seed, public=public.hex(), pem=issued.pem, not_before_s=issued.not_before,
+                authorities_pem=broker.authority.certificates_pem, not_after_s=issued.not_after, home=home,
+            )
+        )  # fmt: skip
+        found = _modules(tmp_path, {})
+    assert _alien(found) == {"ssl", *ENROLLED}
 
 
 @pytest.mark.parametrize("alien", ["shutil", "yaml", "agent.worker.trial", "agent.adapters.doctor"])
