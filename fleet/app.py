@@ -41,6 +41,7 @@ from fleet.orders import Desk
 from fleet.people import People
 from fleet.people_approval import Approvals
 from fleet.ports import ConflictError, Store
+from fleet.publish.archive import Archive
 from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
@@ -185,6 +186,7 @@ def assemble(config: Config) -> Parts:
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
         health=lambda: _health(store, broker, publisher, conductor, ingest, desk, tokens),
         wake=loop.ask,
+        archive=Archive(store, blobs, desk, deltas),
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,

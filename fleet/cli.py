@@ -33,6 +33,8 @@ from fleet.cli_common import (
 )
 from fleet.cli_keys import keys_group, opened
 from fleet.cli_people import audit_group, tokens_group
+from fleet.cli_signature import export_signature_command
+from fleet.cli_verify import verify_command
 from fleet.config import Config, load, read_mapping
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.compress import compressed
@@ -448,6 +450,8 @@ def rollback(
 
 
 for command in (keys_group, tokens_group, audit_group, bar, unbar, bars):
+    main.add_command(command)
+for command in (verify_command, export_signature_command):
     main.add_command(command)
 
 

@@ -24,6 +24,7 @@ Not for: deciding anything (`fleet.people`, `fleet.publish.intake`).
     GET    /api/rollouts/ID/rollback-payload[?device=D]   bytes for mosquitto_pub; the topic in X-Topic
     POST   /api/rollbacks                            RollbackAsk -> RollbackShow
     GET    /api/rollbacks/ID                         RollbackShow
+    and what a release is made of: fleet/api/provenance.py
 
 Why something is changed stands in the header `Shallop-Why`, percent-encoded, for every route.
 
@@ -47,6 +48,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from fleet.api import provenance
 from fleet.api.exchange import (
     BadRequestError,
     Handler,
@@ -63,6 +65,7 @@ from fleet.api.guard import Guard
 from fleet.api.people_routes import Crew, people_routes
 from fleet.audit import By
 from fleet.people import People, RollbackAsk, RolloutAsk
+from fleet.publish.archive import Archive
 from fleet.publish.intake import Intake
 from fleet.rollout import FailureAction
 from wire import topics as wt
@@ -110,6 +113,7 @@ class Services(Struct, frozen=True, kw_only=True):
         intake: takes bundles in.
         health: what to answer on /api/health.
         wake: tells the conductor that something changed.
+        archive: gives releases out.
     """
 
     people: People
@@ -117,6 +121,7 @@ class Services(Struct, frozen=True, kw_only=True):
     intake: Intake
     health: Callable[[], Health]
     wake: Callable[[], None]
+    archive: Archive | None = None
 
 
 class BundleAnswer(Struct, frozen=True, kw_only=True):
@@ -305,6 +310,7 @@ def build(services: Services, hosts: frozenset[str] | None = None) -> Starlette:
         ("POST", "/api/rollbacks", api.rollback_start),
         ("GET", "/api/rollbacks/{id}", api.rollback),
         *people_routes(services.crew),
+        *(() if services.archive is None else provenance.routes(services.archive)),
     )
     return Starlette(
         middleware=[Middleware(Guard, hosts=hosts, tokens=services.crew.tokens)],
