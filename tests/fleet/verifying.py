@@ -220,11 +220,14 @@ class Liar:
     """
 
     def __init__(self, registry: str, lie: Lie) -> None:
+        asking = self._asking = httpx.Client(trust_env=False)
+
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = -1  # head and body in one packet, else the client waits for the second one
 
             def do_GET(self) -> None:
-                answer = httpx.get(registry + self.path, trust_env=False)
+                answer = asking.get(registry + self.path)
                 body = lie(self.path, answer.content)
                 self.send_response(answer.status_code if body is not None else 404)
                 content = body if body is not None else b'{"error": {"code": "gone", "message": "gone"}}'
@@ -239,9 +242,10 @@ class Liar:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+        self._asking.close()
