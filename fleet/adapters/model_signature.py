@@ -86,9 +86,9 @@ def require_able(key: Path, passphrase: str | None, out: Path) -> None:
 
 
 def _others(directory: Path, listed: Collection[str]) -> list[Path]:
-    """Files of the directory that are not the release's, such as its report."""
-    kept = {directory / name for name in listed}
-    return [path for path in directory.rglob("*") if not path.is_dir() and path not in kept]
+    """Files of the directory that are not the release's, such as its report; as the library takes them."""
+    found = [path.relative_to(directory) for path in directory.rglob("*") if not path.is_dir()]
+    return [path for path in found if path.as_posix() not in listed]
 
 
 def _require_key(path: Path, passphrase: str | None) -> None:

@@ -107,6 +107,14 @@ def test_the_library_verifies_what_was_signed_and_no_other_file(
     assert not believed(bundle, signature, write_key(tmp_path, curve)[1])
 
 
+def test_a_relative_path_is_as_good(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library()
+    _, public = write_key(tmp_path, ec.SECP256R1())
+    monkeypatch.chdir(tmp_path)
+    run("bundle", "--key", "signing.pem", "--out", "model.sig")
+    assert believed(bundle, tmp_path / "model.sig", public)
+
+
 def test_the_statement_names_every_file_of_the_release(bundle: Path, tmp_path: Path) -> None:
     library()
     private, _ = write_key(tmp_path, ec.SECP256R1())
