@@ -68,8 +68,9 @@ def place_of(subject: str, server: str) -> Iterator[tuple[Holder, Topics]]:
         yield DirectoryHolder(folder), Topics()
         return
     with Client(server) as client:
-        root = str(client.health()["root"])
-        yield RegistryHolder(client, find_release(client, subject)), Topics(root)
+        root = client.health().get("root")
+        topics = Topics() if root is None else Topics(str(root))
+        yield RegistryHolder(client, find_release(client, subject)), topics
 
 
 @click.command("verify")
@@ -105,7 +106,8 @@ def verify_command(
                 given={kind: path for kind, path in given.items() if path is not None},
                 retained=None if broker is None else partial(retained, broker),
             )  # fmt: skip
-            found = verify(holder, asked, check_signature)
+            with con.check_bar() as progress:
+                found = verify(holder, asked, check_signature, progress)
     except ShallopError as error:
         fail(error)
     if as_json:

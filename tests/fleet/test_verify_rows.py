@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 from onnx import TensorProto
 
-from fleet.verification import Asked
+from fleet.adapters.key_files import verify as check
+from fleet.verification import Asked, verify
 from fleet.verify import Outcome, Row, holds
 from fleet.verify_content import fits
 from tests.fleet.verifying import (
@@ -381,6 +382,47 @@ def test_a_shape_that_nobody_knows_fits() -> None:
 def test_the_verdict_fails_closed(outcomes: list[Outcome]) -> None:
     rows = [Row(check=str(i), outcome=one, reason="") for i, one in enumerate(outcomes)]
     assert holds(rows) == (outcomes.count(OK) > 0 and outcomes.count(FAILED) == 0)
+
+
+PARTS = ("manifest", "envelope", "root", "blob")
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(PARTS), st.integers(0, 2**30), st.integers(1, 255), st.booleans())
+def test_no_changed_byte_anywhere_is_passed_over(
+    release: Release, part: str, place: int, by: int, cut: bool
+) -> None:
+    """Whatever holds after a byte was changed or the rest cut off says the same as before."""
+
+    def spoilt(content: bytes) -> bytes:
+        at = place % len(content)
+        return content[:at] if cut else content[:at] + bytes([content[at] ^ by]) + content[at + 1 :]
+
+    pin = root_sha256(release.chain[0])
+    release.hold()
+    before, sealed, roots, blobs = release.data, release.sealed, release.sealed_roots, release.blobs
+    assert isinstance(sealed, bytes)
+    if part == "manifest":
+        release.data = spoilt(before)
+    elif part == "envelope":
+        release.sealed = spoilt(sealed)
+    elif part == "root":
+        release.sealed_roots = [spoilt(roots[0])]
+    else:
+        name = sorted(blobs)[place % len(blobs)]
+        release.blobs = {**blobs, name: spoilt(blobs[name])}
+    try:
+        found = verify(release, Asked(subject="s", root_sha256=pin), check)
+    finally:
+        release.blobs = blobs
+    if part in {"manifest", "blob"}:
+        assert not found.holds
+    elif found.holds:
+        # A signature in base64 has bits that mean nothing, and a root's key id may be of nobody.
+        kind, now = ("release", release.sealed) if part == "envelope" else ("root", release.sealed_roots[0])
+        assert isinstance(now, bytes)
+        was = sealed if part == "envelope" else roots[0]
+        assert trust.unwrap(now, kind, 10**7) == trust.unwrap(was, kind, 10**7)
 
 
 def test_an_empty_file_is_no_model(release: Release) -> None:
