@@ -121,7 +121,7 @@ class Services(Struct, frozen=True, kw_only=True):
     intake: Intake
     health: Callable[[], Health]
     wake: Callable[[], None]
-    archive: Archive | None = None
+    archive: Archive
 
 
 class BundleAnswer(Struct, frozen=True, kw_only=True):
@@ -310,7 +310,7 @@ def build(services: Services, hosts: frozenset[str] | None = None) -> Starlette:
         ("POST", "/api/rollbacks", api.rollback_start),
         ("GET", "/api/rollbacks/{id}", api.rollback),
         *people_routes(services.crew),
-        *(() if services.archive is None else provenance.routes(services.archive)),
+        *provenance.routes(services.archive),
     )
     return Starlette(
         middleware=[Middleware(Guard, hosts=hosts, tokens=services.crew.tokens)],
