@@ -17,8 +17,13 @@ from converter import provenance
 from converter.cli import command
 from converter.errors import InputError
 from converter.inputs import Inputs, Options, read_inputs, utc_now
+from converter.pipeline import run
 from converter.report import read_report
 from converter.runtime import VERSION
+from fleet.adapters import key_files
+from fleet.publish.directory import DirectoryHolder
+from fleet.verification import Asked, verify
+from fleet.verify import Outcome
 from tests.converter.builders import Workshop
 from wire.bundle import INGREDIENTS_MAX, MANIFEST_BYTES_MAX, Ingredient, Manifest, Provenance
 from wire.codec import decode
@@ -75,6 +80,22 @@ def test_a_bundle_names_every_file_that_was_read(workshop: Workshop) -> None:
     assert f"shallop-fleet verify {workshop.output}" in result.output
     page = (workshop.output / "report.html").read_text()
     assert f"<dt>file: sla</dt><dd><code>{sha256(workshop.sla)} sla.yaml</code></dd>" in page
+
+
+@pytest.mark.parametrize("target", ["rpi5", "coral"])
+def test_what_is_written_holds_when_it_is_verified(workshop: Workshop, target: str) -> None:
+    """ONNX and TFLite, float and integers at the edge; `coral` takes TFLite only."""
+    options = structs.replace(workshop.options(target), format=None, candidates=())
+    assert run(options).passed
+    kinds = ("model", "calibration", "validation", "sla")
+    asked = Asked(subject="bundle", given={kind: getattr(options, kind) for kind in kinds})
+    found = verify(DirectoryHolder(options.output), asked, key_files.verify)
+    outcomes = {row.check: row.outcome for row in found.rows}
+    assert found.holds
+    assert {outcomes[f"same {kind}"] for kind in kinds} == {Outcome.OK}
+    models = [row.reason.partition(",")[0] for row in found.rows if row.check.startswith("model ")]
+    assert set(models) == ({"tflite"} if target == "coral" else {"onnx", "tflite"})
+    assert Outcome.NOT_RECORDED not in outcomes.values()
 
 
 def test_weights_outside_of_the_model_are_listed_by_their_names(tmp_path: Path) -> None:
