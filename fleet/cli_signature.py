@@ -17,7 +17,8 @@ import click
 from fleet.adapters.key_files import PASSPHRASE
 from fleet.adapters.key_files import verify as check_signature
 from fleet.adapters.model_signature import SignatureExportError, require_able, sign_directory, write_new
-from fleet.cli_verify import FAILED, digest_option, fail, place_of, server_option, show
+from fleet.cli_common import fail, server_option, token_option
+from fleet.cli_verify import FAILED, digest_option, place_of, show
 from fleet.publish.content import read_manifest
 from fleet.publish.directory import MANIFEST
 from fleet.verification import Asked, Holder, verify
@@ -36,9 +37,11 @@ _PATH = click.Path(path_type=Path)
 @click.option("--files", type=_PATH, help="New directory for a release's files; others verify them there.")
 @click.option("--root-sha256", callback=digest_option, metavar="SHA256", help="The root that you trust.")
 @server_option
+@token_option
 def export_signature_command(
-    subject: str, key: Path, out: Path, files: Path | None, root_sha256: str | None, server: str
-) -> None:
+    subject: str, key: Path, out: Path, files: Path | None, root_sha256: str | None, server: str,
+    token_file: Path | None,
+) -> None:  # fmt: skip
     """Sign a release as OpenSSF model-signing does, for whoever verifies models with its tools.
 
     A release of the registry is written to --files, a bundle's directory is signed where it lies. It is
@@ -52,7 +55,7 @@ def export_signature_command(
     try:
         # Before anything is fetched, so that a wrong key leaves no directory behind.
         require_able(key, os.environ.get(PASSPHRASE), out)
-        with place_of(subject, server) as (holder, topics):
+        with place_of(subject, server, token_file) as (holder, topics):
             found = verify(
                 holder, Asked(subject=subject, root_sha256=root_sha256, topics=topics), check_signature
             )

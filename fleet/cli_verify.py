@@ -10,43 +10,29 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
 from fleet.adapters import console as con
-from fleet.adapters.client import Client, ServerUnreachableError
+from fleet.adapters.client import Client
 from fleet.adapters.key_files import verify as check_signature
 from fleet.adapters.release_holder import RegistryHolder, find_release
 from fleet.adapters.retained import retained
+from fleet.cli_common import fail, json_option, server_option, token_of, token_option
 from fleet.publish.directory import DirectoryHolder
 from fleet.verification import Asked, Holder, verify
 from fleet.verify import Outcome, Verification
 from wire.errors import ShallopError
 from wire.topics import Topics
 
-FAILED, BAD_INPUT, UNREACHABLE = 1, 2, 4
-SERVER_DEFAULT = "http://127.0.0.1:8470"
+FAILED = 1
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _COLOURS = {Outcome.OK: "green", Outcome.FAILED: "red", Outcome.NOT_RECORDED: "yellow"}
-
-
-def server_option(command: Callable[..., None]) -> Callable[..., None]:
-    """`--server`, as all commands have it."""
-    return click.option(
-        "--server", envvar="SHALLOP_SERVER", default=SERVER_DEFAULT, show_default=True, help="The registry."
-    )(command)
-
-
-def fail(error: ShallopError) -> NoReturn:
-    """Says what happened and ends with its exit code."""
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(UNREACHABLE if isinstance(error, ServerUnreachableError) else BAD_INPUT)
 
 
 def digest_option(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
@@ -57,7 +43,7 @@ def digest_option(_context: click.Context, _option: click.Parameter, value: str 
 
 
 @contextmanager
-def place_of(subject: str, server: str) -> Iterator[tuple[Holder, Topics]]:
+def place_of(subject: str, server: str, token_file: Path | None) -> Iterator[tuple[Holder, Topics]]:
     """The place that holds a release, and the topic tree of its broker.
 
     Raises:
@@ -67,7 +53,7 @@ def place_of(subject: str, server: str) -> Iterator[tuple[Holder, Topics]]:
     if folder.is_dir():
         yield DirectoryHolder(folder), Topics()
         return
-    with Client(server) as client:
+    with Client(server, token_of(token_file)) as client:
         root = client.health().get("root")
         topics = Topics() if root is None else Topics(str(root))
         yield RegistryHolder(client, find_release(client, subject)), topics
@@ -86,9 +72,11 @@ def place_of(subject: str, server: str) -> Iterator[tuple[Holder, Topics]]:
 @click.option("--sla", type=_FILE, help="The SLA.")
 @click.option("--broker", metavar="URL", help="Compare what the broker at mqtt://HOST:PORT retains.")
 @server_option
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@token_option
+@json_option
 def verify_command(
-    subject: str, root_sha256: str | None, broker: str | None, server: str, *, as_json: bool,
+    subject: str, root_sha256: str | None, broker: str | None, server: str,
+    token_file: Path | None, *, as_json: bool,
     **given: Path | None,
 ) -> None:  # fmt: skip
     """Check a release of the registry, or a bundle's directory, end to end.
@@ -100,7 +88,7 @@ def verify_command(
     Exit codes: 0 all that was checked holds, 1 something does not, 2 bad input, 4 no registry answers.
     """
     try:
-        with place_of(subject, server) as (holder, topics):
+        with place_of(subject, server, token_file) as (holder, topics):
             asked = Asked(
                 subject=subject, root_sha256=root_sha256, topics=topics,
                 given={kind: path for kind, path in given.items() if path is not None},

@@ -13,22 +13,20 @@ Not for: deciding anything (`fleet.publish.archive`), or errors' form (`fleet.ap
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
-import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from fleet.api.exchange import Handler, answer
 from fleet.publish.archive import Archive
 
-_Handler = Callable[[Request], Awaitable[Response]]
 
-
-def routes(archive: Archive) -> tuple[tuple[str, str, _Handler], ...]:
+def routes(archive: Archive) -> tuple[tuple[str, str, Handler], ...]:
     """Method, path and handler of each."""
 
-    def raw(read: Callable[[str], bytes], name: str) -> _Handler:
+    def raw(read: Callable[[str], bytes], name: str) -> Handler:
         async def handler(request: Request) -> Response:
             content = await run_in_threadpool(read, request.path_params[name])
             return Response(content, media_type="application/octet-stream")
@@ -36,10 +34,10 @@ def routes(archive: Archive) -> tuple[tuple[str, str, _Handler], ...]:
         return handler
 
     async def roots(_request: Request) -> Response:
-        return _json(await run_in_threadpool(archive.roots))
+        return answer(await run_in_threadpool(archive.roots))
 
     async def deltas(request: Request) -> Response:
-        return _json(await run_in_threadpool(archive.deltas, request.path_params["release"]))
+        return answer(await run_in_threadpool(archive.deltas, request.path_params["release"]))
 
     return (
         ("GET", "/api/roots", roots),
@@ -48,7 +46,3 @@ def routes(archive: Archive) -> tuple[tuple[str, str, _Handler], ...]:
         ("GET", "/api/releases/{release}/deltas", deltas),
         ("GET", "/api/blobs/{digest}", raw(archive.blob, "digest")),
     )
-
-
-def _json(value: object) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")

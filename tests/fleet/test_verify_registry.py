@@ -308,5 +308,22 @@ def test_a_release_that_only_a_retired_key_signed_is_told(scene: Scene, tmp_path
         registry.stop()
 
 
+@pytest.mark.broker
+def test_a_registry_that_asks_for_tokens_is_read_with_one_of_scope_view(scene: Scene, tmp_path: Path) -> None:
+    registry = RegistryProcess(tmp_path / "data", free_port(), "--keys", str(scene.keys))
+    registry.start()
+    try:
+        run("publish", str(scene.directory), server=registry.url)
+        made = run("tokens", "create", "auditor", "--data", str(tmp_path / "data"), "--json")
+        file = tmp_path / "auditor.token"
+        file.write_text(json.loads(made.stdout)["token"])
+        file.chmod(0o600)
+        assert "token" in run("verify", "net@v1", server=registry.url, code=2).output
+        output = run("verify", "net@v1", "--token-file", str(file), server=registry.url).output
+        assert "net@v1 holds: 15 ok" in output
+    finally:
+        registry.stop()
+
+
 def test_outcomes_are_told_by_name() -> None:
     assert [one.value for one in Outcome] == ["ok", "failed", "not recorded", "not checked"]
