@@ -30,8 +30,9 @@ from converter.limits import (
 )
 from converter.model import Signature, read_bytes
 from converter.truth import LABELS, UNREAD, Others, checked_truth, truth_names
+from wire import plain_yaml
 from wire.bundle import InputData, Normalize, Scale, TensorSpec
-from wire.errors import ContentError
+from wire.errors import ContentError, WireError
 from wire.preprocess import preprocess
 from wire.tasks import Answer, Boxes, Kind
 from wire.types import Name
@@ -186,9 +187,9 @@ def read_description(path: Path) -> Description:
     """
     text = read_bytes(path, TEXT_BYTES_MAX, "dataset")
     try:
-        strict = msgspec.convert(yaml.safe_load(text) or {}, _Description)
+        strict = msgspec.convert(plain_yaml.read(yaml, text) or {}, _Description)
         plain = msgspec.to_builtins(strict)
-    except (yaml.YAMLError, msgspec.ValidationError, RecursionError) as error:
+    except (WireError, msgspec.ValidationError, RecursionError) as error:
         raise InputError(
             "dataset_malformed",
             f"{path} cannot be read: {error}; it holds `inputs` (stored, layout, preprocessing, role, "

@@ -15,6 +15,7 @@ Example of a fleet.yaml; every key is optional:
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,8 @@ import msgspec
 import yaml
 from msgspec import Meta, Struct
 
-from wire.errors import ShallopError
+from wire import plain_yaml
+from wire.errors import ShallopError, WireError
 from wire.topics import ROOT_DEFAULT, Topics
 from wire.types import Seconds
 
@@ -100,7 +102,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ConfigError: `listen_malformed`.
         """
         host, colon, port = self.listen.rpartition(":")
-        if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
             raise ConfigError("listen_malformed", f"listen is {self.listen!r}; write HOST:PORT")
         return host.strip("[]"), int(port)
 
@@ -116,8 +118,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
             text = file.read(CONFIG_BYTES_MAX + 1)
         if len(text) > CONFIG_BYTES_MAX:
             raise ConfigError("config_unreadable", f"{path} is larger than {CONFIG_BYTES_MAX} bytes")
-        parsed = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parsed = plain_yaml.read(yaml, text)
+    except (OSError, WireError) as error:
         raise ConfigError("config_unreadable", f"{path} cannot be read: {error}") from None
     if parsed is None:
         return {}
@@ -137,7 +139,7 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
     try:
         config = msgspec.convert(values, Config)
         Topics(config.root)
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise ConfigError("config_malformed", f"the configuration cannot be used: {error}") from None
     _ = config.listen_address
     return config

@@ -5,7 +5,8 @@ that a file is cut at them without being decoded, and its metadata (`metadata_of
 Not for: writing (`converter.tflite`), values, or further subgraphs.
 
 FlatBuffers' layout: https://flatbuffers.dev/internals/ ; fields by number: TFLite's schema.fbs, version 3.
-Every offset is checked, for the file may be anyone's.
+Every offset is checked, for the file may be anyone's; and because any number of offsets may lead to the same
+bytes, a file of a few megabytes could stand for terabytes: what is read in all is bounded by its size.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from wire.errors import ShallopError
 IDENTIFIER = b"TFL3"
 
 _VECTOR_MAX = 1_000_000
+_TIMES_MAX, _BYTES_MORE = 8, 1024**2
+"""A file's vectors are read up to that many times its size, and so many bytes more: writers share few."""
+_CALL_BYTES = 16
+"""What it costs to look a vector up, in the same currency."""
 _MODEL_CODES, _MODEL_GRAPHS, _MODEL_DESCRIPTION, _MODEL_BUFFERS, _MODEL_METADATA = 1, 2, 3, 4, 6
 _CODE_OLD, _CODE_CUSTOM, _CODE_VERSION, _CODE_NEW = 0, 1, 2, 3
 _GRAPH_TENSORS, _GRAPH_INPUTS, _GRAPH_OUTPUTS, _GRAPH_OPERATORS = 0, 1, 2, 3
@@ -208,15 +213,33 @@ def metadata_of(content: bytes | memoryview) -> dict[str, bytes]:
         if not 0 <= place < len(spans):
             raise WalkError("not_tflite", f"a metadata entry names buffer {place}, there are {len(spans)}")
         offset, size = spans[place]
+        model.work.spend(size)
         found[one.text(_METADATA_NAME)] = bytes(view[offset : offset + size])
     return found
+
+
+class _Work:
+    """How many bytes of vectors may still be read."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._left = _TIMES_MAX * size_bytes + _BYTES_MORE
+
+    def spend(self, size_bytes: int) -> None:
+        """Counts a vector.
+
+        Raises:
+            WalkError: `not_tflite`: no writer makes such a file.
+        """
+        self._left -= _CALL_BYTES + size_bytes
+        if self._left < 0:
+            raise WalkError("not_tflite", "its vectors overlap so often that they stand for far more bytes")
 
 
 class _Table:
     """A FlatBuffers table: fields by number, each may be left out."""
 
-    def __init__(self, view: memoryview, start: int) -> None:
-        self._view, self._start = view, start
+    def __init__(self, view: memoryview, start: int, work: _Work) -> None:
+        self._view, self._start, self.work = view, start, work
         self._fields = start - _number(view, "<i", start)
         self._size = _number(view, "<H", self._fields)
 
@@ -243,13 +266,15 @@ class _Table:
     def table(self, field: int) -> _Table | None:
         """A table within this one."""
         place = self._place(field)
-        return _Table(self._view, place + _number(self._view, "<I", place)) if place else None
+        if not place:
+            return None
+        return _Table(self._view, place + _number(self._view, "<I", place), self.work)
 
     def tables(self, field: int) -> Iterator[_Table]:
         """A vector of tables."""
         start, count = self.vector(field, 4)
         for place in range(start, start + 4 * count, 4):
-            yield _Table(self._view, place + _number(self._view, "<I", place))
+            yield _Table(self._view, place + _number(self._view, "<I", place), self.work)
 
     def text(self, field: int) -> str:
         """A string; empty where it is left out."""
@@ -273,8 +298,13 @@ class _Table:
         start, count = self.vector(field, width)
         return struct.unpack_from(f"<{count}{form}", self._view, start)
 
-    def vector(self, field: int, width: int, count_max: int = _VECTOR_MAX) -> tuple[int, int]:
-        """Where a vector's first element lies and how many there are; (0, 0) where it is left out."""
+    def vector(
+        self, field: int, width: int, count_max: int = _VECTOR_MAX, *, content: bool = True
+    ) -> tuple[int, int]:
+        """Where a vector's first element lies and how many there are; (0, 0) where it is left out.
+
+        Without `content` nobody reads the elements, only where they are.
+        """
         place = self._place(field)
         if not place:
             return 0, 0
@@ -282,6 +312,7 @@ class _Table:
         count = _number(self._view, "<I", start)
         if count > count_max or start + 4 + count * width > len(self._view):
             raise WalkError("not_tflite", f"the vector at byte {start} reaches beyond the file")
+        self.work.spend(count * width if content else 0)
         return start + 4, count
 
 
@@ -289,13 +320,13 @@ def _model(content: bytes | memoryview) -> _Table:
     view = memoryview(content)
     if bytes(view[4:8]) != IDENTIFIER:
         raise WalkError("not_tflite", "the bytes do not begin as a TFLite file's do")
-    return _Table(view, _number(view, "<I", 0))
+    return _Table(view, _number(view, "<I", 0), _Work(len(view)))
 
 
 def _payloads(model: _Table) -> Iterator[tuple[int, int]]:
     """Offset and size of each buffer, by place."""
     for buffer in model.tables(_MODEL_BUFFERS):
-        yield buffer.vector(0, 1, count_max=2**31)
+        yield buffer.vector(0, 1, count_max=2**31, content=False)
 
 
 def _tensor(one: _Table, filled: list[bool]) -> Tensor:

@@ -235,7 +235,7 @@ class Client:
             raise _refusal(response)
         try:
             return msgspec.json.decode(response.content, type=expected)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             raise ServerUnreachableError(
                 "not_a_registry", f"{self._server} answered something else: {error}"
             ) from None
@@ -246,6 +246,9 @@ def _is_here(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Error(msgspec.Struct):
@@ -260,7 +263,7 @@ class _Refusal(msgspec.Struct):
 def _refusal(response: httpx.Response) -> ShallopError:
     try:
         refusal = msgspec.json.decode(response.content, type=_Refusal)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return ServerUnreachableError(
             "not_a_registry", f"{response.url} answered {response.status_code} and no error of a registry"
         )
