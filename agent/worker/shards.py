@@ -8,6 +8,7 @@ Not for: running a model on them.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,13 +83,31 @@ def read_samples(job: TrialJob) -> Samples:
 def _open(path: Path, wanted: set[str], bytes_max: int) -> Arrays:
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = [e.file_size for e in archive.infolist() if e.filename.removesuffix(".npy") in wanted]
-        if sum(sizes) <= bytes_max:
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files if name in wanted}
+            entries = [e for e in archive.infolist() if e.filename.removesuffix(".npy") in wanted]
+            size = sum(entry.file_size for entry in entries)
+            if size <= bytes_max:
+                return {e.filename.removesuffix(".npy"): _array(archive, e) for e in entries}
     except Exception as error:  # noqa: BLE001 - a hostile header is parsed as Python, and raises what that does
         raise _unreadable(path, str(error) or type(error).__name__) from None
-    raise _unreadable(path, f"unpacks to {sum(sizes)} bytes, at most {bytes_max} are read")
+    raise _unreadable(path, f"unpacks to {size} bytes, at most {bytes_max} are read")
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array; what its header asks for is compared with its size before any memory is taken.
+
+    Raises:
+        ValueError: it asks for more, or would need a pickle, which numpy refuses; and whatever a damaged archive raises.
+    """
+    with archive.open(entry) as file:
+        first = np.lib.format.read_magic(file) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    claimed = math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and claimed > entry.file_size:
+        raise ValueError(f"{entry.filename[:80]} asks for {claimed} bytes and has {entry.file_size}")
+    with archive.open(entry) as file:
+        found: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return found
 
 
 def _unreadable(path: Path, why: str) -> FinalError:
@@ -101,10 +120,8 @@ def _check_shard(path: Path, shard: Arrays, inputs: set[str], task: Kind) -> Non
     if missing:
         raise _unreadable(path, f"has no array {missing[0]!r}; it has {', '.join(sorted(shard)[:8])}")
     for name, array in shard.items():
-        # What does not begin as an array is given by numpy as the bytes that it is.
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-            held = array.dtype if isinstance(array, np.ndarray) else "no array"
-            raise _unreadable(path, f"{name} holds {held}, not numbers")
+        if array.dtype.kind not in "fiub":
+            raise _unreadable(path, f"{name} holds {array.dtype}, not numbers")
     counts = {name: len(array) if array.ndim else 0 for name, array in shard.items()}
     n = counts[min(inputs)]
     for name, array in shard.items():

@@ -16,6 +16,8 @@ import numpy as np
 
 from agent.worker import answers, delta_job, job, shards
 from agent.worker.delta_apply import apply_delta
+from converter import dataset
+from converter.model import Signature
 from fleet.deltas.encoder import encode
 from tests.fleet.delta_samples import Weights
 from tests.fuzz.formats import bent_archive, bent_delta
@@ -133,6 +135,33 @@ def _answers(task: Kind, data: bytes) -> object:
         return answers.answers_of(order, {"y": given}, samples, None)
 
 
+# --- the same form on the host
+
+
+_SIGNATURE = Signature(
+    inputs=(TensorSpec(name="x", dtype="float32", shape=(None, 8)),),
+    outputs=(TensorSpec(name="y", dtype="float32", shape=(None, 3)),),
+    classes=3,
+    batch_free=True,
+)
+
+
+def _data_set(data: bytes) -> object:
+    """A calibration set; and the types of a file that is only looked at."""
+    path = filed("calibration.npz", data)
+    described = dataset.Description(inputs=a_job().data)
+    seen = sorted((name, str(kind)) for name, kind in dataset.dtypes_of(path).items())
+    with np.errstate(all="ignore"):
+        found = dataset.read_samples(path, described, _SIGNATURE, labelled=False)
+    return seen, found.n, found.arrays["x"].tobytes()
+
+
+def _sets() -> dict[str, bytes]:
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, x=_arrays("classification")[input_key("x")])
+    return {"calibration": file.getvalue()}
+
+
 # --- deltas
 
 
@@ -192,5 +221,13 @@ TARGETS: tuple[Target, ...] = (
         guided=True,
     ),
     *map(_answering, _SHAPES),
+    Target(
+        name="converter.npz",
+        run=_data_set,
+        seeds=_sets,
+        mutate=bent_archive,
+        weight=40,
+        guided=True,
+    ),
     Target(name="worker.delta", run=_apply, seeds=_deltas, mutate=bent_delta, weight=40, guided=True),
 )  # fmt: skip
