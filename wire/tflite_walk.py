@@ -11,6 +11,7 @@ bytes, a file of a few megabytes could stand for terabytes: what is read in all 
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ from wire.chunks import Span
 from wire.errors import ShallopError
 
 IDENTIFIER = b"TFL3"
+SIGNATURE = "serving_default"
 
 _VECTOR_MAX = 1_000_000
 _TIMES_MAX, _BYTES_MORE = 8, 1024**2
@@ -33,12 +35,19 @@ _TENSOR_SHAPE, _TENSOR_TYPE, _TENSOR_BUFFER, _TENSOR_NAME, _TENSOR_QUANTIZATION 
 _QUANTIZATION_SCALE, _QUANTIZATION_ZERO, _QUANTIZATION_AXIS = 2, 3, 6
 _OPERATOR_CODE, _OPERATOR_INPUTS, _OPERATOR_OUTPUTS = 0, 1, 2
 _METADATA_NAME, _METADATA_BUFFER = 0, 1
+_MODEL_SIGNATURES, _SIGNATURE_KEY, _SIGNATURE_GRAPH, _TENSOR_SPARSITY = 7, 2, 4, 6
+_BUFFER_OFFSET, _BUFFER_SIZE = 1, 2
 _TYPES = {
     0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 5: "string", 6: "bool", 7: "int16",
     9: "int8", 10: "float64", 12: "uint64", 15: "uint32", 16: "uint16", 17: "int4",
 }  # fmt: skip
 
 
+_BITS = {
+    0: 32, 1: 16, 2: 32, 3: 8, 4: 64, 6: 8, 7: 16, 8: 64, 9: 8, 10: 64, 11: 128, 12: 64, 15: 32, 16: 16,
+    17: 4,
+}  # fmt: skip
+"""Of one element by type; text, resources and variants have no fixed size."""
 _WIDTHS = {0: 4, 1: 2, 2: 4, 4: 8, 7: 2, 10: 8, 12: 8, 15: 4, 16: 2}
 """Bytes of one element by type; the others have one."""
 
@@ -218,6 +227,51 @@ def metadata_of(content: bytes | memoryview) -> dict[str, bytes]:
     return found
 
 
+def edges(content: bytes | memoryview) -> tuple[dict[str, int], dict[str, int]]:
+    """Places of inputs and outputs by name: those of the signature `SIGNATURE`, else the tensors' own.
+
+    Raises:
+        WalkError: as `walk`.
+    """
+    model = _model(content)
+    for one in model.tables(_MODEL_SIGNATURES):
+        if one.text(_SIGNATURE_KEY) == SIGNATURE and not one.int32(_SIGNATURE_GRAPH):
+            inputs, outputs = (
+                {entry.text(0): entry.int32(1) for entry in one.tables(side)} for side in (0, 1)
+            )
+            return inputs, outputs
+    graph = walk(content)
+    inputs, outputs = (
+        {graph.tensors[place].name: place for place in places if place >= 0}
+        for places in (graph.inputs, graph.outputs)
+    )
+    return inputs, outputs
+
+
+def require_payloads(content: bytes | memoryview) -> None:
+    """Returns if every constant has the bytes that its shape and type ask for.
+
+    Raises:
+        WalkError: `not_tflite`: one has less or more, or lies beyond the file.
+    """
+    model = _model(content)
+    for buffer in model.tables(_MODEL_BUFFERS):
+        offset, size = buffer.uint64(_BUFFER_OFFSET), buffer.uint64(_BUFFER_SIZE)
+        if offset > 1 and offset + size > len(content):
+            raise WalkError("not_tflite", f"a buffer at byte {offset} reaches beyond the file")
+    spans = list(_payloads(model))
+    for graph in model.tables(_MODEL_GRAPHS):
+        for one in graph.tables(_GRAPH_TENSORS):
+            place, width = one.int32(_TENSOR_BUFFER), _BITS.get(one.int8(_TENSOR_TYPE))
+            size = spans[place][1] if 0 <= place < len(spans) else 0
+            if not size or width is None or one.table(_TENSOR_SPARSITY) is not None:
+                continue
+            wanted = -(-math.prod(one.int32s(_TENSOR_SHAPE)) * width // 8)
+            if wanted != size:
+                name = one.text(_TENSOR_NAME)[:80]
+                raise WalkError("not_tflite", f"tensor {name!r} takes {wanted} bytes and has {size}")
+
+
 class _Work:
     """How many bytes of vectors may still be read."""
 
@@ -258,6 +312,10 @@ class _Table:
     def int32(self, field: int, default: int = 0) -> int:
         """A signed number of four bytes; unsigned ones of this schema stay below 2^31."""
         return self._scalar("<i", field, default)
+
+    def uint64(self, field: int) -> int:
+        """An unsigned number of eight bytes."""
+        return self._scalar("<Q", field, 0)
 
     def _scalar(self, form: str, field: int, default: int) -> int:
         place = self._place(field)

@@ -96,7 +96,8 @@ def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
     """One array; what its header asks for is compared with its size before any memory is taken.
 
     Raises:
-        ValueError: it asks for more, or would need a pickle, which numpy refuses; and whatever a damaged archive raises.
+        ValueError: it asks for more, or would need a pickle, which numpy refuses.
+        Exception: whatever a damaged archive makes them raise.
     """
     with archive.open(entry) as file:
         first = np.lib.format.read_magic(file) == (1, 0)

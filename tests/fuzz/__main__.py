@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from tests.fuzz import engine, registry
+from tests.fuzz import corpus_files, engine, registry
 from tests.fuzz.guide import Guide
 
 ROOT = Path(__file__).parent.parent.parent
@@ -202,7 +202,7 @@ def _keep(row: Row) -> None:
         name = found.partition(":")[0]
         source = OUT / row.target / name
         if source.is_file():
-            registry.keep(row.target, name, source.read_bytes())
+            corpus_files.keep(row.target, name, source.read_bytes())
 
 
 if __name__ == "__main__":

@@ -17,19 +17,20 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.agent import models, tflite
 from tests.fleet.delta_samples import Weights
-from tests.fuzz.registry import keep
+from tests.fuzz.corpus_files import keep
 
 
 def nested(folder: Path, depth: int = 3) -> bytes:
     """A graph within a graph within a graph."""
     value = helper.make_tensor_value_info
-    body = helper.make_graph(
+    inner = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["z"])], "in", [], [value("z", TensorProto.FLOAT, None)]
     )
+    body = inner
     for _ in range(depth):
-        node = helper.make_node("If", ["go"], ["z"], then_branch=body, else_branch=body)
+        node = helper.make_node("If", ["go"], ["z"], then_branch=body, else_branch=inner)
         body = helper.make_graph([node], "in", [], [value("z", TensorProto.FLOAT, None)])
-    node = helper.make_node("If", ["go"], ["y"], then_branch=body, else_branch=body)
+    node = helper.make_node("If", ["go"], ["y"], then_branch=body, else_branch=inner)
     path = models.save(folder / "nested.onnx", [node], {"go": np.array(True)})
     return path.read_bytes()
 

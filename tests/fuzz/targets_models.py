@@ -7,8 +7,13 @@ Not for: the runtimes; they run in a process that ends.
 
 from __future__ import annotations
 
+from functools import partial
+
+from agent.worker import model_file
 from fleet.deltas.tensors import tensors_of
+from tests.fuzz.corpus_files import kept
 from tests.fuzz.mutate import bytes_with
+from tests.fuzz.places import filed
 from tests.fuzz.target import Target
 from wire import onnx_walk, tflite_walk
 
@@ -47,7 +52,33 @@ def _delta_tensors(data: bytes) -> object:
     return found
 
 
+_WRITTEN = {"images", "int8", "float32"}
+
+
+def _looked(runtime: str, name: str, data: bytes) -> object:
+    """As the worker looks at it: mapped from a file, with what lies beside it."""
+    path = filed(f"models/{name}", data)
+    filed("models/weights.bin", bytes(16))
+    model_file.require(path, runtime, (), (), {})
+    return model_file._mapped(path, model_file._READERS[runtime])
+
+
 TARGETS: tuple[Target, ...] = (
+    Target(
+        name="models.onnx_file",
+        run=partial(_looked, "onnxruntime", "model.onnx"),
+        seeds=lambda: kept("models.onnx_walk"),
+        mutate=bytes_with(*_VARINTS),
+        guided=True,
+    ),
+    Target(
+        name="models.tflite_file",
+        run=partial(_looked, "ai-edge-litert", "model.tflite"),
+        seeds=lambda: {n: data for n, data in kept("models.tflite_walk").items() if n in _WRITTEN},
+        mutate=bytes_with(b"TFL3"),
+        guided=True,
+        weight=100,
+    ),
     Target(name="models.onnx_walk", run=_onnx, seeds=dict, mutate=bytes_with(*_VARINTS), guided=True),
     Target(
         name="models.tflite_walk", run=_tflite, seeds=dict, mutate=bytes_with(b"TFL3"), guided=True, weight=40

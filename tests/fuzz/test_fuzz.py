@@ -12,7 +12,7 @@ from random import Random
 import pytest
 from msgspec.structs import replace
 
-from tests.fuzz import engine, registry, targets_fleet
+from tests.fuzz import corpus_files, engine, registry, targets_fleet
 from tests.fuzz.guide import Guide
 from tests.fuzz.mutate import havoc
 from tests.fuzz.target import Finding, Target, execute, growth_bytes
@@ -88,8 +88,8 @@ def _fits(pattern: str, path: str) -> bool:
 
 
 def test_the_corpus_stays_small_and_belongs_to_targets() -> None:
-    files = [path for path in registry.CORPUS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < registry.CORPUS_BYTES_MAX
+    files = [path for path in corpus_files.CORPUS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < corpus_files.CORPUS_BYTES_MAX
     assert {path.parent.name for path in files} <= set(registry.TARGETS)
 
 
