@@ -32,7 +32,8 @@ ADDRESS_BYTES_MAX = 4 * 1024**3
 GROWTH_BYTES_MAX = 64 * 1024**2
 SETTLED_EXECUTIONS = 500
 """After so many, caches are full: from here memory may not grow."""
-GRACE_S = 60.0
+GRACE_S = 300.0
+"""To start and to end on a busy machine; who takes longer hangs in a call that Python cannot end."""
 SEED_MAX = 2**32
 
 
