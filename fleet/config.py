@@ -23,6 +23,8 @@ import yaml
 from msgspec import Meta, Struct
 
 from fleet.enrol_config import ConfigError, EnrolConfig, address
+from wire import plain_yaml
+from wire.errors import WireError
 from wire.topics import ROOT_DEFAULT, Topics
 from wire.types import Seconds
 
@@ -134,8 +136,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
             text = file.read(CONFIG_BYTES_MAX + 1)
         if len(text) > CONFIG_BYTES_MAX:
             raise ConfigError("config_unreadable", f"{path} is larger than {CONFIG_BYTES_MAX} bytes")
-        parsed = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parsed = plain_yaml.read(yaml, text)
+    except (OSError, WireError) as error:
         raise ConfigError("config_unreadable", f"{path} cannot be read: {error}") from None
     if parsed is None:
         return {}
@@ -155,7 +157,7 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
     try:
         config = msgspec.convert(values, Config)
         Topics(config.root)
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise ConfigError("config_malformed", f"the configuration cannot be used: {error}") from None
     _ = config.listen_address, config.enrol_address, config.broker_told
     return config
