@@ -67,6 +67,9 @@ REFUSAL_EVERY_S = 10.0
 STATUS_EVERY_S = 10.0
 STALE_TOLD_MAX = 256
 SAVE_RETRY_S = 5.0
+CONNECTIONS_AHEAD_MAX = 1_000_000
+"""A status of this device with a number further ahead is no former life's; followed, it would use the numbers
+up, and a counter that is used up keeps the daemon from starting."""
 BARRED = Reason(code="release_barred", detail="the release was barred by its publisher")
 
 
@@ -278,7 +281,9 @@ class Connection:
             if len(self._stale_told) >= STALE_TOLD_MAX:
                 self._stale_told.clear()
             self._stale_told.add(key)
-        elif (known is None or wanted.order != known.order) and self._barred(model, wanted.digest, wanted.order):
+        elif (known is None or wanted.order != known.order) and self._barred(
+            model, wanted.digest, wanted.order
+        ):
             return
         self._runner.apply(model, Ordered(desired=wanted))
 
@@ -412,7 +417,11 @@ class Connection:
             return
         self._status_s = now_s
         if told is not None and mine and told.number > self._session:
-            self._session = self._install.connect(above=told.number)
+            if told.number > self._session + CONNECTIONS_AHEAD_MAX:
+                detail = f"connection {told.number} is far beyond {self._session}; it is not this device's"
+                self._refuse(STATUS, Reason(code="number_unbelievable", detail=detail))
+            else:
+                self._session = self._install.connect(above=told.number)
         self._uplink.send_status(self._session, online=True)
 
     def farewell(self) -> tuple[str, bytes]:

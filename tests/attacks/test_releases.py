@@ -133,10 +133,10 @@ def npz(head: bytes, zeros: int = 0) -> bytes:
     return target.getvalue()
 
 
-def array_head(rows: int, dtype: object) -> bytes:
+def array_head(rows: int, dtype: type[np.float32]) -> bytes:
     """The head of a `.npy` file."""
     target = io.BytesIO()
-    fields = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
+    fields = {"descr": np.dtype(dtype).str, "fortran_order": False}
     np.lib.format.write_array_header_1_0(target, {**fields, "shape": (rows, FEATURES)})
     return target.getvalue()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
 from agent.believing import TrustState
 from examples.demo.house import wait_for
@@ -24,7 +25,7 @@ from tests.keys import (
 )
 from wire import topics, trust
 from wire.codec import encode
-from wire.messages import Bars, Evaluate, OrderOutcome, Rollback
+from wire.messages import MODELS_MAX, Bars, Evaluate, OrderOutcome, Rollback
 from wire.roots import first_order
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -122,6 +123,22 @@ def test_numbers_used_up_by_a_thief(new_scene: Scenes) -> None:
         scene.number = honest
         scene.order(scene.one)
         rotate_order_key(scene, 2, ORDER_2, 1)
+
+
+def test_a_table_of_models_filled_by_a_thief(new_scene: Scenes) -> None:
+    """A stolen order key names as many models as there may be; the fleet's next new one still finds room."""
+    scene = new_scene()
+    junk = {f"junk-{n}": scene.entry(scene.one, n + 1, deadline_s=2.0) for n in range(MODELS_MAX - 1)}
+    scene.number += MODELS_MAX
+    with scene.attack("wrong_model", begins=True):
+        scene.desire(replace(scene.document(scene.entry(scene.runs)), models=junk), ORDER)
+        wait_for("all the names", lambda: len(scene.hand.reported[DEVICE].models) == MODELS_MAX)
+    rotate_order_key(scene, 2, ORDER_2, 1)
+    fresh = cargo("1", 7, model="fresh")
+    scene.publish(fresh)
+    scene.desire(scene.document(scene.entry(fresh), model="fresh"))
+    assert scene.hand.wait_ended(DEVICE, "fresh", scene.number - 1).outcome is OrderOutcome.ACTIVE
+    scene.obeys()
 
 
 def test_a_barred_release(new_scene: Scenes) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from tests.attacks.cargo import cargo
 from tests.attacks.scene import DEVICE, THIEF, Scene
@@ -43,15 +45,18 @@ def junk(channel: topics.Channel) -> list[bytes]:
     ]
 
 
+def litter(scene: Scene, n: int) -> None:
+    """Leaves one kind of junk on every topic of the contract."""
+    for channel in topics.CHANNELS:
+        scene.put(scene.topics.topic(channel, **params(channel, scene)), junk(channel)[n])
+
+
 def test_retained_junk_on_every_topic(scene: Scene) -> None:
     """Each kind of junk lies on every topic when the device comes back; then everything is cleared."""
     codes: set[str] = set()
     for n in range(len(junk(topics.DESIRED))):
         before, since = scene.standing(), len(scene.hand.reports)
-        scene.restart(lambda n=n: [  # type: ignore[misc]
-            scene.put(scene.topics.topic(channel, **params(channel, scene)), junk(channel)[n])
-            for channel in topics.CHANNELS
-        ])  # fmt: skip
+        scene.restart(functools.partial(litter, scene, n))
         scene.publish(scene.one if scene.runs is scene.two else scene.two)
         scene.obeys()
         assert before.answers != scene.standing().answers
@@ -91,6 +96,18 @@ def test_a_forged_acknowledgement(scene: Scene) -> None:
     assert number < scene.hand.reports[-1].number < number + 1000
 
 
+def test_a_forged_status(scene: Scene) -> None:
+    """With the highest number there is: a device that counted on from it could not even start again."""
+    status = scene.hand.status[DEVICE]
+    topic = scene.topics.topic(topics.STATUS, device=DEVICE)
+    with scene.attack("number_unbelievable"):
+        scene.put(topic, encode(replace(status, online=False, number=2**53 - 1)))
+        scene.stopped(0, "number_unbelievable")
+        # Whoever listens to the newest number believes the thief for as long as it lies there.
+        scene.put(topic, b"")
+        scene.restart()
+
+
 class WallClock:
     """The time of day of all that is started from here on."""
 
@@ -104,7 +121,7 @@ class WallClock:
 
 
 @pytest.fixture
-def wall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WallClock]:
+def wall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WallClock:
     clock = WallClock(tmp_path / "wallclock")
     monkeypatch.setenv("LD_PRELOAD", str(built("wallclock", tmp_path)))
     monkeypatch.setenv("WALLCLOCK", str(tmp_path / "wallclock"))
