@@ -198,8 +198,8 @@ def test_a_damaged_trust_state(new_scene: Scenes) -> None:
     scene = new_scene()
     before = scene.standing()
     for content in (b"", b"\0" * 500):
-        scene.restart(lambda content=content: (scene.state / "trust.json").write_bytes(content))  # type: ignore[misc]
         since = len(scene.hand.reports)
+        scene.restart(lambda content=content: (scene.state / "trust.json").write_bytes(content))  # type: ignore[misc]
         scene.order(scene.two)
         scene.put(
             scene.topics.topic(topics.DESIRED, device=DEVICE),
