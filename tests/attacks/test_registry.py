@@ -66,12 +66,14 @@ def refused(signed: Signed, code: str) -> int:
 
 
 def greet(hand: Hand, device: str, install: str) -> None:
-    status = messages.Status(device=device, install_id=install, number=1, online=True, agent_version="1", at="")
+    status = messages.Status(
+        device=device, install_id=install, number=1, online=True, agent_version="1", at=""
+    )
     hand.raw(TOPICS.topic(topics.STATUS, device=device), encode(status), retain=True)
 
 
 def test_a_device_that_uses_the_numbers_up(signed: Signed, hand: Hand, tmp_path: Path) -> None:
-    """It claims to have seen ever higher orders; a registry that followed would leave the epoch in the end."""
+    """It claims to have seen ever higher orders; a registry that followed would leave the epoch one day."""
     install = "e" * 32
     greet(hand, "evil-1", install)
     for n in range(1, 40):
@@ -94,7 +96,9 @@ def test_a_devices_words_on_a_persons_terminal(signed: Signed, hand: Hand) -> No
         labels={"site": f"north{ESCAPE}"},
     )  # fmt: skip
     hand.raw(TOPICS.topic(topics.IDENTITY, device="evil-2"), encode(identity), retain=True)
-    wait_for("it", lambda: [v for v in signed.house.fleet("devices") if v["device"] == "evil-2" and v["arch"]])
+    wait_for(
+        "it", lambda: [v for v in signed.house.fleet("devices") if v["device"] == "evil-2" and v["arch"]]
+    )
     for command in (["devices"], ["devices", "show", "evil-2"]):
         said = subprocess.run(
             [sys.executable, "-m", "fleet.cli", *command, "--server", signed.house.server],
@@ -104,6 +108,7 @@ def test_a_devices_words_on_a_persons_terminal(signed: Signed, hand: Hand) -> No
         assert "\x1b" not in said
         assert "\x07" not in said
         assert "[red]" in said
+    signed.house.fleet("devices", "forget", "evil-2")
 
 
 def test_a_stolen_state_directory(signed: Signed, tmp_path: Path) -> None:
@@ -111,7 +116,7 @@ def test_a_stolen_state_directory(signed: Signed, tmp_path: Path) -> None:
     house = signed.house
     signed.join("roof-9")
     wait_for("roof-9", lambda: [v for v in house.fleet("devices") if v["device"] == "roof-9" and v["online"]])
-    wait_for("its install id", lambda: (house.state("roof-9") / "install.json").exists())
+    wait_for("its install id", (house.state("roof-9") / "install.json").exists)
     house.agents["roof-9"].stop()
     elsewhere = House(tmp_path / "elsewhere", broker_port=house.broker_port)
     shutil.copytree(house.state("roof-9"), elsewhere.state("roof-9"))
