@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from agent.adapters.ed25519 import verify
 from agent.believing import TrustState
+from agent.metering import behind
+from agent.trust import Trust
 from examples.demo.house import wait_for
 from tests.attacks.cargo import cargo
 from tests.attacks.scene import DEVICE, THIEF, Scene
@@ -21,11 +25,12 @@ from tests.keys import (
     ROOT_3,
     Key,
     root_of,
+    root_sha256,
     sealed_root,
 )
 from wire import topics, trust
 from wire.codec import encode
-from wire.messages import MODELS_MAX, Bars, Evaluate, OrderOutcome, Rollback
+from wire.messages import MODELS_MAX, Bars, Desired, Evaluate, OrderOutcome, Rollback
 from wire.roots import first_order
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -139,6 +144,20 @@ def test_a_table_of_models_filled_by_a_thief(new_scene: Scenes) -> None:
     scene.desire(scene.document(scene.entry(fresh), model="fresh"))
     assert scene.hand.wait_ended(DEVICE, "fresh", scene.number - 1).outcome is OrderOutcome.ACTIVE
     scene.obeys()
+
+
+def test_a_time_signed_by_a_thief(tmp_path: Path) -> None:
+    """A stolen order key signs the year 2999, and no clock is believed until the next epoch begins."""
+    device, now = Trust(tmp_path, verify), "2026-11-21T18:00:00+00:00"
+    device.pin(sealed_root(root_of()), root_sha256(root_of()))
+    device.obey(Desired(device="roof-1", number=1, models={}, issued_at="2999-01-01T00:00:00+00:00"))
+    assert behind(now, device.state.signed_at)
+    same = replace(root_of(2), issued_at=now)
+    device.rotate(sealed_root(same))
+    assert behind(now, device.state.signed_at), "a rotation of other keys takes no word of the order key back"
+    device.rotate(sealed_root(replace(root_of(3, order=(ORDER_2,), epoch=1), issued_at=now)))
+    assert device.state.signed_at == now
+    assert not behind(now, device.state.signed_at)
 
 
 def test_a_barred_release(new_scene: Scenes) -> None:
