@@ -29,6 +29,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.ports import Listener, Randomness
 from agent.reconnect import wait_s
+from wire.topics import CHANNELS
 
 if TYPE_CHECKING:
     import ssl
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 INFLIGHT_MAX = 64
 QUEUED_MAX = 2000
 CONNECT_S_MAX = 3.0
+PACKET_BYTES_MAX = max(channel.size_bytes_max for channel in CHANNELS) + 64 * 1024
+"""The contract's largest message with its topic."""
 FILTERS_PER_PACKET = 8
 """AWS IoT's limit, the smallest of the brokers looked at."""
 
@@ -63,6 +66,20 @@ class Address(Struct, frozen=True, kw_only=True):
     tls: ssl.SSLContext | None = None
 
 
+class _Bounded(paho.Client):
+    """Ends a connection that brings a packet larger than any message of the contract.
+
+    paho reads a packet whole before it hands it on, up to the 256 MB that MQTT allows: a hostile broker could
+    fill a small device's memory. MQTT 3.1.1 has no limit to ask for, and paho-mqtt 2.1 no hook but this.
+    """
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > PACKET_BYTES_MAX:
+            log.warning("packet_too_large: the broker sends %d bytes; the connection is ended", bufsize)
+            raise ConnectionAbortedError(f"a packet of {bufsize} bytes")
+        return super()._sock_recv(bufsize)
+
+
 class MqttTransport:
     """One client. `start()` returns at once; the listener hears of connections and messages."""
 
@@ -73,7 +90,7 @@ class MqttTransport:
         self._failures = 0
         self._lost = False
         self._up = False
-        client = paho.Client(
+        client = _Bounded(
             CallbackAPIVersion.VERSION2,
             client_id=address.client_id,
             clean_session=False,

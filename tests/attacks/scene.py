@@ -70,13 +70,14 @@ class Scene:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.tree = f"attacks/{digest(str(folder).encode())[:12]}"
+        self.client_id = self.tree[-12:]
         self.house = House(folder, broker_port=port)
         self.hand = Ear(port, self.tree)
         self.topics = self.hand.topics
         self.order_key, self.release_key = ORDER, RELEASE
         self.number = 0
         # Several scenes share the broker; with one client id for all they would throw each other out.
-        broker = {"host": "127.0.0.1", "port": port, "root": self.tree, "client_id": self.tree[-12:]}
+        broker = {"host": "127.0.0.1", "port": port, "root": self.tree, "client_id": self.client_id}
         self._config = {"broker": broker, **config}
         self._process_from = 0
         self.first = root or root_of()
