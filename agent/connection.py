@@ -412,16 +412,16 @@ class Connection:
         mine = told is not None and told.install_id == self._install.install_id
         if told is not None and mine and told.online and told.number == self._session:
             return
+        forged = told is not None and told.number > self._session + CONNECTIONS_AHEAD_MAX
+        if told is not None and forged:
+            detail = f"connection {told.number} is far beyond {self._session}; it is not this device's"
+            self._refuse(STATUS, Reason(code="number_unbelievable", detail=detail))
         now_s = self._clock.boot_s()
         if now_s - self._status_s < STATUS_EVERY_S:
             return
         self._status_s = now_s
-        if told is not None and mine and told.number > self._session:
-            if told.number > self._session + CONNECTIONS_AHEAD_MAX:
-                detail = f"connection {told.number} is far beyond {self._session}; it is not this device's"
-                self._refuse(STATUS, Reason(code="number_unbelievable", detail=detail))
-            else:
-                self._session = self._install.connect(above=told.number)
+        if told is not None and mine and not forged and told.number > self._session:
+            self._session = self._install.connect(above=told.number)
         self._uplink.send_status(self._session, online=True)
 
     def farewell(self) -> tuple[str, bytes]:
