@@ -4,8 +4,8 @@ For: reading ```console blocks whose lines begin with `MACHINE$ `, running each 
 folder with real programs, and comparing what it prints with what the document shows.
 Not for: containers or virtual machines: all machines are folders of this one, on loopback.
 
-What a document shows below a command must be what is printed, but `...` stands for anything. A block of another
-language whose first line is `# MACHINE:PATH` is a file that the reader writes there.
+What a document shows below a command must be what is printed, but `...` stands for anything. A block of
+another language whose first line is `# MACHINE:PATH` is a file that the reader writes there.
 """
 
 from __future__ import annotations
@@ -140,12 +140,16 @@ class Machines:
             return ""
         program = PROGRAMS.get(words[0])
         command = [sys.executable, "-m", program, *words[1:]] if program else words
+        if words[0] == "shallop-agent":
+            command += ["--config", str(self.folder(machine) / "etc/shallop/agent.yaml")]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "110", **self.environment.get(machine, {})}
         done = subprocess.run(
             command, cwd=self.folder(machine), env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             check=False, timeout=COMMAND_S_MAX,
         )  # fmt: skip
-        assert done.returncode == 0, f"{place}: {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        assert done.returncode == 0, (
+            f"{place}: {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
+        )
         return done.stdout
 
     def unit(self, machine: str, verb: str, name: str) -> None:
