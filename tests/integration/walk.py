@@ -144,8 +144,8 @@ class Machines:
             command += ["--config", str(self.folder(machine) / "etc/shallop/agent.yaml")]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "110", **self.environment.get(machine, {})}
         done = subprocess.run(
-            command, cwd=self.folder(machine), env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            check=False, timeout=COMMAND_S_MAX,
+            command, cwd=self.folder(machine), env=env, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, check=False, timeout=COMMAND_S_MAX,
         )  # fmt: skip
         assert done.returncode == 0, (
             f"{place}: {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
