@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -114,6 +115,24 @@ class Config(EnrolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True)
     def broker_files_dir(self) -> Path:
         """Where the broker's files lie, the default written out."""
         return Path(self.broker_files) if self.broker_files else Path(self.data) / "broker"
+
+    @property
+    def broker_tls_files(self) -> tuple[Path, Path, Path | None]:
+        """Authorities, own certificate and, where it lies elsewhere, its key; defaults written out."""
+        given, keys = self.broker_tls, self.keys_dir
+        key = Path(given.key_file) if given.key_file else None
+        return Path(given.ca_file or keys / "ca.pem"), Path(given.cert_file or keys / "registry.pem"), key
+
+    @property
+    def publisher_options(self) -> tuple[str, ...]:
+        """Options by which `mosquitto_pub` publishes as this registry, while it is down."""
+        parts = urlsplit(self.broker)
+        encrypted = parts.scheme == "mqtts"
+        where = ("-h", parts.hostname or "", "-p", str(parts.port or (8883 if encrypted else 1883)))
+        if not encrypted:
+            return where
+        authorities, own, key = self.broker_tls_files
+        return (*where, "--cafile", str(authorities), "--cert", str(own), "--key", str(key or own))
 
     @property
     def listen_address(self) -> tuple[str, int]:

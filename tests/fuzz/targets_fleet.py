@@ -17,9 +17,9 @@ import httpx
 import msgspec
 from starlette.applications import Starlette
 
-from fleet.api.http import Health, Services, build
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.ports import Delivery
+from tests.fleet.site import Site
 from tests.fleet.twins import TOPICS, Harness
 from tests.fuzz.mutate import bent_json
 from tests.fuzz.target import Target
@@ -80,15 +80,7 @@ def _ingest(channel: Channel) -> Target:
 
 def application() -> Starlette:
     """The API on a registry of its own."""
-    harness = Harness()
-    health = Health(
-        status="ok", broker_connected=True, syncing=False, outbox_pending=0, registry_id="a" * 32,
-        generation=0, refused={}, failures={}, root="shallop/v1", signed=False,
-    )  # fmt: skip
-    services = Services(
-        people=harness.people, intake=harness.intake, health=lambda: health, wake=lambda: None
-    )
-    return build(services)
+    return Site().app
 
 
 class _Api:
@@ -103,7 +95,7 @@ class _Api:
         """One request."""
 
         async def request() -> httpx.Response:
-            async with httpx.AsyncClient(transport=self._transport, base_url="http://registry") as client:
+            async with httpx.AsyncClient(transport=self._transport, base_url="http://localhost") as client:
                 return await client.request(method, path, content=content)
 
         return self._loop.run_until_complete(request())

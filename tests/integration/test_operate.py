@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agent.adapters.ed25519 import verify
@@ -54,7 +55,8 @@ class Town:
             "127.0.0.1:8470": f"127.0.0.1:{api}",
         }
         self.machines = Machines(folder, words, self._unit)
-        self.machines.environment["server"] = {"SHALLOP_SERVER": f"http://127.0.0.1:{api}"}
+        self._api = f"http://127.0.0.1:{api}"
+        self.machines.environment["server"] = {"SHALLOP_SERVER": self._api}
         server = self.machines.folder("server")
         for name in (
             "etc/mosquitto/conf.d",
@@ -136,7 +138,7 @@ class Town:
         both = ("roof-1", "roof-2")
         if "start shallop-fleet" in step.command:
             wait_for(
-                "the registry", lambda: "Uvicorn running" in self.machines.log("server", "shallop-fleet")
+                "the registry", lambda: "listening on http" in self.machines.log("server", "shallop-fleet")
             )
         if "restart shallop-agent" in step.command:
             wait_for("the agent", lambda: "connected as" in self._log(step.machine, "shallop-agent"))
@@ -151,6 +153,13 @@ class Town:
 
     def _log(self, machine: str, unit: str) -> str:
         return self.machines.log(machine, unit)
+
+    def _at_work(self) -> bool:
+        """What anybody may ask."""
+        try:
+            return bool(httpx.get(f"{self._api}/api/health").json()["status"] == "ok")
+        except httpx.TransportError:
+            return False
 
     def _shut_out(self, device: str) -> None:
         """It says that it is refused, and what it runs goes on."""
@@ -180,7 +189,7 @@ def town(tmp_path: Path) -> Iterator[Town]:
 
 def test_the_walk_of_a_new_operator(town: Town) -> None:
     steps = town.walk(DOCUMENT.read_text())
-    assert len(steps) >= 25
+    assert len(steps) >= 25, "a step of the document is not recognised"
 
 
 @pytest.mark.parametrize(

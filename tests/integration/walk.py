@@ -94,6 +94,7 @@ class Machines:
     ) -> None:
         self._folder, self._words, self._units = folder, dict(words), units
         self._running: dict[tuple[str, str], Process] = {}
+        self._since: dict[tuple[str, str], int] = {}
         self.environment: dict[str, dict[str, str]] = {}
 
     def folder(self, machine: str) -> Path:
@@ -161,11 +162,13 @@ class Machines:
             command = self._units(machine, name)
             process = Process(name, command, self.folder(machine))
             self._running[machine, name] = process
+            self._since[machine, name] = process.log.stat().st_size if process.log.exists() else 0
             process.start()
 
     def log(self, machine: str, name: str) -> str:
-        """What a unit said."""
-        return self._running[machine, name].tail(lines=200)
+        """What a unit said since it was started last."""
+        said = self._running[machine, name].log.read_bytes()
+        return said[self._since[machine, name] :].decode(errors="replace")
 
     def stop(self) -> None:
         """Ends every unit, the last one first."""
