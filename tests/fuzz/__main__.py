@@ -108,7 +108,7 @@ def one(name: str, seconds: float, seed: int) -> int:
 
 
 def watched(name: str, seconds: float, seed: int) -> Row:
-    """In the parent: forks the child, everything imported, and tells of an end that it could not tell itself."""
+    """In the parent: forks the child, everything imported, and tells of an end that it could not itself."""
     place = OUT / name
     for left in ("row.json", "current"):
         (place / left).unlink(missing_ok=True)
