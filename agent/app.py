@@ -15,13 +15,14 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from agent import hardware, recovery, statusing, tls
+from agent import belonging, hardware, recovery, statusing, tls
+from agent.adapters import ed25519
 from agent.adapters.ed25519 import verify
 from agent.adapters.hooks import CommandHooks
 from agent.adapters.live_files import LiveFiles
@@ -41,15 +42,18 @@ from agent.deployment import Deployment, RollbackAsked
 from agent.errors import ConfigError, StateError
 from agent.exchange import Exchange
 from agent.fetching import Fetcher, Sources
+from agent.identities import Identities
+from agent.identity import Identity
 from agent.install import Install
 from agent.jobs import Jobs, Machine
 from agent.journal import Journal, JournalFile
 from agent.live_watch import LiveWatch
 from agent.outbox import Outbox, pending
 from agent.packages import installed_version
-from agent.ports import Onlooker, TrialRunner
+from agent.ports import Onlooker, Registry, TrialRunner
 from agent.requests import Requests
 from agent.runner import Runner
+from agent.signed_time import SignedTime
 from agent.slots import ReleaseInfo, Slots, file_sha256
 from agent.soaking import Soaking
 from agent.statusing import Board
@@ -62,8 +66,11 @@ from wire.topics import ROOT as ROOT_DOCUMENT
 from wire.topics import Topics
 
 if TYPE_CHECKING:
+    import ssl
+
     from agent.doctor.finding import Finding
     from agent.rebuilding import Rebuilder
+    from agent.renewal import Introduction
     from agent.status_view import Picture
 
 log = logging.getLogger(__name__)
@@ -106,6 +113,7 @@ class State:
         self.slots = Slots(self.models_dir)
         self.journal = JournalFile(self.root)
         self.requests = Requests(self.root / "requests")
+        self.identities = Identities(self.root)
 
 
 @contextlib.contextmanager
@@ -134,20 +142,28 @@ def run(config: Config) -> None:
         ConfigError: the configuration cannot be used.
         StateError: another daemon is at work, or the state is not this program's.
     """
-    device = device_of(config)
     with opened(config) as state:
-        _serve(config, device, state)
+        trust = Trust(state.root, verify)
+        config, found = belonging.taken_up(config, state.identities, trust, state.root, ed25519, verify)
+        again = _serve(config, found, state, trust)
+    if again:
+        # In place of this process: the service manager sees one that goes on. Nothing is open here any more.
+        log.info("starting again, as this device's enrolment has changed")
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this program itself
 
 
-def _serve(config: Config, device: str, state: State) -> None:
-    state.journal.device = device
+def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -> bool:
+    """Returns whether the daemon is to be started again."""
+    device = state.journal.device = device_of(config)
     # What a trial left that was killed together with the daemon.
-    shutil.rmtree(state.root / "trials", ignore_errors=True)
-    machine, clock, disk = _machine(config), SystemClock(), SystemDisk()
-    topics = Topics(config.broker.root)
-    trust = Trust(state.root, verify)
+    if (state.root / "trials").exists():
+        shutil.rmtree(state.root / "trials", ignore_errors=True)
+    machine, clock, topics = _machine(config), SystemClock(), Topics(config.broker.root)
     policy = trust.policy(insecure_unsigned=config.insecure_unsigned)
-    transport = _transport(config, device)
+    introduction = belonging.introduction(config, state.identities, found)
+    time = belonging.judged_time(trust, introduction, clock)
+    transport = _transport(config, device, introduction, time)
     exchange = Exchange(transport)
     install = Install(state.root)
     me = Self(
@@ -158,43 +174,79 @@ def _serve(config: Config, device: str, state: State) -> None:
     uplink = Uplink(transport, topics, me, install, clock, onlooker)
     store = BlobStore(state.root / "blobs")
     sources = Sources(store, state.slots)
-    fetcher = Fetcher(
-        transport=transport, exchange=exchange, store=store, sources=sources, clock=clock, disk=disk,
-        topics=topics, policy=policy, window_max=config.limits.window_chunks_max,
-        disk_margin_bytes=config.limits.disk_free_bytes_min, limits=config.transfer.limits(),
-        signed_at=lambda: trust.state.signed_at if trust.believes else "",
-    )  # fmt: skip
-    live = LiveWatch(
-        source=LiveFiles(Path(config.live_dir)), path=state.root / "live.json", clock=clock,
-        rules=config.live.rules(), look_s=config.live.look_s,
-    )  # fmt: skip
+    fetcher = _fetcher(config, transport, exchange, store, sources, topics, trust)
+    live = _live(config, state)
     supervisor, board = SystemdSupervisor(), Board(state.root, clock)
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
         outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
-        jobs=_jobs(config, state, machine, fetcher, sources, store, live), clock=clock,
+        jobs=_jobs(config, state, machine, fetcher, sources, store, live, trust), clock=clock,
         supervisor=supervisor, bounds=config.bounds(), board=board,
     )  # fmt: skip
+    again = _Again(runner)
+    renewal = None
+    if introduction is not None and found is not None:
+        from agent.renewal import Parts, RenewalWork  # noqa: PLC0415 - only a device that is enrolled
+
+        parts = Parts(
+            device=device, install_id=install.install_id, identities=state.identities, trusted=trust,
+            keys=ed25519, registry=lambda: _registry(time), line=transport, topics=topics, clock=clock,
+            now_s=time.now_s, random=SystemRandom(), runner=runner, board=board, moved=again.ask,
+        )  # fmt: skip
+        renewal = RenewalWork(parts, introduction, found)
     connection = Connection(
-        device=device, topics=topics, trust=trust, insecure_unsigned=config.insecure_unsigned,
-        transport=transport, exchange=exchange,
-        uplink=uplink, install=install, runner=runner, clock=clock, disk=disk, state_dir=state.root,
-        board=board,
+        device=device, topics=topics, trust=trust, policy=policy, transport=transport, exchange=exchange,
+        uplink=uplink, install=install, runner=runner, clock=clock, disk=SystemDisk(), state_dir=state.root,
+        board=board, renewal=renewal,
     )  # fmt: skip
-    _signals(runner, connection, state)
-    log.info(
-        "device %s, state in %s, broker %s:%d", device, state.root, config.broker.host, config.broker.port
-    )
+    _signals(runner, connection, state, again.ask)
+    broker = config.broker
+    log.info("device %s, state in %s, broker %s:%d", device, state.root, broker.host, broker.port)
+    if renewal is not None:
+        runner.post(renewal.look)
     transport.start(connection)
     live.start(runner, lambda: transport.connected)
     try:
         runner.run()
     finally:
-        supervisor.stopping()
+        if not again.asked:
+            supervisor.stopping()
         live.close(LIVE_STOP_S)
         transport.stop(connection.farewell())
         board.connection(up=False, detail="the agent was stopped")
     log.info("stopped")
+    return again.asked
+
+
+class _Again:
+    """Whether the daemon is to start again when its loop has ended."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner, self.asked = runner, False
+
+    def ask(self) -> None:
+        """Ends the loop, for that."""
+        self.asked = True
+        self._runner.stop()
+
+
+def _live(config: Config, state: State) -> LiveWatch:
+    return LiveWatch(
+        source=LiveFiles(Path(config.live_dir)), path=state.root / "live.json", clock=SystemClock(),
+        rules=config.live.rules(), look_s=config.live.look_s,
+    )  # fmt: skip
+
+
+def _fetcher(
+    config: Config, transport: MqttTransport, exchange: Exchange, store: BlobStore, sources: Sources,
+    topics: Topics, trust: Trust,
+) -> Fetcher:  # fmt: skip
+    return Fetcher(
+        transport=transport, exchange=exchange, store=store, sources=sources, clock=SystemClock(),
+        disk=SystemDisk(), topics=topics, policy=trust.policy(insecure_unsigned=config.insecure_unsigned),
+        window_max=config.limits.window_chunks_max, disk_margin_bytes=config.limits.disk_free_bytes_min,
+        limits=config.transfer.limits(), signed_at=lambda: trust.state.signed_at if trust.believes else "",
+    )  # fmt: skip
 
 
 def _home_assistant(
@@ -214,20 +266,34 @@ def _home_assistant(
     return link
 
 
-def _transport(config: Config, device: str) -> MqttTransport:
+def _registry(time: SignedTime) -> Registry:
+    from agent.adapters.registry_https import HttpsRegistry  # noqa: PLC0415 - for a certificate that ended
+
+    return HttpsRegistry(time.now_s)
+
+
+def _transport(
+    config: Config, device: str, introduction: Introduction | None, time: SignedTime
+) -> MqttTransport:
     broker = config.broker
+    heard = introduction.heard if introduction else tls.Heard()
+    encrypted: ssl.SSLContext | tls.Fresh | None = None
+    if broker.tls is not None:
+        encrypted = tls.context(broker.tls, time.now_s, heard)
+    elif introduction is not None:
+        encrypted = tls.Fresh(lambda: tls.of_identity(introduction.choose(), time.now_s, heard))
     address = Address(
         host=broker.host, port=broker.port, client_id=broker.client_id or device, username=broker.username,
         password=config.password(), keepalive_s=broker.keepalive_s, reconnect_s_max=broker.reconnect_s_max,
-        tls=tls.context(broker.tls) if broker.tls else None,
+        tls=encrypted, heard=heard, barred=introduction.barred if introduction else None,
         reconnect_spread_s=config.transfer.reconnect_spread_s,
     )  # fmt: skip
     return MqttTransport(address, SystemRandom())
 
 
-def _jobs(
+def _jobs(  # noqa: PLR0913, PLR0917 - it is called once
     config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources, store: BlobStore,
-    live: LiveWatch,
+    live: LiveWatch, trust: Trust,
 ) -> Jobs:  # fmt: skip
     trial = config.trial
     scratch = state.root / "trials"
@@ -250,6 +316,7 @@ def _jobs(
         shards_dir=state.shards_dir, machine=machine, trial_runner=LeanTrials(_trial_runner(config, scratch)),
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
         hooks=hooks, clock=clock, random=SystemRandom(), soaking=soaking,
+        require_not_barred=trust.require_not_barred,
     )  # fmt: skip
 
 
@@ -260,14 +327,16 @@ def _trial_runner(config: Config, scratch: Path) -> TrialRunner:
     return TrialProcess(scratch, limits, trial.python or sys.executable)
 
 
-def _signals(runner: Runner, connection: Connection, state: State) -> None:
-    """SIGTERM and SIGINT stop; SIGHUP looks for local requests."""
+def _signals(runner: Runner, connection: Connection, state: State, restart: Callable[[], None]) -> None:
+    """SIGTERM and SIGINT stop; SIGHUP looks for local requests, and for an enrolment that is complete."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: runner.stop())
 
     def look() -> None:
         for model in state.requests.take():
             connection.rollback_locally(model)
+        if state.identities.complete:
+            restart()
 
     signal.signal(signal.SIGHUP, lambda _number, _frame: runner.post(look))
     runner.post(look)
@@ -297,6 +366,7 @@ def status(config: Config) -> Picture:
     # A command, too, takes the lock for a moment; only an agent's own notes tell about its connection.
     own = noted is not None and (noted.pid, noted.boot_id) == (pid, statusing.boot_id())
     alive = noted if running and own else None
+    config, identity = belonging.pictured(config, Identities(root), alive)
     models = journal.models if journal else {}
     return Picture(
         device=config.device or hardware.device_id(ROOT),
@@ -309,6 +379,7 @@ def status(config: Config) -> Picture:
         broker_seen_at=statusing.seen_at(noted) or None if noted else None,
         connection_detail=statusing.why_not(noted, alive=alive is not None),
         pending_reports=pending(root / "reports"),
+        identity=identity,
         journal_notes=tuple(file.notes),
         models={
             name: model_picture(

@@ -10,6 +10,7 @@ device's clock, which may be wrong in both directions (DESIGN.md section 6).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -77,6 +78,32 @@ def rotated(state: TrustState, data: bytes, check: SignatureCheck) -> TrustState
     for signing in (state.root, root):
         roots.require_signatures(signing, Role.ROOT, trust.pae("root", message), signatures, check)
     return replace(state, root=root)
+
+
+def enrolled(
+    before: TrustState | None, chain: Sequence[bytes], root_sha256: str, check: SignatureCheck
+) -> TrustState:
+    """The state after an enrolment: the pinned root, and what followed it.
+
+    Enrolled again in the same fleet, a device forgets none of its numbers; in another one they begin anew.
+
+    Args:
+        before: what is believed now; None where nothing is.
+        chain: root documents in their envelopes, the pinned one first.
+        root_sha256: digest of the pinned one.
+        check: of signatures.
+
+    Raises:
+        WireError, TrustError: as `pinned` and `rotated`; `no_root`: the chain is empty.
+    """
+    if not chain:
+        raise TrustError("no_root", "the registry sent no root document")
+    state = pinned(chain[0], root_sha256, check)
+    ours = before is not None and before.root == state.root
+    for data in chain[1:]:
+        state = rotated(state, data, check)
+        ours = ours or (before is not None and before.root == state.root)
+    return replace(before, root=state.root) if before is not None and ours else state
 
 
 def _opened(data: bytes) -> tuple[bytes, Root, list[tuple[str, bytes]]]:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.adapters.aside import load_aside
 from agent.config import Config, load
 from agent.deployment import Deployment
 from agent.errors import ConfigError, StateError
@@ -31,6 +32,9 @@ EXIT_CODES = """exit codes:
   3  doctor: something does not work
   4  the state directory is in use, or does not hold what was asked for"""
 
+SELDOM = ("ctypes", "shutil", "ssl", "statistics", "subprocess", "tempfile", "urllib.request")
+"""What a daemon at rest does without, 4 MiB together. paho imports `urllib.request` for proxies and `ssl` for
+TLS at its top; the others are for new devices, deployments and trials."""
 _PRIORITY = {
     logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2,
 }  # fmt: skip
@@ -54,8 +58,7 @@ def _logging(level: str) -> None:
 
 
 def _run(config: Config, _arguments: argparse.Namespace) -> None:
-    # paho imports both at its top, for proxies and for TLS: 2 MiB of a daemon that uses neither.
-    put_off("urllib.request", "ssl")
+    put_off(*SELDOM, unraised=("SSLWantReadError", "SSLWantWriteError"))
     from agent.app import run  # noqa: PLC0415 - other commands need none of it
 
     run(config)
@@ -96,6 +99,12 @@ def _trust(config: Config, arguments: argparse.Namespace) -> None:
     sys.stdout.write(f"root {root.number} is trusted; from now on this device believes signed words only\n")
 
 
+def _enrol(config: Config, arguments: argparse.Namespace) -> int:
+    from agent.cli_enrol import enrol  # noqa: PLC0415 - other commands need none of it
+
+    return enrol(config, arguments)
+
+
 def _rollback(config: Config, arguments: argparse.Namespace) -> None:
     from agent.app import rollback  # noqa: PLC0415
 
@@ -122,6 +131,18 @@ def _release_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", text):
         raise argparse.ArgumentTypeError("a release's name is letters, digits, '.', '_' and '-'")
     return text
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """As wide as the terminal, for which argparse asks `shutil`, 0.4 MiB, though nobody wants help."""
+
+    def __init__(self, prog: str) -> None:
+        columns = os.environ.get("COLUMNS", "")
+        try:
+            width = int(columns) if columns.isdigit() else os.get_terminal_size().columns
+        except OSError:
+            width = 80
+        super().__init__(prog, width=max(20, width - 2))
 
 
 class _PrintCompletion(argparse.Action):
@@ -177,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
         prog="shallop-agent",
         description="Carries neural networks to this machine, proves them here, and can always turn back.",
         epilog=f"example:\n  shallop-agent run --config agent.yaml\n\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     top.add_argument(
         "--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"), help="print a script"
@@ -189,7 +210,7 @@ def parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=text, description=text, epilog=f"example:\n  {example}\n\n{EXIT_CODES}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
         )  # fmt: skip
         sub.add_argument("--config", type=Path, default=Path(CONFIG_DEFAULT), help="default: %(default)s")
         sub.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
@@ -205,6 +226,16 @@ def parser() -> argparse.ArgumentParser:
     adopted.add_argument("model", type=_model_name)
     adopted.add_argument("path", type=Path)
     adopted.add_argument("--release", type=_release_name, default="adopted", help="its name")
+    enrolled = command(
+        "enrol", _enrol, "Enrol this device in a fleet, by the token that `shallop-fleet enrol` printed.",
+        "shallop-agent enrol shallop1.l9kf...\n  shallop-agent enrol - <token.txt",
+    )  # fmt: skip
+    enrolled.add_argument(
+        "token", nargs="?",
+        help="the token; - reads it from standard input. As an argument other users of this machine can see "
+        "it for a moment: it is good once",
+    )  # fmt: skip
+    enrolled.add_argument("--token-file", type=Path, metavar="FILE", help="a file that holds it")
     trusted = command(
         "trust", _trust, "Trust a fleet's root document, known by its digest (`shallop-fleet keys show`).",
         "shallop-agent trust root-1.json --sha256 5e1f...",
@@ -224,7 +255,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     _logging(arguments.log_level)
     try:
-        return arguments.act(load(arguments.config), arguments) or 0
+        read = load_aside if arguments.act is _run else load
+        return arguments.act(read(arguments.config), arguments) or 0
     except ConfigError as error:
         sys.stderr.write(f"shallop-agent: {error}\n")
         return 2

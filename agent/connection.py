@@ -11,8 +11,9 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agent import believing, downlink
+from agent import downlink
 from agent.deployment import Cancelled, Notice, Ordered, RollbackAsked, model_state
 from agent.errors import reason_of
 from agent.exchange import Exchange
@@ -40,6 +41,8 @@ from wire.topics import (
     ACK,
     BARS,
     BLOB,
+    CERTIFICATE,
+    CERTIFICATE_REFUSED,
     COMMAND,
     COMMAND_ALL,
     COMMAND_GROUP,
@@ -50,6 +53,10 @@ from wire.topics import (
     Channel,
     Topics,
 )
+from wire.trust import Policy
+
+if TYPE_CHECKING:
+    from agent.renewal import RenewalWork
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +76,7 @@ class Connection:
         device: str,
         topics: Topics,
         trust: Trust,
-        insecure_unsigned: bool,
+        policy: Policy,
         transport: Transport,
         exchange: Exchange,
         uplink: Uplink,
@@ -79,11 +86,13 @@ class Connection:
         disk: Disk,
         state_dir: Path,
         board: Board | None = None,
+        renewal: RenewalWork | None = None,
     ) -> None:
+        self._renewal = renewal
         self._device = device
         self._topics = topics
         self._trust = trust
-        self._policy = trust.policy(insecure_unsigned=insecure_unsigned)
+        self._policy = policy
         self._transport = transport
         self._exchange = exchange
         self._uplink = uplink
@@ -111,7 +120,8 @@ class Connection:
 
     def connected(self) -> None:
         """Handled on the runner's thread."""
-        self._runner.post(self._greet)
+        chosen = self._renewal.chosen if self._renewal is not None else ""
+        self._runner.post(lambda: self._greet(chosen))
 
     def disconnected(self, why: str) -> None:
         """Work goes on; what needs the broker waits."""
@@ -143,7 +153,7 @@ class Connection:
 
     # --- the runner's thread
 
-    def _greet(self) -> None:
+    def _greet(self, chosen: str) -> None:
         """Subscribes first: what is retained is already on its way while this device introduces itself."""
         self._note(up=True)
         self._groups = self._runner.groups
@@ -153,6 +163,8 @@ class Connection:
         self._uplink.send_reported(self._runner.models)
         self._exchange.resubscribe()
         self._runner.begin_connection()
+        if self._renewal is not None:
+            self._renewal.connected(chosen)
         log.info("connected as %s, connection %d", self._device, self._session)
 
     def _subscribe(self) -> None:
@@ -165,6 +177,7 @@ class Connection:
             (STATUS, topics.topic(STATUS, device=device)),
             *((COMMAND_GROUP, topics.topic(COMMAND_GROUP, group=group)) for group in self._groups),
             *self._of_trust(),
+            *(self._renewal.channels() if self._renewal is not None else ()),
         ]
         self._transport.subscribe([(topic, channel.qos_subscribe) for channel, topic in wanted])
 
@@ -189,6 +202,8 @@ class Connection:
             STATUS.name: self._status,
             ROOT.name: self._root,
             BARS.name: self._bars,
+            CERTIFICATE.name: self._certificate,
+            CERTIFICATE_REFUSED.name: self._certificate,
         }
         handler = handlers.get(channel.name)
         if handler is not None:
@@ -248,10 +263,8 @@ class Connection:
 
     def _barred(self, model: str, wanted: DesiredModel) -> bool:
         """Whether a release may be brought here by no order any more; what runs already goes on."""
-        if not self._trust.believes:
-            return False
         try:
-            believing.require_not_barred(self._trust.state, wanted.digest)
+            self._trust.require_not_barred(wanted.digest)
         except TrustError as error:
             known = self._runner.models.get(model)
             refusal = OrderRefused(reason=reason_of(error), order_highest=known.order_highest if known else 0)
@@ -372,6 +385,10 @@ class Connection:
     def _bars(self, _channel: Channel, _params: dict[str, str], payload: bytes) -> None:
         if payload and self._trust.believes:
             self._trust.bar(payload)
+
+    def _certificate(self, channel: Channel, _params: dict[str, str], payload: bytes) -> None:
+        if self._renewal is not None:
+            self._renewal.take(channel, payload)
 
     # --- the rest
 

@@ -35,7 +35,9 @@ def fsync_file(path: Path) -> None:
         os.close(fd)
 
 
-def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_file(
+    path: Path, data: bytes, *, durable: bool = True, private: bool = False, copy: Path | None = None
+) -> None:
     """Replaces `path` by `data` in one step.
 
     Args:
@@ -43,12 +45,16 @@ def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
         data: the new content.
         durable: whether it must outlast a power cut that follows at once; without, the name may point
             to an empty file then, and whoever reads it has to notice.
+        private: mode 0600 from its first moment, whatever the umask is.
+        copy: another name in the same directory that gets what `path` was.
 
     Raises:
         OSError: the disk's; `path` is what it was.
     """
+    if copy is not None and path.exists():
+        _name_twice(path, copy)
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with temporary.open("wb") as file:
+    with open(temporary, "wb", opener=_private) if private else temporary.open("wb") as file:
         file.write(data)
         if durable:
             file.flush()
@@ -56,6 +62,25 @@ def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     os.replace(temporary, path)  # noqa: PTH105 - the tests inject crashes into os itself
     if durable:
         fsync_dir(path.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    fd = os.open(path, flags, 0o600)
+    os.fchmod(fd, 0o600)  # one that a crash left may have another
+    return fd
+
+
+def _name_twice(path: Path, copy: Path) -> None:
+    """A second name for a file that is about to be replaced costs no write of its content.
+
+    One fsync of the directory, once it is replaced, makes both renames last, in their order.
+    """
+    temporary = copy.with_name(copy.name + TEMPORARY_SUFFIX)
+    temporary.unlink(missing_ok=True)
+    os.link(path, temporary)
+    os.replace(temporary, copy)  # noqa: PTH105 - the tests inject crashes into os itself
+    # Two names of one file, which a crash between the renames leaves: such a rename does nothing.
+    temporary.unlink(missing_ok=True)
 
 
 def point_link(link: Path, target: str) -> None:

@@ -68,6 +68,7 @@ class Jobs:
         random: Randomness,
         soaking: Soaking,
         rebuilder: Callable[[], Rebuilder] | None = None,
+        require_not_barred: Callable[[str], None],
     ) -> None:
         self._fetcher = fetcher
         self._bringing = Bringing(
@@ -85,7 +86,8 @@ class Jobs:
         self._clock = clock
         self._random = random
         self._soaking = soaking
-        self._mender = Mender(fetcher, sources, slots, models_dir, hooks)
+        self._mender = Mender(fetcher, sources, slots, models_dir, hooks, require_not_barred)
+        self._require_not_barred = require_not_barred
         self._pieces: dict[Phase, Callable[[Deployment, Work, threading.Event, Emit], Event]] = {
             Phase.ADMITTING: self._admit,
             Phase.FETCHING: self._fetch,
@@ -137,6 +139,8 @@ class Jobs:
     # --- before the switch
 
     def _admit(self, d: Deployment, work: Work, cancel: threading.Event, emit: Emit) -> Event:
+        # The order may be older than the bar: one that was waiting, or what damage made this device leave.
+        self._require_not_barred(_desired(d).digest)
         if _desired(d).mode == "deploy":
             self._soaking.admit(d.model)
         _, manifest = self._manifest(d, work, cancel, emit)
@@ -250,6 +254,7 @@ class Jobs:
         candidate, restore = d.candidate, d.restore or Standing()
         if candidate is None:
             raise FinalError("no_variant", "there is no candidate to switch to")
+        self._require_not_barred(candidate.digest)
         hurt = damage(self._slots.directory(d.model, candidate), candidate)
         if hurt:
             raise FinalError("release_damaged", f"the candidate is not switched to: {hurt}")

@@ -3,8 +3,8 @@
 For: saving before anything is done, and telling a damaged journal from a new device.
 Not for: deciding what a saved state means (`agent.lifecycle`), or recovering slots (`agent.recovery`).
 
-The form on disk is one header line (kind, version, SHA-256 of the rest) and JSON. The copy before the
-last save stays as `journal.1`. A journal that is empty or damaged never means "start afresh".
+The form on disk is JSON below a header (`agent.headed`). The copy before the last save stays as `journal.1`.
+A journal that is empty or damaged never means "start afresh".
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from msgspec.structs import replace
 from agent.deployment import Deployment
 from agent.durable import write_file
 from agent.errors import UNREADABLE, StateError
-from wire.chunks import digest
+from agent.headed import body_of, headed
 from wire.messages import MODELS_MAX
-from wire.types import DeviceId, Digest, GroupName, ModelName
+from wire.types import DeviceId, GroupName, ModelName
 
 VERSION = 1
 JOURNAL_BYTES_MAX = 16 * 1024 * 1024
@@ -45,19 +45,12 @@ class Journal(Struct, frozen=True, kw_only=True):
     device: DeviceId | None = None
 
 
-class _Header(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-journal"):
-    version: int
-    sha256: Digest
-
-
-_ENCODER = msgspec.json.Encoder()
 _JOURNAL = msgspec.json.Decoder(Journal)
 
 
 def encode(journal: Journal) -> bytes:
     """The journal as it stands on disk."""
-    body = _ENCODER.encode(journal)
-    return _ENCODER.encode(_Header(version=VERSION, sha256=digest(body))) + b"\n" + body
+    return headed("journal", VERSION, msgspec.json.encode(journal))
 
 
 def decode(data: bytes) -> Journal:
@@ -66,18 +59,7 @@ def decode(data: bytes) -> Journal:
     Raises:
         StateError: `journal_damaged`, or `journal_version` where a newer program wrote it.
     """
-    head, _, body = data.partition(b"\n")
-    try:
-        header = msgspec.json.decode(head, type=_Header)
-    except UNREADABLE as error:
-        raise StateError("journal_damaged", f"the journal has no readable header: {error}") from None
-    if header.version != VERSION:
-        raise StateError(
-            "journal_version",
-            f"the journal has version {header.version}, this program reads {VERSION}; install the newer one",
-        )
-    if digest(body) != header.sha256:
-        raise StateError("journal_damaged", "the journal's checksum does not match its content")
+    body = body_of(data, "journal", VERSION, "the journal")
     try:
         return _JOURNAL.decode(body)
     except UNREADABLE as error:
@@ -98,6 +80,7 @@ class JournalFile:
         self._path = state_dir / "journal.json"
         self._before = state_dir / "journal.1"
         self._reserve = state_dir / "reserve"
+        self._copy_counts = False
         self.notes: list[str] = []
 
     def load(self) -> Journal | None:
@@ -120,6 +103,7 @@ class JournalFile:
                 if error.code == "journal_version":
                     raise
                 self.notes.append(f"{path.name}: {error}")
+                self._copy_counts = path is self._path
         if not found:
             return None
         raise StateError("journal_lost", f"neither journal nor its copy can be used: {'; '.join(self.notes)}")
@@ -160,15 +144,6 @@ class JournalFile:
                     self._reserve.unlink(missing_ok=True)
 
     def _replace(self, data: bytes) -> None:
-        """A second name for the file that is about to be replaced costs no write of its content.
-
-        One fsync of the directory, at the end, makes both renames last, in their order.
-        """
-        if self._path.exists():
-            temporary = self._before.with_name(self._before.name + ".tmp")
-            temporary.unlink(missing_ok=True)
-            os.link(self._path, temporary)
-            os.replace(temporary, self._before)  # noqa: PTH105 - the tests inject crashes into os itself
-            # Two names of one file, which a crash between the renames leaves: such a rename does nothing.
-            temporary.unlink(missing_ok=True)
-        write_file(self._path, data)
+        """What was found unusable takes no copy's place: that one is all there is until this is written."""
+        write_file(self._path, data, copy=None if self._copy_counts else self._before)
+        self._copy_counts = False

@@ -111,7 +111,7 @@ TABLE: dict[tuple[Phase, type], Row] = {
     (SWITCHING, Cancelled): Row(steering.cancel_switching),
     (SWITCHING, RollbackAsked): Row(steering.asked(steering.rollback_switching)),
     (SWITCHING, Done): Row(outcomes.switched, (SOAKING, REVERTING)),
-    (SWITCHING, Failed): Row(outcomes.failed_running, (REVERTING,)),
+    (SWITCHING, Failed): Row(outcomes.failed_switching, (REVERTING,)),
     (SWITCHING, Booted): Row(outcomes.booted_switching, (REVERTING,)),
     (SWITCHING, Ticked): Row(outcomes.ticked),
     (SWITCHING, DeadlinePassed): Row(outcomes.late_switching),

@@ -9,8 +9,8 @@ which figures count before the SLA (`agent.judging`).
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Collection, Sequence
-from statistics import fmean
 
 from msgspec import Struct
 
@@ -59,14 +59,14 @@ def energy_per_inference_mj(
         return None
     if any(not window.watts or not window.inferences for window in loads):
         return None
-    watts_idle = fmean(idle.watts)
-    gross = [1000 * fmean(w.watts) * w.seconds / w.inferences for w in loads]
-    net = [1000 * (fmean(w.watts) - watts_idle) * w.seconds / w.inferences for w in loads]
+    watts_idle = statistics.fmean(idle.watts)
+    gross = [1000 * statistics.fmean(w.watts) * w.seconds / w.inferences for w in loads]
+    net = [1000 * (statistics.fmean(w.watts) - watts_idle) * w.seconds / w.inferences for w in loads]
     return Energy(
         gross=_median(gross),
         net=_median(net),
         watts_idle=watts_idle,
-        watts_load=percentile([fmean(w.watts) for w in loads], 0.5),
+        watts_load=percentile([statistics.fmean(w.watts) for w in loads], 0.5),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from agent import downlink
@@ -21,7 +22,7 @@ from agent.installed import damage
 from agent.ports import Hooks
 from agent.slots import Slots
 from wire.bundle import Chunk, File, Manifest
-from wire.errors import ShallopError
+from wire.errors import ShallopError, TrustError
 from wire.messages import Slot
 
 log = logging.getLogger(__name__)
@@ -31,19 +32,22 @@ class Mender:
     """Looks and mends; on a lane's thread."""
 
     def __init__(
-        self, fetcher: Fetcher, sources: Sources, slots: Slots, models_dir: Path, hooks: Hooks
-    ) -> None:
+        self, fetcher: Fetcher, sources: Sources, slots: Slots, models_dir: Path, hooks: Hooks,
+        require_not_barred: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self._fetcher = fetcher
         self._sources = sources
         self._slots = slots
         self._models_dir = models_dir
         self._hooks = hooks
+        self._require_not_barred = require_not_barred
 
     def look(self, d: Deployment, cancel: threading.Event) -> Damaged | None:
         """What was found damaged, and whether it is mended now; None where all is whole.
 
         The active release is fetched anew only where there is no whole one to go back to meanwhile: a device
-        has a working model first, and the newest one second.
+        has a working model first, and the newest one second. A barred release is fetched only where there
+        is no other: its publisher calls it bad, and a damaged model is worse.
 
         Raises:
             Cancelled: `cancel` was set: an order came.
@@ -51,15 +55,30 @@ class Mender:
         hurt_active, hurt_previous = self._damage(d, d.active), self._damage(d, d.previous)
         found: list[Hurt] = []
         if d.active is not None and hurt_active is not None:
+            if d.previous is not None and hurt_previous is not None and self._better(d.previous, d.active):
+                found.append(self._mended(d, d.previous, hurt_previous, cancel, fetch=True))
+                hurt_previous = None if found[0].repaired else hurt_previous
             way_back = d.previous is not None and hurt_previous is None
-            found.append(self._mended(d, d.active, hurt_active, cancel, fetch=not way_back))
-            if found[0].repaired:
+            fetch = not way_back or (d.previous is not None and self._better(d.active, d.previous))
+            found.append(self._mended(d, d.active, hurt_active, cancel, fetch=fetch))
+            if found[-1].repaired:
                 self._tell(d.model, cancel)
-            elif way_back:
+            if way_back or len(found) > 1:
                 return Damaged(hurts=tuple(found))
         if d.previous is not None and hurt_previous is not None:
-            found.append(self._mended(d, d.previous, hurt_previous, cancel, fetch=True))
+            fetch = not self._barred(d.previous)
+            found.append(self._mended(d, d.previous, hurt_previous, cancel, fetch=fetch))
         return Damaged(hurts=tuple(found)) if found else None
+
+    def _better(self, one: Slot, other: Slot) -> bool:
+        return self._barred(other) and not self._barred(one)
+
+    def _barred(self, slot: Slot) -> bool:
+        try:
+            self._require_not_barred(slot.digest)
+        except TrustError:
+            return True
+        return False
 
     def _damage(self, d: Deployment, slot: Slot | None) -> str | None:
         return None if slot is None else damage(self._slots.directory(d.model, slot), slot)

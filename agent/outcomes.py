@@ -152,6 +152,18 @@ def failed_trialing(d: Deployment, event: Failed, bounds: Bounds) -> Step:
     return failed_variant(d, event, bounds)
 
 
+def failed_switching(d: Deployment, event: Failed, bounds: Bounds) -> Step:
+    """A disk that is full for a while costs no trial: undone and tried again until the phase's deadline.
+
+    What ran before runs meanwhile, or the candidate, which passed its trial. A switch that will be undone in
+    any case is not waited for.
+    """
+    if event.reason.lasting == "final" or d.ending is not None:
+        return failed_running(d, event, bounds)
+    d, work = retry(d, event, bounds)
+    return d, None if work is None else replace(work, undo=True)
+
+
 def failed_running(d: Deployment, event: Failed, bounds: Bounds) -> Step:
     """What runs does not work: back."""
     ending = d.ending or Ending(outcome=OrderOutcome.FELL_BACK, reason=event.reason)
@@ -181,7 +193,8 @@ def late_before_switch(d: Deployment, _event: DeadlinePassed, _: Bounds) -> Step
 
 def late_switching(d: Deployment, _event: DeadlinePassed, bounds: Bounds) -> Step:
     """The switch completes, if it does; then it is undone."""
-    reason = Reason(code="switch_timeout", detail="SWITCHING took longer than switching_s_max")
+    why = f"; {d.reason.code}: {d.reason.detail}" if d.reason else ""
+    reason = Reason(code="switch_timeout", detail=f"SWITCHING took longer than switching_s_max{why}"[:1500])
     ending = d.ending or Ending(outcome=OrderOutcome.FELL_BACK, reason=reason)
     return replace(d, ending=ending, reason=reason, left_s=bounds.switching_s_max), None
 

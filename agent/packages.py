@@ -43,7 +43,7 @@ def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "_", name).lower()
 
 
-def put_off(*names: str) -> None:
+def put_off(*names: str, unraised: Iterable[str] = ()) -> None:
     """Makes modules be imported when they are first looked into, for whoever imports them from now on.
 
     Nothing changes for one that is imported already. The standard library's `importlib.util.LazyLoader` will
@@ -51,23 +51,29 @@ def put_off(*names: str) -> None:
 
     Args:
         names: modules that are there; the package that one is in is imported now.
+        unraised: their exceptions that somebody catches: `except ssl.SSLWantReadError` looks into `ssl`
+            whenever a plain socket has nothing to read. Nobody can raise one while its module waits, so
+            until then they stand for no exceptions at all, and wake nothing.
     """
+    quiet = frozenset(unraised)
     for name in names:
         if name in sys.modules:
             continue
         package, _, last = name.rpartition(".")
-        sys.modules[name] = module = _waiting(name)
+        sys.modules[name] = module = _waiting(name, quiet)
         if package:
             setattr(importlib.import_module(package), last, module)
 
 
-def _waiting(name: str) -> ModuleType:
+def _waiting(name: str, unraised: frozenset[str]) -> ModuleType:
     """A module that is empty until somebody wants something of it; then it is as if it were the real one."""
     module = ModuleType(name)
 
     def come(attribute: str) -> object:
         if attribute.startswith("__"):  # the import system's questions, such as `__path__`
             raise AttributeError(attribute)
+        if attribute in unraised:
+            return ()  # an except clause with no exceptions in it
         if sys.modules.get(name) is module:
             del sys.modules[name]
         real = importlib.import_module(name)

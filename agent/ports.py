@@ -83,6 +83,37 @@ class Randomness(Protocol):
         """A number in [0, 1)."""
 
 
+class Keys(Protocol):
+    """Key pairs of Ed25519 (RFC 8032)."""
+
+    def new_seed(self) -> bytes:
+        """A private key, 32 bytes."""
+
+    def public_of(self, seed: bytes) -> bytes:
+        """Its public key, 32 bytes."""
+
+    def sign(self, seed: bytes, message: bytes) -> bytes:
+        """Its signature, 64 bytes."""
+
+
+class Registry(Protocol):
+    """The registry's enrolment over HTTPS."""
+
+    def authorities(self, url: str) -> bytes:
+        """Certificates in PEM, from a server that is not checked.
+
+        Raises:
+            AgentError, WireError: by name.
+        """
+
+    def post(self, url: str, path: str, body: bytes, authorities_pem: str) -> tuple[int, bytes]:
+        """Status and body of the answer of a server that one of the authorities vouches for.
+
+        Raises:
+            AgentError, WireError: by name.
+        """
+
+
 class Disk(Protocol):
     """Space."""
 

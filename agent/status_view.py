@@ -40,6 +40,34 @@ class ModelPicture(Struct, frozen=True, kw_only=True):
     trialed_at: str | None = None
 
 
+class IdentityPicture(Struct, frozen=True, kw_only=True):
+    """Who the device is to its fleet.
+
+    Attributes:
+        device: by its certificate; None where that cannot be read.
+        url: of the enrolment.
+        ends_at: when the certificate ends.
+        renewed_at: when the fleet signed it.
+        due_at: when the next one is asked for; None where no agent has said.
+        renewal: where that stands; None likewise.
+        failures: to get it, in a row.
+        why: why there is no newer one, or why the broker refuses this one.
+        overruled: keys of the configuration's section `broker` that win over the enrolment.
+        error: why the identity cannot be read.
+    """
+
+    device: str | None = None
+    url: str = ""
+    ends_at: str = ""
+    renewed_at: str = ""
+    due_at: str | None = None
+    renewal: str | None = None
+    failures: int = 0
+    why: Reason | None = None
+    overruled: tuple[str, ...] = ()
+    error: str = ""
+
+
 class Picture(Struct, frozen=True, kw_only=True):
     """One device.
 
@@ -54,6 +82,7 @@ class Picture(Struct, frozen=True, kw_only=True):
         broker_seen_at: when the broker was last known to be there, while it is not now.
         connection_detail: why there is no connection.
         pending_reports: not yet acknowledged; None where they cannot be counted.
+        identity: of a device that is enrolled.
         journal_notes: what was wrong with the journal.
         models: by name.
     """
@@ -68,6 +97,7 @@ class Picture(Struct, frozen=True, kw_only=True):
     broker_seen_at: str | None = None
     connection_detail: str = ""
     pending_reports: int | None = None
+    identity: IdentityPicture | None = None
     journal_notes: tuple[str, ...] = ()
     models: dict[str, ModelPicture] = {}
 
@@ -92,6 +122,7 @@ def text(picture: Picture) -> str:
     """The picture for people; control characters in words from outside are shown as `?`."""
     lines = [f"device    {picture.device or 'unknown'}", f"agent     {_agent(picture)}"]
     lines.append(f"broker    {picture.broker}: {_connection(picture)}")
+    lines += [f"identity  {words}" for words in _identity(picture.identity)]
     count = picture.pending_reports
     lines.append(f"reports   {'unknown' if count is None else count} not yet acknowledged")
     lines += [f"journal   {note}" for note in picture.journal_notes]
@@ -100,6 +131,24 @@ def text(picture: Picture) -> str:
     for name, model in sorted(picture.models.items()):
         lines += ["", name, *(f"  {label:<13} {words}" for label, words in _model(model))]
     return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines) + "\n"
+
+
+def _identity(identity: IdentityPicture | None) -> list[str]:
+    if identity is None:
+        return []
+    if identity.device is None:
+        return [f"unknown: {identity.error}"]
+    renewed = f", of {identity.renewed_at}" if identity.renewed_at else ""
+    lines = [f"certificate of {identity.device} ends {identity.ends_at}{renewed}"]
+    if identity.due_at is not None:
+        failed = f" after {identity.failures} failures in a row" if identity.failures else ""
+        lines.append(f"the next one is asked for at {identity.due_at}, {identity.renewal}{failed}")
+    if identity.why is not None:
+        lines.append(f"{identity.why.code}: {identity.why.detail or 'no more is known'}")
+    if identity.overruled:
+        keys = ", ".join(f"broker.{name}" for name in identity.overruled)
+        lines.append(f"the configuration wins over the enrolment by {keys}")
+    return lines
 
 
 def _agent(picture: Picture) -> str:

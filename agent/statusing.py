@@ -41,6 +41,24 @@ class Retry(Struct, frozen=True, kw_only=True):
     reason: Reason | None = None
 
 
+class IdentityNote(Struct, frozen=True, kw_only=True):
+    """How the device's certificate stands.
+
+    Attributes:
+        phase: of its renewal.
+        ends_at: when it ends.
+        due_at: when the next one is asked for.
+        failures: to get that one, in a row.
+        why: why there is no newer one, or why the broker refuses this one.
+    """
+
+    phase: str
+    ends_at: str
+    due_at: str
+    failures: int = 0
+    why: Reason | None = None
+
+
 class Noted(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-status"):
     """What an agent knew when it last changed.
 
@@ -54,6 +72,7 @@ class Noted(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-stat
         detail: why it is not connected.
         retries: by model.
         trialed_at: by model, when its last trial ended.
+        identity: of a device that is enrolled.
     """
 
     version: int = 1
@@ -66,6 +85,7 @@ class Noted(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-stat
     detail: str = ""
     retries: dict[ModelName, Retry] = {}
     trialed_at: dict[ModelName, str] = {}
+    identity: IdentityNote | None = None
 
 
 def boot_id() -> str:
@@ -104,9 +124,16 @@ class Board:
         """The connection came or went."""
         noted, now = self._noted, self._clock.now_text()
         if noted.connected is up:
+            if not up and detail not in {"", noted.detail}:
+                self._note(replace(noted, detail=detail))
             return
         seen = now if noted.connected else noted.seen_at
         self._note(replace(noted, connected=up, since=now, seen_at="" if up else seen, detail=detail))
+
+    def identity(self, note: IdentityNote) -> None:
+        """The device's certificate, or its renewal, changed."""
+        if note != self._noted.identity:
+            self._note(replace(self._noted, identity=note))
 
     def waiting(self, model: str, after_s: float, reason: Reason | None) -> None:
         """The model's work begins again after a while."""

@@ -15,35 +15,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
 from agent import believing
 from agent.believing import TrustState
 from agent.durable import write_file
-from agent.errors import StateError
+from agent.errors import UNREADABLE, StateError
+from agent.headed import body_of, headed
 from wire import codec, roots, trust
-from wire.chunks import digest as sha256
 from wire.errors import TrustError
 from wire.messages import Bars, Desired
 from wire.roots import Root
 from wire.topics import BARS
 from wire.trust import Policy, Role, SignatureCheck
-from wire.types import Digest
 
 VERSION = 1
 FILE_NAME = "trust.json"
 FILE_BYTES_MAX = 1024 * 1024
 
 
-class _Header(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-trust"):
-    version: int
-    sha256: Digest
-
-
 def encode(state: TrustState) -> bytes:
-    """The state as it stands on disk: one header line with the hash of the rest, and JSON."""
-    body = msgspec.json.encode(state)
-    return msgspec.json.encode(_Header(version=VERSION, sha256=sha256(body))) + b"\n" + body
+    """The state as it stands on disk: JSON below a header."""
+    return headed("trust", VERSION, msgspec.json.encode(state))
 
 
 def decode(data: bytes, name: str) -> TrustState:
@@ -52,16 +44,11 @@ def decode(data: bytes, name: str) -> TrustState:
     Raises:
         StateError: `trust_damaged`, or `trust_version` where a newer program wrote it.
     """
-    head, _, body = data.partition(b"\n")
+    body = body_of(data, "trust", VERSION, name)
     try:
-        header = msgspec.json.decode(head, type=_Header)
-        if header.version > VERSION:
-            raise StateError("trust_version", f"{name} was written by a newer program; install that one")
-        if header.sha256 != sha256(body):
-            raise StateError("trust_damaged", f"the checksum of {name} does not match its content")
         state = msgspec.json.decode(body, type=TrustState)
         roots.checked(state.root)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, TrustError) as error:
+    except (*UNREADABLE, TrustError) as error:
         raise StateError("trust_damaged", f"{name} cannot be read: {error}") from None
     return state
 
@@ -144,6 +131,16 @@ class Trust:
         """
         roots.require_signatures(self.state.root, role, message, signatures, self._check)
 
+    def require_not_barred(self, release: str) -> None:
+        """Returns if orders may bring this release here; any may where nothing is believed. Any thread.
+
+        Raises:
+            TrustError: `release_barred`.
+        """
+        state = self._state
+        if state is not None:
+            believing.require_not_barred(state, release)
+
     # --- changes: saved before they hold
 
     def pin(self, data: bytes, root_sha256: str) -> Root:
@@ -160,6 +157,15 @@ class Trust:
         self._change(lambda: state)
         self._damage = None
         return state.root
+
+    def enrol(self, state: TrustState) -> None:
+        """Takes up what an enrolment led to (`agent.believing.enrolled`), in one step.
+
+        Raises:
+            OSError: the disk's; what was believed before stands.
+        """
+        self._change(lambda: state)
+        self._damage = None
 
     def rotate(self, data: bytes) -> Root:
         """Takes the next root document up.
@@ -189,6 +195,11 @@ class Trust:
         inner = trust.open_envelope(data, "bars", Policy(verifier=self), BARS.size_bytes_max)
         bars = codec.decode(inner, Bars, BARS.size_bytes_max)
         self._change(lambda: believing.barring(self.state, bars))
+
+    @property
+    def before(self) -> TrustState | None:
+        """What is believed now; None where nothing is, or can be read."""
+        return self._state
 
     def _change(self, decide: Callable[[], TrustState]) -> TrustState:
         with self._lock:

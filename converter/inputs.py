@@ -383,12 +383,17 @@ def _checked_name(name: str, kind: object, option: str) -> str:
     return checked
 
 
-def _description(options: Options) -> Description:
-    """The one that was named, else the one beside the calibration set, else none."""
+def description_path(options: Options) -> Path | None:
+    """The `dataset.yaml` that was named, else the one beside the calibration set, else none."""
     if options.dataset is not None:
-        return read_description(options.dataset)
+        return options.dataset
     beside = options.calibration.parent / "dataset.yaml"
-    return read_description(beside) if beside.is_file() else Description()
+    return beside if beside.is_file() else None
+
+
+def _description(options: Options) -> Description:
+    path = description_path(options)
+    return Description() if path is None else read_description(path)
 
 
 def utc_now() -> datetime:

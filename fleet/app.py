@@ -45,6 +45,7 @@ from fleet.orders import Desk
 from fleet.people import People
 from fleet.people_approval import Approvals
 from fleet.ports import ConflictError, Store
+from fleet.publish.archive import Archive
 from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
@@ -192,6 +193,7 @@ def assemble(config: Config) -> Parts:
         ),
         wake=loop.ask,
         enrolling=enrolling,
+        archive=Archive(store, blobs, desk, deltas),
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,

@@ -379,7 +379,7 @@ class Gate(Protocol):
             serials: of its certificates that live; when each ends, seconds since 1970.
 
         Raises:
-            KeysError: the refusal could not be written down: nothing has changed.
+            KeysError: it could not be written down; the broker has read nothing new.
         """
 
     def let_in(self, device: str) -> bool:

@@ -4,7 +4,7 @@
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-RUNTIME=onnx VERSION='' ARCH=$(uname -m) WHEELS='' FOLDER=''
+RUNTIME=onnx PYTHON='' ARCH=$(uname -m) WHEELS=''
 
 usage() {
   cat <<'TEXT'
@@ -23,26 +23,14 @@ exit codes: 0 done; 1 it failed; 2 wrong usage
 TEXT
 }
 
-refuse() { echo "deb.sh: $*" >&2; exit 2; }
-
-while [ $# -gt 0 ]; do
-  case $1 in
-    --help | -h) usage; exit 0 ;;
-    --runtime | --python | --arch | --wheels)
-      [ $# -ge 2 ] || refuse "$1 needs a value; see --help"
-      case $1 in --runtime) RUNTIME=$2 ;; --python) VERSION=$2 ;; --arch) ARCH=$2 ;; --wheels) WHEELS=$2 ;; esac
-      shift ;;
-    -*) refuse "unknown argument $1; see --help" ;;
-    *) [ -z "$FOLDER" ] || refuse "one folder, not $FOLDER and $1"; FOLDER=$1 ;;
-  esac
-  shift
-done
-[ -n "$FOLDER" ] || refuse "say which folder; see --help"
+# shellcheck source-path=SCRIPTDIR source=arguments.sh
+. "$HERE/arguments.sh"
+arguments "RUNTIME PYTHON ARCH WHEELS" "$@"
 case $RUNTIME in onnx | tflite) EXTRAS=$RUNTIME ;; none) EXTRAS='' ;; *) refuse "--runtime is onnx, tflite or none, not $RUNTIME" ;; esac
 case $ARCH in x86_64) DEBIAN=amd64 ;; aarch64) DEBIAN=arm64 ;; *) refuse "--arch is x86_64 or aarch64, not $ARCH" ;; esac
 command -v dpkg-deb >/dev/null || refuse "dpkg-deb is not installed: apt-get install dpkg"
-[ -n "$VERSION" ] || VERSION=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-[[ $VERSION =~ ^3\.[0-9]+$ ]] || refuse "--python is a version such as 3.11, not $VERSION"
+[ -n "$PYTHON" ] || PYTHON=$(/usr/bin/python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+[[ $PYTHON =~ ^3\.[0-9]+$ ]] || refuse "--python is a version such as 3.11, not $PYTHON"
 
 TREE=$(mktemp -d)
 trap 'rm -rf "$TREE"' EXIT
@@ -53,7 +41,7 @@ SHARE=$TREE/usr/share/shallop
 if [ -n "$WHEELS" ]; then
   install -m 644 -D -t "$SHARE/wheels" "$WHEELS"/*.whl
 else
-  "$HERE/wheels.sh" --extras "$EXTRAS" --python "$VERSION" --arch "$ARCH" "$SHARE/wheels"
+  "$HERE/wheels.sh" --extras "$EXTRAS" --python "$PYTHON" --arch "$ARCH" "$SHARE/wheels"
 fi
 release=$(basename "$SHARE"/wheels/shallop-*.whl | cut -d- -f2)
 
@@ -70,11 +58,11 @@ install -m 644 -D -t "$TREE/usr/share/doc/shallop-agent" "$HERE/../docs/install.
 mkdir "$TREE/DEBIAN"
 cat >"$TREE/DEBIAN/control" <<TEXT
 Package: shallop-agent
-Version: $release-py${VERSION#3.}
+Version: $release-py${PYTHON#3.}
 Architecture: $DEBIAN
 Maintainer: The Shallop developers <shallop@invalid>
 Installed-Size: $(du -sk "$TREE/usr" | cut -f1)
-Depends: python3 (>= $VERSION), python3 (<< 3.$((${VERSION#3.} + 1))), python3-venv, systemd (>= 247)
+Depends: python3 (>= $PYTHON), python3 (<< 3.$((${PYTHON#3.} + 1))), python3-venv, systemd (>= 247)
 Recommends: polkitd
 Section: misc
 Priority: optional
@@ -108,4 +96,4 @@ chmod 755 "$TREE"/DEBIAN/p*
 mkdir -p "$FOLDER"
 # Wheels are compressed already.
 dpkg-deb --root-owner-group -Zgzip -z1 --build "$TREE" "$FOLDER" >/dev/null
-echo "deb.sh: $FOLDER/shallop-agent_$release-py${VERSION#3.}_$DEBIAN.deb"
+echo "deb.sh: $FOLDER/shallop-agent_$release-py${PYTHON#3.}_$DEBIAN.deb"

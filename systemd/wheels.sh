@@ -3,8 +3,9 @@
 # without a network, for a Raspberry Pi from a faster machine, and for the Debian package.
 set -euo pipefail
 
-CHECKOUT=$(dirname "$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)")
-EXTRAS=onnx VERSION='' ARCH='' BUILDER=${BUILDER:-python3} FOLDER=''
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+CHECKOUT=$(dirname "$HERE")
+EXTRAS=onnx PYTHON='' ARCH='' BUILDER=${BUILDER:-python3}
 
 usage() {
   cat <<'TEXT'
@@ -22,28 +23,16 @@ exit codes: 0 done; 1 it failed; 2 wrong usage
 TEXT
 }
 
-refuse() { echo "wheels.sh: $*" >&2; exit 2; }
-
-while [ $# -gt 0 ]; do
-  case $1 in
-    --help | -h) usage; exit 0 ;;
-    --extras | --python | --arch)
-      [ $# -ge 2 ] || refuse "$1 needs a value; see --help"
-      case $1 in --extras) EXTRAS=$2 ;; --python) VERSION=$2 ;; --arch) ARCH=$2 ;; esac
-      shift ;;
-    -*) refuse "unknown argument $1; see --help" ;;
-    *) [ -z "$FOLDER" ] || refuse "one folder, not $FOLDER and $1"; FOLDER=$1 ;;
-  esac
-  shift
-done
-[ -n "$FOLDER" ] || refuse "say which folder; see --help"
-[[ ! $VERSION =~ [^0-9.] ]] || refuse "--python is a version such as 3.11, not $VERSION"
+# shellcheck source-path=SCRIPTDIR source=arguments.sh
+. "$HERE/arguments.sh"
+arguments "EXTRAS PYTHON ARCH" "$@"
+[[ ! $PYTHON =~ [^0-9.] ]] || refuse "--python is a version such as 3.11, not $PYTHON"
 [[ $ARCH =~ ^(x86_64|aarch64)?$ ]] || refuse "--arch is x86_64 or aarch64, not $ARCH"
 
 pip() { "$BUILDER" -m pip "$1" --quiet --disable-pip-version-check --no-input "${@:2}"; }
 
 target=(--only-binary=:all:)
-[ -z "$VERSION" ] || target+=(--python-version "$VERSION")
+[ -z "$PYTHON" ] || target+=(--python-version "$PYTHON")
 if [ -n "$ARCH" ]; then
   # What a wheel's tag may ask of the C library: Debian 12 has 2.36, and pip takes only tags it is told.
   for libc in manylinux_2_34 manylinux_2_31 manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014; do

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 from msgspec import Struct
 
-_Z95 = NormalDist().inv_cdf(0.975)
+_Z95 = 1.9599639845400536
+"""97.5% point of the normal distribution; `statistics.NormalDist` would be 0.4 MiB of every agent."""
 
 
 class Interval(Struct, frozen=True):

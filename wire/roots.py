@@ -15,7 +15,7 @@ that revokes the order key opens the next epoch, whose first number is above all
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -183,14 +183,3 @@ def require_epoch(root: Root, order: int) -> None:
             "future_epoch",
             f"order {order} is of epoch {epoch_of(order)}, root {root.number} allows {root.epoch} at most",
         )
-
-
-def changes(old: Root, new: Root) -> Mapping[Role, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """What a rotation does to each role: the ids that come and the ids that go."""
-    return {
-        role: (
-            tuple(k for k in new.of(role).keyids if k not in old.of(role).keyids),
-            tuple(k for k in old.of(role).keyids if k not in new.of(role).keyids),
-        )
-        for role in Role
-    }

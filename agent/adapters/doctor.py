@@ -15,15 +15,28 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import statusing, trust
-from agent.adapters import probe_broker, probe_machine, probe_places, probe_runtimes, probe_sensors
+from agent import belonging, statusing, trust
+from agent.adapters import (
+    probe_broker,
+    probe_identity,
+    probe_machine,
+    probe_places,
+    probe_runtimes,
+    probe_sensors,
+)
+from agent.adapters.ed25519 import verify
 from agent.adapters.locks import StateLock, state_lock_held
+from agent.adapters.system import SystemClock
 from agent.config import Config
-from agent.doctor import broker, machine, places, sensing, software
+from agent.doctor import broker, identity, machine, places, sensing, software
 from agent.doctor.finding import Finding, problem, unknown
 from agent.errors import ConfigError, StateError
+from agent.identities import CURRENT, Identities
 from agent.install import saved_install_id
 from agent.ports import TrialRunner
+from agent.renewal import Introduction
+from agent.tls import JudgedAt
+from agent.trust import Trust
 from wire.topics import STATUS, Topics
 
 UNIT = "shallop-agent.service"
@@ -52,7 +65,13 @@ class Doctor:
         folder: Path,
         root: Path = Path("/"),
     ) -> None:
-        self._config, self._config_path, self._device = config, config_path, device
+        self._configured, self._config_path = config, config_path
+        self._found = Identities(Path(config.state_dir)).usable(CURRENT)
+        try:
+            self._config = belonging.effective(config, self._found)
+        except ConfigError:  # the line `identity` says so
+            self._config, self._found = config, None
+        self._device = self._found.device if self._found is not None else device
         self._trial_runner, self._folder, self._root = trial_runner, folder, root
         self._state_dir = Path(config.state_dir)
 
@@ -71,6 +90,7 @@ class Doctor:
             ("journal", 30.0, lambda: places.state(probe_places.state(self._state_dir))),
             ("systemd", 10.0, self._systemd),
             ("trust", 5.0, lambda: software.trust(self._trust())),
+            ("identity", 15.0, self._enrolled),
         )
 
     def examine(self) -> list[Finding]:
@@ -129,6 +149,19 @@ class Doctor:
         number = state.root.number if state else None
         return software.TrustFacts(insecure_unsigned=unsigned, enrolled=state is not None, root=number)
 
+    def _enrolled(self) -> list[Finding]:
+        found = probe_identity.files(self._configured, self._state_dir, self._time())
+        # Who is not enrolled and does not mean to be need not read of it.
+        if found.there is False and not found.waits and self._configured.insecure_unsigned:
+            return []
+        return identity.identity(found)
+
+    def _time(self) -> JudgedAt:
+        """When certificates are judged, as in the daemon."""
+        trusted, found = Trust(self._state_dir, verify), self._found
+        introduction = Introduction(Identities(self._state_dir), found) if found is not None else None
+        return belonging.judged_time(trusted, introduction, SystemClock()).now_s
+
     def _clock(self) -> list[Finding]:
         written = [self._state_dir / "journal.json", self._state_dir / trust.FILE_NAME]
         return machine.clock(probe_machine.clock([*written, self._config_path, Path(__file__)]))
@@ -146,21 +179,24 @@ class Doctor:
         return places.permissions(found, probe_places.person(self._state_dir))
 
     def _broker(self) -> list[Finding]:
-        identity = self._identity()
+        who = self._identity()
         if self._device is None:
-            return broker.identity(identity)
+            return broker.identity(who)
         config, agent = self._config.broker, self._agent()
         answer = probe_broker.ask(
             config, self._config.password(), config.client_id or self._device,
-            Topics(config.root).topic(STATUS, device=self._device), agent_runs=agent.running,
+            Topics(config.root).topic(STATUS, device=self._device), agent_runs=bool(agent.running),
+            found=self._found, at_s=self._time(),
         )  # fmt: skip
         if answer.told is not None:
-            identity = broker.told(identity, answer.told.install_id, online=answer.told.online)
-        return [*broker.identity(identity), *broker.broker(answer.facts, agent)]
+            who = broker.told(who, answer.told.install_id, online=answer.told.online)
+        return [*broker.identity(who), *broker.broker(answer.facts, agent)]
 
     def _identity(self) -> broker.IdentityFacts:
         source: broker.Source = "nothing"
-        if self._config.device is not None:
+        if self._found is not None:
+            source = "enrolment"
+        elif self._config.device is not None:
             source = "configuration"
         elif self._device is not None:
             source = "board serial number" if self._device.startswith("board-") else "machine id"

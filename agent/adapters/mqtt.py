@@ -29,6 +29,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.ports import Listener, Randomness
 from agent.reconnect import wait_s
+from agent.tls import Fresh, Heard
 
 if TYPE_CHECKING:
     import ssl
@@ -38,8 +39,12 @@ log = logging.getLogger(__name__)
 INFLIGHT_MAX = 64
 QUEUED_MAX = 2000
 CONNECT_S_MAX = 3.0
+BARRED_S_MAX = 900.0
+"""Ceiling of the wait between two attempts while the broker refuses this device's certificate."""
 FILTERS_PER_PACKET = 8
 """AWS IoT's limit, the smallest of the brokers looked at."""
+_REFUSED = {134, 135}
+"""Bad user name or password, not authorized: CONNACK's 4 and 5 of MQTT 3.1.1, as paho shows them."""
 
 
 class Address(Struct, frozen=True, kw_only=True):
@@ -50,6 +55,8 @@ class Address(Struct, frozen=True, kw_only=True):
         reconnect_s_max: ceiling of the wait between two attempts.
         reconnect_spread_s: over which a fleet comes back that lost its connections at once.
         tls: None where the connection is not encrypted.
+        heard: where the TLS leaves why it failed.
+        barred: told when the broker refuses this client's certificate, or this client.
     """
 
     host: str
@@ -60,7 +67,9 @@ class Address(Struct, frozen=True, kw_only=True):
     keepalive_s: int = 30
     reconnect_s_max: float = 60.0
     reconnect_spread_s: float = 0.0
-    tls: ssl.SSLContext | None = None
+    tls: ssl.SSLContext | Fresh | None = None
+    heard: Heard | None = None
+    barred: Callable[[str], None] | None = None
 
 
 class MqttTransport:
@@ -73,6 +82,7 @@ class MqttTransport:
         self._failures = 0
         self._lost = False
         self._up = False
+        self._barred, self._told = False, ""
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=address.client_id,
@@ -82,7 +92,7 @@ class MqttTransport:
         if address.username is not None:
             client.username_pw_set(address.username, address.password)
         if address.tls is not None:
-            client.tls_set_context(address.tls)
+            client.tls_set_context(address.tls)  # type: ignore[arg-type] # a Fresh one is asked for no more
         client.connect_timeout = CONNECT_S_MAX
         client.max_inflight_messages_set(INFLIGHT_MAX)
         client.max_queued_messages_set(QUEUED_MAX)
@@ -131,6 +141,14 @@ class MqttTransport:
         self._client.connect_async(self._address.host, self._address.port, self._address.keepalive_s)
         self._client.loop_start()
 
+    def reconnect(self) -> None:
+        """Ends the connection in order, so that no last will is published, and makes another one at once."""
+        listener = self._listener
+        self.stop()
+        if listener is not None:
+            self._failures, self._lost = 0, False
+            self.start(listener)
+
     def stop(self, last: tuple[str, bytes] | None = None, wait_s: float = 1.0) -> None:
         """Publishes a last retained message, waits briefly for the broker to have it, and disconnects."""
         if last is not None and self.connected:
@@ -144,9 +162,10 @@ class MqttTransport:
 
     def _wait_next(self) -> None:
         """Draws the wait before paho's next attempt."""
+        ceiling_s = self._address.reconnect_s_max
         delay = wait_s(
             failures=self._failures, lost=self._lost, spread_s=self._address.reconnect_spread_s,
-            ceiling_s=self._address.reconnect_s_max, unit=self._random.unit(),
+            ceiling_s=max(BARRED_S_MAX, ceiling_s) if self._barred else ceiling_s, unit=self._random.unit(),
         )  # fmt: skip
         self._client.reconnect_delay_set(min_delay=delay, max_delay=delay)  # type: ignore[arg-type]
 
@@ -184,17 +203,24 @@ class MqttTransport:
             self._failures += 1
             self._wait_next()
             log.warning("the broker refuses this client: %s", reason_code)
+            self._say(str(reason_code), certificate=reason_code.value in _REFUSED)
             return
         self._failures = 0
-        self._up = True
+        self._up, self._barred, self._told = True, False, ""
         if self._listener is not None:
             self._guarded(self._listener.connected)
 
     def _on_connect_fail(self, _client: paho.Client, _userdata: object) -> None:
         self._failures += 1
+        why = self._why("")
         self._wait_next()
+        listener = self._listener
+        if listener is not None and why not in {"", self._told}:
+            self._told = why
+            self._guarded(lambda: listener.disconnected(why))
         level = logging.WARNING if self._failures in {1, 10} else logging.DEBUG
-        log.log(level, "cannot reach the broker at %s:%d", self._address.host, self._address.port)
+        where = f"{self._address.host}:{self._address.port}{': ' if why else ''}{why}"
+        log.log(level, "cannot reach the broker at %s", where)
 
     def _on_disconnect(
         self,
@@ -210,10 +236,28 @@ class MqttTransport:
         else:
             self._failures += 1
         self._up = False
+        why = self._why(str(reason_code))
         self._wait_next()
         if self._listener is not None:
             listener = self._listener
-            self._guarded(lambda: listener.disconnected(str(reason_code)))
+            self._guarded(lambda: listener.disconnected(why))
+
+    def _say(self, words: str, *, certificate: bool) -> None:
+        if self._address.heard is not None:
+            self._address.heard.words, self._address.heard.certificate = words, certificate
+
+    def _why(self, otherwise: str) -> str:
+        """Why there is no connection; whoever must know that the certificate is refused is told."""
+        heard, barred = self._address.heard, self._address.barred
+        if heard is None or not heard.words:
+            return otherwise
+        words, refused = heard.words, heard.certificate
+        self._say("", certificate=False)
+        if refused:
+            self._barred = True
+            if barred is not None:
+                self._guarded(lambda: barred(words))
+        return words
 
     def _on_message(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         def act() -> None:

@@ -23,7 +23,8 @@ from msgspec.structs import replace
 
 from agent.config import BrokerConfig
 from agent.doctor.broker import BrokerFacts, Step
-from agent.tls import context
+from agent.identity import Identity
+from agent.tls import JudgedAt, context, of_identity
 from wire.codec import decode
 from wire.errors import WireError
 from wire.messages import Status
@@ -52,42 +53,81 @@ class _StepError(Exception):
 
 
 def ask(
-    config: BrokerConfig, password: str | None, client_id: str, status_topic: str, *, agent_runs: bool
+    config: BrokerConfig,
+    password: str | None,
+    client_id: str,
+    status_topic: str,
+    *,
+    agent_runs: bool,
+    found: Identity | None = None,
+    at_s: JudgedAt = time.time,
 ) -> Answer:
     """Goes through all steps, the last one that fails in the answer.
 
     Args:
-        config: where the broker is.
+        config: where the broker is, the section `tls` in it only where it is used.
         password: for `config.username`.
         client_id: the agent's own.
         status_topic: this device's.
         agent_runs: whether `client_id` is in use.
+        found: the identity that is used, if one is.
+        at_s: the time at which certificates are judged.
 
     Raises:
         ConfigError: `tls_unusable`.
+        StateError: `identity_unusable`, `authorities_unusable`.
     """
-    other = f"{client_id}-doctor"
-    answer = _conversation(config, password, other, status_topic, clean=True)
+    encrypted: ssl.SSLContext | None = None
+    if config.tls is not None:
+        encrypted = context(config.tls, at_s)
+    elif found is not None:
+        # The name in the certificate is the client's to such a broker: a second one throws the first one off.
+        return _conversation(
+            _Visit(
+                config=config, password=password, client_id=client_id, status_topic=status_topic, at_s=at_s,
+                encrypted=of_identity(found, at_s), clean=False, silent=agent_runs, own_s=found.not_after_s,
+            )
+        )  # fmt: skip
+    visit = _Visit(
+        config=config, password=password, client_id=f"{client_id}-doctor", status_topic=status_topic,
+        at_s=at_s, encrypted=encrypted, own_s=_own_expiry(config.tls.cert_file if config.tls else None),
+    )  # fmt: skip
+    answer = _conversation(visit)
     if answer.facts.connack in _OTHER_ID_REFUSED and not agent_runs:
-        return _conversation(config, password, client_id, status_topic, clean=False)
+        return _conversation(replace(visit, client_id=client_id, clean=False))
     return answer
 
 
-def _conversation(
-    config: BrokerConfig, password: str | None, client_id: str, status_topic: str, *, clean: bool
-) -> Answer:
+class _Visit(Struct, frozen=True, kw_only=True):
+    """How one conversation is had; `silent` ends it before the login."""
+
+    config: BrokerConfig
+    password: str | None
+    client_id: str
+    status_topic: str
+    at_s: JudgedAt
+    encrypted: ssl.SSLContext | None
+    own_s: float | None
+    clean: bool = True
+    silent: bool = False
+
+
+def _conversation(visit: _Visit) -> Answer:
+    config = visit.config
     facts = BrokerFacts(
-        host=config.host, port=config.port, client_id=client_id, tls=config.tls is not None,
-        now_s=time.time(), own_not_after_s=_own_expiry(config.tls.cert_file if config.tls else None),
+        host=config.host, port=config.port, client_id=visit.client_id, tls=visit.encrypted is not None,
+        now_s=visit.at_s(), own_not_after_s=visit.own_s, silent=visit.silent,
     )  # fmt: skip
     try:
         sock, facts = _connect(config, facts)
         with sock:
-            sock, facts = _encrypt(sock, config, facts)
+            sock, facts = _encrypt(sock, visit.encrypted, facts)
             with sock:
-                facts = _log_in(sock, config.username, password, facts, clean=clean)
+                if visit.silent:
+                    return Answer(facts=_not_refused(sock, facts))
+                facts = _log_in(sock, config.username, visit.password, facts, clean=visit.clean)
                 facts = _ping(sock, facts)
-                told = _told(sock, status_topic)
+                told = _told(sock, visit.status_topic)
                 with contextlib.suppress(OSError):
                     sock.sendall(bytes((_DISCONNECT, 0)))
     except _StepError as error:
@@ -115,12 +155,12 @@ def _all_loopback(addresses: list[str]) -> bool:
 
 
 def _encrypt(
-    sock: socket.socket, config: BrokerConfig, facts: BrokerFacts
+    sock: socket.socket, encrypted: ssl.SSLContext | None, facts: BrokerFacts
 ) -> tuple[socket.socket, BrokerFacts]:
-    if config.tls is None:
+    if encrypted is None:
         return sock, facts
     try:
-        secure = context(config.tls).wrap_socket(sock, server_hostname=config.host)
+        secure = encrypted.wrap_socket(sock, server_hostname=facts.host)
     except OSError as error:
         code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else None
         words = _words(error)
@@ -128,6 +168,19 @@ def _encrypt(
     ends = (secure.getpeercert() or {}).get("notAfter")
     not_after_s = ssl.cert_time_to_seconds(ends) if isinstance(ends, str) else None
     return secure, replace(facts, tls_version=secure.version() or "", not_after_s=not_after_s)
+
+
+def _not_refused(sock: socket.socket, facts: BrokerFacts) -> BrokerFacts:
+    """By TLS 1.3 a broker refuses a client's certificate after the handshake, at once; silence is consent."""
+    try:
+        sock.settimeout(TOLD_S_MAX)
+        said = sock.recv(1)
+    except TimeoutError:
+        return facts
+    except OSError as error:
+        raise _StepError(replace(facts, failed="tls", error=_words(error))) from None
+    words = "it closed the connection" if not said else "it talks before it is spoken to"
+    raise _StepError(replace(facts, failed="login", error=words))
 
 
 def _log_in(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,12 +55,9 @@ def boot_id(root: Path) -> str:
 class SystemRandom:
     """From the operating system, so that devices with equal images do not draw equal numbers."""
 
-    def __init__(self) -> None:
-        self._random = random.SystemRandom()
-
     def unit(self) -> float:
-        """A number in [0, 1)."""
-        return self._random.random()
+        """A number in [0, 1), of 53 bits, as `random.SystemRandom` makes it with 0.3 MiB of `random`."""
+        return (int.from_bytes(os.urandom(7)) >> 3) * 2.0**-53
 
 
 class SystemDisk:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from agent.doctor.finding import Finding, ok, problem, unknown, warning
 
 EXPIRY_DAYS_MIN = 30
-Source = Literal["configuration", "board serial number", "machine id", "nothing"]
+Source = Literal["enrolment", "configuration", "board serial number", "machine id", "nothing"]
 Step = Literal["name", "connect", "tls", "login", "answer"]
 
 # OpenSSL's X509_V_ERR_* numbers (x509_vfy.h).
@@ -62,7 +62,8 @@ class BrokerFacts(Struct, frozen=True, kw_only=True):
         tls_version: that was agreed on.
         not_after_s: when the broker's certificate ends.
         own_not_after_s: when this device's ends; None where it has none or it could not be read.
-        now_s: this machine's clock.
+        now_s: the time at which certificates were judged.
+        silent: whether the conversation ended before the login, on purpose.
     """
 
     host: str
@@ -79,6 +80,7 @@ class BrokerFacts(Struct, frozen=True, kw_only=True):
     not_after_s: float | None = None
     own_not_after_s: float | None = None
     now_s: float = 0.0
+    silent: bool = False
 
 
 class AgentFacts(Struct, frozen=True, kw_only=True):
@@ -106,6 +108,10 @@ def broker(facts: BrokerFacts, agent: AgentFacts) -> list[Finding]:
 
 def _reached(facts: BrokerFacts, agent: AgentFacts) -> Finding:
     name, where = "broker", f"{facts.host}:{facts.port}"
+    if facts.failed is None and facts.silent:
+        state = f"the running agent is connected since {agent.since}" if agent.connected else "an agent runs"
+        detail = f"{where} takes this device's certificate; {state}, so there was no second login"
+        return ok(name, detail) if agent.connected else warning(name, detail, "see the line `agent`")
     if facts.failed is None:
         took = "" if facts.round_trip_ms is None else f", round trip {facts.round_trip_ms:.1f} ms"
         return ok(name, f"{where} accepts {facts.client_id}{took}")
@@ -158,7 +164,7 @@ def _encrypted(facts: BrokerFacts) -> Finding:
 def _certificate(facts: BrokerFacts) -> tuple[str, str]:
     """Why the broker's certificate, or the whole handshake, was refused."""
     code = facts.verify_code
-    clock = f"this clock says {_day(facts.now_s)}"
+    clock = f"judged at {_day(facts.now_s)}, the later of this clock and the fleet's last signed time"
     if code == _EXPIRED:
         return f"the broker's certificate has expired; {clock}", "renew it, or set the clock if that is wrong"
     if code == _NOT_YET_VALID:

@@ -12,7 +12,6 @@ touch (`agent.worker.sandbox`).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import signal
@@ -65,6 +64,8 @@ def restrict(limits: WorkerLimits, parent_pid: int | None) -> None:
 
 
 def _die_with(parent_pid: int) -> None:
+    import ctypes  # noqa: PLC0415 - the daemon, which knows the type above, does without
+
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent_pid:

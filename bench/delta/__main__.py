@@ -2,6 +2,7 @@
 
 Needs the peers `zstd bsdiff xdelta3 casync` (Debian packages; the JSON names those that are missing) and, to
 make the updates, an environment with torch, which the first run makes under `.bench/` unless one is named.
+`--only "fashion v1 to v2"` needs no torch, and `--only "effnet_lite0 head"` trains one update of six.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from msgspec import to_builtins
 
-from bench.delta.pairs import ROOT, PairOfFiles, environment, make_pairs, say
+from bench.delta.pairs import ROOT, PairOfFiles, Workshop, say
 from bench.delta.tools import Figures, imports, measured, missing
 
 
@@ -25,21 +26,23 @@ def main() -> int:
     parser.add_argument("--torch", type=Path, help="a Python with torch, onnx and pillow")
     parser.add_argument("--only", default="", help="pairs whose name holds this")
     options = parser.parse_args()
-    made = options.work / "fp32" / "updates.json"
-    python = options.torch or (Path("-") if made.exists() else environment(options.work / "torch"))
-    pairs = [one for one in make_pairs(options.shared, options.work, python) if options.only in one.name]
+    workshop = Workshop(options.shared, options.work, options.torch)
+    pairs = workshop.pairs(options.only)
+    if not pairs:
+        parser.error(f"no pair has {options.only!r} in its name")
     report: dict[str, Any] = {}
     for pair in pairs:
         report[pair.name] = row(pair, measured(pair))
         say(f"{pair.name}: {json.dumps(report[pair.name]['bytes_by_tool'])}")
-    idle = imports()
+    idle, made = imports(), workshop.updates
+    updates = json.loads(made.read_text(encoding="utf-8")) if made.exists() else {}
     print(
         json.dumps(
             {
                 "delta": report,
                 "missing_peers": missing(),
                 "decoder_imports": {"cpu_s": round(idle.cpu_s, 3), "memory_bytes_max": idle.memory_bytes_max},
-                "updates": json.loads(made.read_text(encoding="utf-8")),
+                "updates": updates,
             },
             indent=1,
         )

@@ -35,38 +35,100 @@ class PairOfFiles(Struct, frozen=True):
 
 def environment(folder: Path) -> Path:
     """The Python that has torch; made on the first run (CPU wheels, about 1 GB)."""
-    python = folder / "bin" / "python"
-    if not python.exists():
+    python, whole = folder / "bin" / "python", folder / "whole"
+    if not whole.exists():
         say(f"installing {', '.join(TORCH)} into {folder} ...")
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
         subprocess.run([python, "-m", "pip", "install", "--quiet", *index, *TORCH], check=True)
+        whole.touch()
     return python
 
 
-def make_pairs(shared: Path, work: Path, python: Path) -> list[PairOfFiles]:
-    """All pairs; what lies in `work` already is taken as it is."""
-    trained = work / "fp32"
-    if not (trained / "updates.json").exists():
-        say("fine-tuning EfficientNet-Lite0 in five ways; some minutes on two cores ...")
-        script = ROOT / "bench/delta/finetune.py"
-        subprocess.run([python, script, shared, trained, "--steps", str(STEPS)], check=True)
-    data = work / "data"
-    base = _bundle(work, "effnet_lite0_base", trained / "base.onnx", data, "a")
-    again = _bundle(work, "effnet_lite0_recalibrated", trained / "base.onnx", data, "b")
-    found = _both("effnet_lite0 recalibrated", base, again)
-    for update in _UPDATES:
-        made = _bundle(work, f"effnet_lite0_{update}", trained / f"{update}.onnx", data, "a")
-        found += _both(f"effnet_lite0 {update}", base, made)
-    new = trained / "all_adam_1e-4.onnx"
-    found.append(PairOfFiles("effnet_lite0 all_adam_1e-4, fp32 onnx", trained / "base.onnx", new))
-    first, second = (_demo_bundle(work, version) for version in (1, 2))
-    found += _both("fashion v1 to v2", first, second)
-    versions = [_EXAMPLES / f"fashion_v{n}.onnx" for n in (1, 2)]
-    found.append(PairOfFiles("fashion v1 to v2, fp32 onnx", versions[0], versions[1]))
-    other = shared / "fashion" / "fashion_mnv3_fp32.onnx"
-    found.append(PairOfFiles("fashion v1 to another network, fp32 onnx", versions[0], other))
-    return found
+class Workshop:
+    """Makes what a pair needs, and takes what lies in `work` already as it is.
+
+    Args:
+        shared: the folder of the models.
+        work: where everything goes.
+        torch: the Python that has torch; None makes an environment for it, once it is needed.
+    """
+
+    def __init__(self, shared: Path, work: Path, torch: Path | None) -> None:
+        self._shared, self._work, self._torch = shared.resolve(), work.resolve(), torch
+        self.updates = self._work / "fp32" / "updates.json"
+
+    def pairs(self, only: str = "") -> list[PairOfFiles]:
+        """All pairs whose name holds `only`; nothing is made for the others."""
+        found: list[PairOfFiles] = []
+        for update in ("recalibrated", *_UPDATES):
+            if _wanted(f"effnet_lite0 {update}", only):
+                found += self._effnet(update)
+        if only in (name := "effnet_lite0 all_adam_1e-4, fp32 onnx"):
+            found.append(PairOfFiles(name, self._trained("base"), self._trained("all_adam_1e-4")))
+        if _wanted("fashion v1 to v2", only):
+            found += _both("fashion v1 to v2", self._fashion(1), self._fashion(2))
+        first, second = (_EXAMPLES / f"fashion_v{n}.onnx" for n in (1, 2))
+        found.append(PairOfFiles("fashion v1 to v2, fp32 onnx", first, second))
+        other = self._shared / "fashion" / "fashion_mnv3_fp32.onnx"
+        found.append(PairOfFiles("fashion v1 to another network, fp32 onnx", first, other))
+        return [pair for pair in found if only in pair.name]
+
+    def _trained(self, update: str) -> Path:
+        """The weights of an update, fine-tuned here if they are not there; `base` is what it begins with.
+
+        Raises:
+            SystemExit: that Python cannot make them, with words.
+        """
+        made = self._work / "fp32" / f"{update}.onnx"
+        if not made.exists():
+            python = self._torch or environment(self._work / "torch")
+            say(f"fine-tuning EfficientNet-Lite0: {update}; a minute or two on two cores ...")
+            script = ROOT / "bench/delta/finetune.py"
+            options = ["--steps", str(STEPS), "--update", update]
+            ran = subprocess.run([python, script, self._shared, made.parent, *options], check=False)
+            if ran.returncode != 0:
+                raise SystemExit(f"{update} was not made; {python} needs {', '.join(TORCH)}")
+        return made
+
+    def _effnet(self, update: str) -> list[PairOfFiles]:
+        base, half = self._trained("base"), "b" if update == "recalibrated" else "a"
+        new = base if update == "recalibrated" else self._trained(update)
+        old = self._bundle("effnet_lite0_base", base, "a")
+        return _both(f"effnet_lite0 {update}", old, self._bundle(f"effnet_lite0_{update}", new, half))
+
+    def _bundle(self, name: str, model: Path, half: str) -> Path:
+        data = self._work / "data"
+        options = [f"--calibration={data / f'calibration_{half}.npz'}"]
+        return self._converted(name, model, [*options, f"--validation={data / 'validation.npz'}"])
+
+    def _fashion(self, version: int) -> Path:
+        data = [f"--{name}={_EXAMPLES / name}.npz" for name in ("calibration", "validation")]
+        return self._converted(f"fashion_v{version}", _EXAMPLES / f"fashion_v{version}.onnx", data)
+
+    def _converted(self, name: str, model: Path, options: list[str]) -> Path:
+        """An INT8 bundle, weights per channel, ranges by minimum and maximum, for ONNX Runtime and LiteRT."""
+        target = self._work / "bundles" / name
+        if not (target / _TFLITE).exists():
+            say(f"converting {name} ...")
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sla = self._work / "sla.yaml"
+            sla.write_text("accuracy: {min: 0.0}\n", encoding="utf-8")
+            recipe = "static_wi8_au8_pc_minmax"
+            command = [
+                shutil.which("shallop-convert", path=str(Path(sys.executable).parent)) or "shallop-convert",
+                "convert", str(model), *options, f"--sla={sla}", "--target", "x86-64-vnni", "--quick",
+                "--format", "both", "--latency-samples", "30", "--name", "model", "--release", "update",
+                "--quiet", "--candidates", f"onnxruntime/{recipe},ai_edge_litert/{recipe}_twin",
+                "--output", str(target),
+            ]  # fmt: skip
+            subprocess.run(command, check=True)
+        return target
+
+
+def _wanted(name: str, only: str) -> bool:
+    return any(only in f"{name}, int8 {form}" for form in ("onnx", "tflite"))
 
 
 def _both(name: str, old: Path, new: Path) -> list[PairOfFiles]:
@@ -74,35 +136,6 @@ def _both(name: str, old: Path, new: Path) -> list[PairOfFiles]:
         PairOfFiles(f"{name}, int8 {form}", old / path, new / path)
         for form, path in (("onnx", _ONNX), ("tflite", _TFLITE))
     ]
-
-
-def _bundle(work: Path, name: str, model: Path, data: Path, half: str) -> Path:
-    options = ["--calibration", str(data / f"calibration_{half}.npz"), "--sla", str(data / "sla.yaml")]
-    return _converted(work, name, model, [*options, "--validation", str(data / "validation.npz")])
-
-
-def _demo_bundle(work: Path, version: int) -> Path:
-    data = [f"--{name}={_EXAMPLES / name}.npz" for name in ("calibration", "validation")]
-    options = [*data, f"--sla={work / 'data' / 'sla.yaml'}"]
-    return _converted(work, f"fashion_v{version}", _EXAMPLES / f"fashion_v{version}.onnx", options)
-
-
-def _converted(work: Path, name: str, model: Path, options: list[str]) -> Path:
-    """An INT8 bundle, weights per channel, ranges by minimum and maximum, for ONNX Runtime and LiteRT."""
-    target = work / "bundles" / name
-    if not (target / _TFLITE).exists():
-        say(f"converting {name} ...")
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        recipe = "static_wi8_au8_pc_minmax"
-        command = [
-            shutil.which("shallop-convert", path=str(Path(sys.executable).parent)) or "shallop-convert",
-            "convert", str(model), *options, "--target", "x86-64-vnni", "--format", "both", "--quick",
-            "--latency-samples", "30", "--candidates", f"onnxruntime/{recipe},ai_edge_litert/{recipe}_twin",
-            "--name", "model", "--release", "update", "--quiet", "--output", str(target),
-        ]  # fmt: skip
-        subprocess.run(command, check=True)
-    return target
 
 
 def say(text: str) -> None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
@@ -286,6 +288,17 @@ def with_upload_bar(work: Callable[[Callable[[int, int], None]], None]) -> None:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("upload", total=None)
         work(lambda sent, total: progress.update(task, completed=sent, total=total))
+
+
+@contextmanager
+def check_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, told what is looked at, how many bytes are done, and of how many."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("checking", total=None)
+        yield lambda what, done, total: progress.update(
+            task, description=escape(f"checking {what}"), completed=done, total=total
+        )
 
 
 def watch(look: Callable[[], tuple[str, bool]], every_s: float) -> None:

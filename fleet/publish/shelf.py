@@ -173,6 +173,11 @@ class DeltaShelf:
             self._post(tx, [made])
         self._made[one.key] = made
 
+    def leading_to(self, files: Collection[str]) -> tuple[DeltaHint, ...]:
+        """Every delta on the shelf that makes one of these files, whether or not it was offered yet."""
+        made = list(self._made.values())
+        return tuple(one.hint for one in made if one.hint is not None and one.new in files)
+
     def blobs_besides(self, kept: Collection[str]) -> set[str]:
         """Blobs of deltas that no kept file needs: those that make a file which is not among `kept`."""
         made = list(self._made.values())

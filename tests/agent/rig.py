@@ -111,9 +111,10 @@ class Rig:
         uplink = Uplink(broker, TOPICS, me, install, clock)
         slots, store = Slots(root / "models"), BlobStore(root / "blobs")
         sources, self.trust = Sources(store, slots), Trust(root, verify)
+        policy = self.trust.policy(insecure_unsigned=self.unsigned)
         fetcher = Fetcher(
             transport=broker, exchange=exchange, store=store, sources=sources, clock=clock, disk=self.disk,
-            topics=TOPICS, policy=self.trust.policy(insecure_unsigned=self.unsigned), window_max=32,
+            topics=TOPICS, policy=policy, window_max=32,
             disk_margin_bytes=1000, limits=self.limits, signed_at=lambda: self.signed_at,
         )  # fmt: skip
 
@@ -128,7 +129,7 @@ class Rig:
             fetcher=fetcher, sources=sources, slots=slots, models_dir=root / "models",
             shards_dir=root / "shards", machine=MACHINE, trial_runner=self.trials, trial_lock=OpenLock(),
             trial_settings=TrialSettings(), hooks=self.hooks, clock=clock, random=FixedRandom(),
-            soaking=self.soaking(), rebuilder=rebuilder,
+            soaking=self.soaking(), rebuilder=rebuilder, require_not_barred=self.trust.require_not_barred,
         )  # fmt: skip
         self.runner = Runner(
             journal=JournalFile(root, DEVICE), slots=slots, store=store, shards_dir=root / "shards",
@@ -136,7 +137,7 @@ class Rig:
             supervisor=self.supervisor, bounds=Bounds(), pace=PACE,
         )  # fmt: skip
         self.connection = Connection(
-            device=DEVICE, topics=TOPICS, trust=self.trust, insecure_unsigned=self.unsigned,
+            device=DEVICE, topics=TOPICS, trust=self.trust, policy=policy,
             transport=broker, exchange=exchange, uplink=uplink, install=install,
             runner=self.runner, clock=clock, disk=self.disk, state_dir=root,
         )  # fmt: skip

@@ -313,14 +313,6 @@ def test_numbers_never_go_back(tmp_path: Path) -> None:
     assert len({second.number() for _ in range(RESERVED + 10)}) == RESERVED + 10
 
 
-def test_a_damaged_install_file_is_no_new_device(tmp_path: Path) -> None:
-    Install(tmp_path)
-    (tmp_path / "install.json").write_bytes(b"")
-    with pytest.raises(StateError) as refused:
-        Install(tmp_path)
-    assert refused.value.code == "install_damaged"
-
-
 def report(number: int, *, phase: bool = False) -> Report:
     event = PhaseChanged(phase=Phase.FETCHING) if phase else OrderEnded(outcome=OrderOutcome.FAILED)
     return Report(device="d", install_id="0" * 32, number=number, event=event)

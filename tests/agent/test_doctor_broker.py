@@ -6,6 +6,7 @@ import contextlib
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -245,7 +246,9 @@ def test_a_plain_login_at_a_tls_port(secure: Secure) -> None:
 def test_the_agent_itself_connects_encrypted(secure: Secure, kind: str) -> None:
     config = secure.config(kind, own=True)
     assert config.tls is not None
-    address = Address(host="localhost", port=config.port, client_id=DEVICE, tls=context(config.tls))
+    address = Address(
+        host="localhost", port=config.port, client_id=DEVICE, tls=context(config.tls, time.time)
+    )
     transport, heard = MqttTransport(address, FixedRandom()), Heard()
     transport.start(heard)
     try:
@@ -262,7 +265,9 @@ def test_the_agent_does_not_connect_to_a_stranger(secure: Secure) -> None:
     """After a refused handshake paho drops its socket without closing it, of which Python warns."""
     config = secure.config("other")
     assert config.tls is not None
-    address = Address(host="localhost", port=config.port, client_id=DEVICE, tls=context(config.tls))
+    address = Address(
+        host="localhost", port=config.port, client_id=DEVICE, tls=context(config.tls, time.time)
+    )
     transport, heard = MqttTransport(address, FixedRandom()), Heard()
     transport.start(heard)
     try:
@@ -279,8 +284,8 @@ def test_files_of_tls_that_cannot_be_used(tmp_path: Path) -> None:
         TlsConfig(cert_file=str(tmp_path / "none.pem")),
     ):
         with pytest.raises(ConfigError) as refused:
-            context(tls)
+            context(tls, time.time)
         assert refused.value.code == "tls_unusable"
     (tmp_path / "junk.pem").write_text("junk")
     with pytest.raises(ConfigError):
-        context(TlsConfig(ca_file=str(tmp_path / "junk.pem")))
+        context(TlsConfig(ca_file=str(tmp_path / "junk.pem")), time.time)

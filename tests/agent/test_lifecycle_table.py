@@ -353,6 +353,34 @@ def test_from_the_switch_on_a_deadline_is_renewed(phase: Phase) -> None:
     assert d.reason is not None
 
 
+def test_a_full_disk_in_a_switch_is_waited_for_and_each_try_undone() -> None:
+    d, work = step(in_phase(Phase.SWITCHING, attempts=2), Failed(serial=7, reason=RETRY, jitter=1.0))
+    assert (d.phase, d.attempts, d.reason, d.ending) == (Phase.SWITCHING, 3, RETRY, None)
+    assert work == Work(phase=Phase.SWITCHING, serial=8, after_s=8.0, undo=True)
+
+
+def test_a_switch_that_is_undone_anyway_is_not_waited_for() -> None:
+    ending = Ending(outcome=OrderOutcome.SUPERSEDED)
+    d, _ = step(in_phase(Phase.SWITCHING, ending=ending), Failed(serial=7, reason=RETRY))
+    assert (d.phase, d.ending) == (Phase.REVERTING, ending)
+
+
+def test_a_switch_that_can_never_succeed_goes_back_at_once() -> None:
+    d, _ = step(in_phase(Phase.SWITCHING), Failed(serial=7, reason=FINAL))
+    assert (d.phase, d.ending) == (Phase.REVERTING, Ending(outcome=OrderOutcome.FELL_BACK, reason=FINAL))
+
+
+def test_a_disk_that_stays_full_ends_the_switch_and_is_named() -> None:
+    d, _ = step(in_phase(Phase.SWITCHING), Failed(serial=7, reason=RETRY))
+    d, work = step(d, DeadlinePassed())
+    assert (d.phase, work) == (Phase.SWITCHING, None)
+    d, _ = step(d, Failed(serial=8, reason=RETRY))
+    assert d.phase is Phase.REVERTING
+    assert d.reason is not None
+    assert d.reason.code == "switch_timeout"
+    assert RETRY.code in d.reason.detail
+
+
 def test_a_first_install_that_fails_leaves_the_slot_empty() -> None:
     d = in_phase(Phase.SOAKING, previous=None, restore=Standing())
     d, work = step(d, Failed(serial=7, reason=Reason(code="health_failed", detail="down")))

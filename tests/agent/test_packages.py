@@ -13,6 +13,7 @@ from agent.packages import installed_version
 
 DAEMON = """
 import sys, json
+sys.modules["dns"] = None  # paho looks for it; a device has none
 from agent.packages import put_off
 put_off("urllib.request", "ssl", "json") if {late} else None
 import agent.app
@@ -80,6 +81,33 @@ def test_what_was_put_off_is_all_there() -> None:
     assert _ran(DAEMON.format(late=True) + use) == "True"
     use = "import urllib.request; print(urllib.request.Request('http://a/b').host)"
     assert _ran(DAEMON.format(late=True) + use) == "a"
+
+
+def test_an_exception_that_nobody_can_raise_yet_wakes_nothing() -> None:
+    """Whoever catches it catches nothing, until its module has come."""
+    late = """
+import sys
+from agent.packages import put_off
+put_off("ssl", unraised=["SSLWantReadError"])
+import ssl
+"""
+    catch = """
+try:
+    raise OSError
+except ssl.SSLWantReadError:
+    print("caught")
+except OSError:
+    print("passed", "_ssl" in sys.modules)
+"""
+    assert _ran(late + catch) == "passed False"
+    come = """
+ssl.SSLContext
+try:
+    raise ssl.SSLWantReadError
+except ssl.SSLWantReadError:
+    print("caught")
+"""
+    assert _ran(late + come) == "caught"
 
 
 def test_the_import_systems_own_questions_wake_nothing() -> None:

@@ -204,10 +204,10 @@ def test_durations() -> None:
 def test_pending_reports_are_counted_without_touching_them(tmp_path: Path) -> None:
     assert pending(tmp_path / "none") is None
     root = tmp_path / "reports"
-    outbox = Outbox(root, 100)
-    assert pending(root) == 0
     me = Self(device=DEVICE, agent_version="1", hardware=MACHINE.hardware)
     uplink = Uplink(MemoryBroker(), TOPICS, me, Install(tmp_path), TestClock())
+    outbox = Outbox(root, 100)
+    assert pending(root) == 0
     for _ in range(3):
         notice = Notice(event=PhaseChanged(phase=Phase.FETCHING))
         outbox.add(uplink.report(outbox.next_number(), "digits", notice))

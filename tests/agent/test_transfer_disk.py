@@ -9,7 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from agent.admission import require_room
 from agent.deployment import Deployment
+from agent.durable import point_link
 from agent.errors import RetryError, disk_error
 from agent.install import RESERVED, Install
 from agent.journal import RESERVE_BYTES, Journal, JournalFile
@@ -29,7 +30,7 @@ from tests.agent.rig import DEVICE, ONE, TWO, Rig, deploy, running
 from tests.agent.test_disk import assemble, slot_of, whole
 from tests.agent.twins import TOPICS, MemoryBroker, Release, release, until
 from wire.chunks import digest
-from wire.messages import OrderEnded, OrderOutcome, Slot
+from wire.messages import OrderEnded, OrderOutcome, Phase, Slot
 from wire.topics import RELEASE
 
 RELEASES = {one.digest: one for one in (ONE, TWO)}
@@ -296,6 +297,47 @@ def test_what_could_not_be_told_on_a_full_disk_is_told_later(tmp_path: Path) -> 
         until(
             lambda: [r for r in rig.reports() if isinstance(r.event, OrderEnded) and r.order == 2], "the end"
         )
+
+
+def _no_link(times: int) -> Callable[[Path, str], None]:
+    """A disk that has no block for a symlink for so many tries."""
+    left = iter(range(times))
+
+    def point(link: Path, target: str) -> None:
+        if link.name == "current" and next(left, None) is not None:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        point_link(link, target)
+
+    return point
+
+
+def test_a_switch_waits_for_room(tmp_path: Path) -> None:
+    """Each try asks twice, before and after the candidate's blobs made way."""
+    with running(tmp_path) as rig:
+        deploy(rig)
+        with mock.patch("agent.slots.point_link", side_effect=_no_link(5)):
+            order_two(rig)
+            rig.wait(2, OrderOutcome.ACTIVE)
+        assert rig.running == TWO.digest
+        assert len(rig.trials.jobs) == 2
+
+
+def test_a_switch_does_not_wait_for_ever(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        deploy(rig)
+        with mock.patch("agent.slots.point_link", side_effect=_no_link(10**6)):
+            order_two(rig)
+            until(
+                lambda: (s := rig.reported()) and s.phase is Phase.SWITCHING and s.reason is not None,
+                "a switch that waits, and says why",
+            )
+            assert rig.running == ONE.digest
+            rig.clock.ahead_s += 400.0
+            state = rig.wait(2, OrderOutcome.FELL_BACK)
+        assert rig.running == ONE.digest
+        assert state.reason is not None
+        assert state.reason.code == "switch_timeout"
+        assert "disk_full" in state.reason.detail
 
 
 def test_no_half_reserve_takes_the_last_blocks(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from agent.slots import ReleaseInfo, directory_name, file_sha256, placed
 from tests.crash.device import Heard
 from wire.bundle import Manifest
 from wire.chunks import digest
-from wire.messages import OrderEnded, OrderOutcome, Phase, Report, Reported
+from wire.messages import ContentFetched, OrderEnded, OrderOutcome, Phase, Report, Reported
 
 MODEL = "digits"
-KNOWN = {"blobs", "install.json", "journal.1", "journal.json", "lock", "models", "reports", "requests",
-         "reserve", "shards", "trials"}  # fmt: skip
+KNOWN = {"blobs", "install.1", "install.json", "journal.1", "journal.json", "lock", "models", "reports",
+         "requests", "reserve", "shards", "trials"}  # fmt: skip
 
 
 def incomplete(directory: Path) -> str | None:
@@ -135,6 +135,16 @@ def _highest(heard: Heard) -> int:
         return 0
     known = msgspec.json.decode(heard.more, type=Reported).models.get(MODEL)
     return known.order_highest if known else 0
+
+
+def came_by_delta(heard: Heard) -> bool:
+    """Whether this is the report of content that came by deltas, each of which worked."""
+    if not heard.what.endswith("/up/report"):
+        return False
+    event = msgspec.json.decode(heard.more, type=Report).event
+    return (
+        isinstance(event, ContentFetched) and bool(event.deltas) and not any(d.failure for d in event.deltas)
+    )
 
 
 def numbers_reused(heard: list[Heard]) -> list[str]:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from tests.agent.deltas import NEW, OLD, Delta
 from tests.agent.rig import DEVICE, ONE, TWO, command
 from tests.agent.twins import SECOND, VARIANT, Release, release, until
 from tests.crash.checks import incomplete
 from tests.crash.device import Device, Drive
+from wire.deltas import DeltaHint
 from wire.messages import OrderOutcome, Phase, Rollback
 
+DELTA = Delta()
 THREE = release("3", changes=b"three")
 BOTH = release("4", changes=b"four", variants=(VARIANT, SECOND))
 
@@ -28,6 +31,7 @@ class Ordered(Struct, frozen=True, kw_only=True):
     which: Release
     number: int
     soak_s: float = 0.0
+    deltas: tuple[DeltaHint, ...] = ()
 
 
 class Scenario(Struct, frozen=True, kw_only=True):
@@ -40,6 +44,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
         supersede_in: the phase of `first` in which `order` comes.
         world: how trials and the application behave.
         rolls_back: a command that leaves this release comes (again after a crash, as the registry sends it).
+        by_delta: whether the model's file has to come by a delta where nothing is killed.
         harm: what happens to the disk of the device, at rest and switched off, before it all begins.
         running: what runs at the end; None where nothing does.
         ends: how `order` has ended.
@@ -52,6 +57,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     supersede_in: Phase = Phase.TRIALING
     world: Drive = _nothing
     rolls_back: Release | None = None
+    by_delta: bool = False
     harm: Callable[[Path], None] | None = None
     running: Release | None
     ends: OrderOutcome = OrderOutcome.ACTIVE
@@ -125,7 +131,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
 
 def desire(device: Device, order: Ordered) -> None:
     """Writes the desired document."""
-    device.broker.desire(DEVICE, {"digits": order.which.order(order.number, soak_s=order.soak_s)})
+    wanted = order.which.order(order.number, soak_s=order.soak_s, deltas=order.deltas)
+    device.broker.desire(DEVICE, {"digits": wanted})
 
 
 def _poor(device: Device) -> None:
@@ -142,6 +149,10 @@ def _sick(device: Device) -> None:
 
 def _refusing(device: Device) -> None:
     device.app.refused = {ONE.digest}
+
+
+def _offered(device: Device) -> None:
+    DELTA.hold_at(device.broker)
 
 
 def _harmed(which: Release) -> Callable[[Path], None]:
@@ -167,6 +178,10 @@ SCENARIOS: dict[str, Scenario] = {
             ends=OrderOutcome.FELL_BACK,
         ),
         Scenario(name="update", before=(FIRST,), order=SECOND_ORDER, running=TWO),
+        Scenario(
+            name="update_by_delta", before=(Ordered(which=OLD, number=1),), world=_offered, by_delta=True,
+            order=Ordered(which=NEW, number=2, deltas=(DELTA.hint,)), running=NEW,
+        ),
         Scenario(
             name="second_update", before=(FIRST, SECOND_ORDER), order=THIRD, running=THREE
         ),

@@ -104,6 +104,15 @@ class Roof:
         events = {report.number: report.event for report in self.rig.reports()}.values()
         return [e.slot.digest for e in events if isinstance(e, ReleaseDamaged) and e.repaired == repaired]
 
+    def until_told(self, digests: list[str]) -> None:
+        """Waits, on a clock that runs, until these could not be mended."""
+
+        def told() -> bool:
+            self.rig.clock.ahead_s += 1
+            return self.told(repaired=False) == digests
+
+        until(told, "the report")
+
     def at_rest(self) -> bool:
         known = self.rig.runner.models.get("digits")
         return known is not None and known.phase is Phase.IDLE
@@ -222,11 +231,7 @@ def test_damage_that_cannot_be_mended_is_told_and_mended_once_it_can(roof: Roof)
     roof.broker.retained = {t: p for t, p in kept.items() if "/blob/" not in t}
     rig = roof.on()
 
-    def told() -> bool:
-        rig.clock.ahead_s += 1
-        return roof.told(repaired=False) == [ONE.digest]
-
-    until(told, "the report")
+    roof.until_told([ONE.digest])
     state = rig.reported()
     assert state is not None
     assert state.reason is not None
@@ -267,11 +272,7 @@ def test_a_lost_release_before_is_nobodys_way_back(roof: Roof) -> None:
     roof.broker.retained = {t: p for t, p in roof.broker.retained.items() if "/blob/" not in t}
     rig = roof.on()
 
-    def told() -> bool:
-        rig.clock.ahead_s += 1
-        return roof.told(repaired=False) == [ONE.digest]
-
-    until(told, "the report")
+    roof.until_told([ONE.digest])
     state = rig.reported()
     assert state is not None
     assert state.previous is None

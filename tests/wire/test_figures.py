@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import numpy as np
 import pytest
@@ -27,6 +28,10 @@ COUNTS = st.builds(
 def test_percentile_is_numpys(values: list[float], fraction: float) -> None:
     expected = float(np.quantile(values, fraction))
     assert figures.percentile(values, fraction) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+
+
+def test_the_constant_is_the_normal_distributions() -> None:
+    assert statistics.NormalDist().inv_cdf(0.975) == figures._Z95
 
 
 def test_percentile_of_nothing_is_refused() -> None:

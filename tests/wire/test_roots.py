@@ -129,9 +129,3 @@ def test_an_epoch_begins_above_all_numbers_of_the_one_before(epoch: int) -> None
     with pytest.raises(TrustError) as caught:
         roots.require_epoch(root, last + 1)
     assert caught.value.code == "future_epoch"
-
-
-def test_a_rotation_is_told_by_what_comes_and_goes() -> None:
-    found = roots.changes(root_of(), root_of(2, order=(ORDER_2,)))
-    assert found[Role.ORDER] == ((ORDER_2.keyid,), (ORDER.keyid,))
-    assert found[Role.RELEASE] == found[Role.ROOT] == ((), ())
