@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 from agent.runner import Runner
 
@@ -29,8 +30,11 @@ class Again:
         self._runner.stop()
 
 
-def start_again() -> None:
+def start_again(environment: Mapping[str, str]) -> None:
     """This program, as it was started; for when nothing is open here any more. Does not return.
+
+    Args:
+        environment: what was taken out of this process's, and the next one needs.
 
     Raises:
         OSError: the interpreter is gone; then a service manager has to start it.
@@ -38,4 +42,5 @@ def start_again() -> None:
     log.info("starting again, as this device's enrolment has changed")
     # A wish that comes before the handler is there must not end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this program itself
+    words = [sys.executable, *sys.orig_argv[1:]]
+    os.execve(sys.executable, words, {**os.environ, **environment})  # noqa: S606 - this program itself

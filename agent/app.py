@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -147,12 +147,12 @@ def run(config: Config) -> None:
         trust = Trust(state.root, verify)
         config, found = belonging.taken_up(config, state.identities, trust, state.root, ed25519, verify)
         again = _serve(config, found, state, trust)
-    if again:
-        start_again()
+    if again is not None:
+        start_again(again)
 
 
-def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -> bool:
-    """Returns whether the daemon is to be started again."""
+def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -> Mapping[str, str] | None:
+    """Returns with what environment the daemon is to start again; None where it has ended."""
     device = state.journal.device = device_of(config)
     # What a trial left that was killed together with the daemon.
     if (state.root / "trials").exists():
@@ -210,7 +210,7 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
         transport.stop(connection.farewell())
         board.connection(up=False, detail="the agent was stopped")
     log.info("stopped")
-    return again.asked
+    return supervisor.environment if again.asked else None
 
 
 def _self(config: Config, device: str, machine: Machine) -> Self:
