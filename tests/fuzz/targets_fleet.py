@@ -20,6 +20,7 @@ import msgspec
 from fleet.audit import AuditHead, checked, follow, genesis
 from fleet.audit_heads import exported, imported, read_head
 from fleet.bars import BarsAsk
+from fleet.enrolment_views import EnrolAsk
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.ports import Delivery
 from fleet.scopes import Scope
@@ -138,6 +139,7 @@ ROUTES: tuple[tuple[str, str, str, Any], ...] = (
     ("pause", "POST", "/api/rollouts/r1/pause", {"why": "x"}),
     ("abort", "POST", "/api/rollouts/r1/abort", {"action": "halt"}),
     ("tokens", "POST", "/api/tokens", TokenAsk(name="kim", scopes=(Scope.VIEW,), expires_s=60.0)),
+    ("enrolments", "POST", "/api/enrolments", EnrolAsk(devices=("roof-17",))),
     ("bars", "POST", "/api/bars", BarsAsk(bar=("ab" * 32,), why="known as bad")),
     ("rollbacks", "POST", "/api/rollbacks", RollbackAsk(model="fashion", devices=("roof-17",))),
 )
