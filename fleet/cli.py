@@ -146,8 +146,8 @@ def health(client: Client, as_json: bool) -> None:
     if as_json:
         con.print_json(found)
         return
-    for key, value in found.items():
-        click.echo(f"{key:18} {value}")
+    for key, value in con.facts(found):
+        click.echo(f"{key:24} {value}")
 
 
 # --- devices ------------------------------------------------------------------------------------------

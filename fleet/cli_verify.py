@@ -21,7 +21,7 @@ from fleet.adapters import console as con
 from fleet.adapters.client import Client
 from fleet.adapters.key_files import verify as check_signature
 from fleet.adapters.release_holder import RegistryHolder, find_release
-from fleet.adapters.retained import retained
+from fleet.adapters.retained import Look, retained
 from fleet.cli_common import fail, json_option, server_option, token_of, token_option
 from fleet.publish.directory import DirectoryHolder
 from fleet.verification import Asked, Holder, verify
@@ -70,7 +70,9 @@ def place_of(subject: str, server: str, token_file: Path | None) -> Iterator[tup
 @click.option("--search", type=_FILE, help="The labelled samples that were searched on.")
 @click.option("--dataset", type=_FILE, help="The dataset.yaml.")
 @click.option("--sla", type=_FILE, help="The SLA.")
-@click.option("--broker", metavar="URL", help="Compare what the broker at mqtt://HOST:PORT retains.")
+@click.option("--broker", metavar="URL", help="Compare what the broker at mqtt[s]://HOST:PORT retains.")
+@click.option("--broker-ca", type=_FILE, help="For mqtts://: whose certificate the broker must have.")
+@click.option("--broker-cert", type=_FILE, help="For mqtts://: certificate and key, such as a device's.")
 @server_option
 @token_option
 @json_option
@@ -87,12 +89,14 @@ def verify_command(
 
     Exit codes: 0 all that was checked holds, 1 something does not, 2 bad input, 4 no registry answers.
     """
+    ca_file, cert_file = given.pop("broker_ca"), given.pop("broker_cert")
+    look = None if broker is None else Look(url=broker, ca_file=ca_file, cert_file=cert_file)
     try:
         with place_of(subject, server, token_file) as (holder, topics):
             asked = Asked(
                 subject=subject, root_sha256=root_sha256, topics=topics,
                 given={kind: path for kind, path in given.items() if path is not None},
-                retained=None if broker is None else partial(retained, broker),
+                retained=None if look is None else partial(retained, look),
             )  # fmt: skip
             with con.check_bar() as progress:
                 found = verify(holder, asked, check_signature, progress)

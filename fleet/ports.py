@@ -185,6 +185,9 @@ class Tx(PeopleTx, EnrolmentTx, Protocol):  # the one port that is large: a tran
     def add_report(self, report: Report, now: float) -> bool:
         """Keeps a report and moves the mark of completeness; False if it was already there."""
 
+    def contradicts(self, report: Report) -> bool:
+        """Whether another report of the same install has its number."""
+
     def contiguous(self, device: str, install_id: str) -> int:
         """Highest number up to which every report is here; 0 if none is."""
 

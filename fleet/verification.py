@@ -63,7 +63,11 @@ _INDEX = msgspec.json.Decoder(DeltaIndex)
 
 
 class Holder(Protocol):
-    """Where a release lies. Every method raises ShallopError where something cannot be had."""
+    """Where a release lies.
+
+    Every method raises ContentError where something cannot be had, which is a finding, and another
+    ShallopError where the place cannot be reached any more, which ends the check.
+    """
 
     @property
     def named(self) -> Named:
@@ -135,7 +139,7 @@ def _signed(holder: Holder) -> bytes | Fault | None:
     """The signed release, or why there is none; None in a place where there cannot be one."""
     try:
         return holder.envelope()
-    except ShallopError as error:
+    except ContentError as error:
         return fault_of(error)
 
 
@@ -200,7 +204,7 @@ def _rebuilt(holder: Holder, file: File, spool: IO[bytes] | None) -> Rebuilt | F
             size += len(piece)
             if spool is not None:
                 spool.write(piece)
-    except ShallopError as error:
+    except ContentError as error:
         return fault_of(error)
     return Rebuilt(size_bytes=size, sha256=whole.hexdigest())
 
@@ -212,21 +216,19 @@ def _deltas(holder: Holder) -> list[tuple[DeltaHint, Fault | None]] | None:
 
 def _delta_fault(holder: Holder, hint: DeltaHint) -> Fault | None:
     """What is wrong with the index or the chunks of a delta."""
+    whole, size = hashlib.sha256(), 0
     try:
-        raw = holder.blob(Chunk(sha256=hint.index, size_bytes=hint.index_bytes))
-        try:
-            index = _INDEX.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ContentError("index_malformed", f"its index cannot be read: {error}") from None
-        whole, size = hashlib.sha256(), 0
+        index = _INDEX.decode(holder.blob(Chunk(sha256=hint.index, size_bytes=hint.index_bytes)))
         for chunk in index.chunks:
             piece = decoded(holder.blob(chunk), chunk)
             whole.update(piece)
             size += len(piece)
-        if (size, whole.hexdigest()) != (index.delta_bytes, index.delta_sha256):
-            raise ContentError("hash_mismatch", "its chunks do not make it up")
-    except ShallopError as error:
+    except ContentError as error:
         return fault_of(error)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return Fault(code="index_malformed", message=f"its index cannot be read: {error}")
+    if (size, whole.hexdigest()) != (index.delta_bytes, index.delta_sha256):
+        return Fault(code="hash_mismatch", message="its chunks do not make it up")
     return None
 
 

@@ -270,7 +270,7 @@ class Client:
             raise _refusal(response.content, str(response.url), response.status_code)
         try:
             return msgspec.json.decode(response.content, type=expected)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             raise ServerUnreachableError(
                 "not_a_registry", f"{self._server} answered something else: {error}"
             ) from None
@@ -290,6 +290,9 @@ def _is_here(host: str) -> bool:
         return False
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 class _Error(msgspec.Struct):
     code: str
     message: str
@@ -302,6 +305,6 @@ class _Refusal(msgspec.Struct):
 def _refusal(content: bytes, url: str, status: int) -> ShallopError:
     try:
         refusal = msgspec.json.decode(content, type=_Refusal)
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return ServerUnreachableError("not_a_registry", f"{url} answered {status} and no error of a registry")
     return RefusedError(refusal.error.code, refusal.error.message, status)

@@ -80,8 +80,15 @@ class RegistryHolder:
         return self._client.fetch(f"{self._path}/manifest", MANIFEST_BYTES_MAX)
 
     def envelope(self) -> bytes | None:
-        """The signed release."""
-        return self._client.fetch(f"{self._path}/envelope", wt.RELEASE.size_bytes_max)
+        """The signed release.
+
+        Raises:
+            ContentError: the registry has none to give, as it says.
+        """
+        try:
+            return self._client.fetch(f"{self._path}/envelope", wt.RELEASE.size_bytes_max)
+        except RefusedError as error:
+            raise ContentError(error.code, str(error.args[0])) from None
 
     def roots(self) -> Sequence[bytes]:
         """The signed roots, oldest first."""

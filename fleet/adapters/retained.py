@@ -9,15 +9,19 @@ Not for: the registry's own connection (`fleet.adapters.mqtt_broker`).
 from __future__ import annotations
 
 import hashlib
+import ssl
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import paho.mqtt.client as mqtt
+from msgspec import Struct
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from fleet.adapters.mqtt_broker import parse_url
+from fleet.adapters.broker_tls import client_context
+from fleet.adapters.mqtt_broker import encrypted, parse_url
 from fleet.ports import BrokerError
 
 WINDOW = 32
@@ -77,17 +81,49 @@ class _Ear:
                     return
 
 
-def retained(url: str, topics: Sequence[str]) -> dict[str, str | None]:
+class Look(Struct, frozen=True, kw_only=True):
+    """Where to look.
+
+    Attributes:
+        url: mqtt://HOST:PORT or mqtts://HOST:PORT.
+        ca_file: for mqtts://, whose certificate the broker must have.
+        cert_file: for mqtts://, a certificate and its key that may read releases, such as a device's.
+    """
+
+    url: str
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """TLS, where the URL asks for it.
+
+        Raises:
+            BrokerError: `broker_tls`: files are missing or cannot be used.
+        """
+        if not encrypted(self.url):
+            return None
+        if self.ca_file is None or self.cert_file is None:
+            raise BrokerError(
+                "broker_tls",
+                "an mqtts:// broker wants --broker-ca FILE and --broker-cert FILE, such as a device's",
+            )
+        return client_context(self.ca_file, self.cert_file)
+
+
+def retained(look: Look, topics: Sequence[str]) -> dict[str, str | None]:
     """SHA-256 of what lies on each topic; None where nothing does.
 
     Raises:
-        BrokerError: `broker_url`, `broker_unreachable`, `broker_refused`, `broker_lost`.
+        BrokerError: `broker_url`, `broker_tls`, `broker_unreachable`, `broker_refused`, `broker_lost`.
     """
-    host, port = parse_url(url)
+    url, (host, port) = look.url, parse_url(look.url)
+    context = look.context()
     ear = _Ear()
     client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="", protocol=MQTTProtocolVersion.MQTTv311)
     client.on_connect = ear.on_connect
     client.on_message = ear.on_message
+    if context is not None:
+        client.tls_set_context(context)
     try:
         client.connect(host, port)
     except OSError as error:

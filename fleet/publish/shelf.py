@@ -39,6 +39,8 @@ _LOG = logging.getLogger("shallop.fleet.deltas")
 FILE_BYTES_MAX = 256 * 1024**2
 """Of either file; the encoder needs a few dozen times as much memory."""
 RECORD_BYTES_MAX = 4 * 1024**2
+# Made by the thread that imports this, as in `wire.codec`.
+_MADE = msgspec.json.Decoder(Made)
 
 
 class DeltaShelf:
@@ -225,7 +227,7 @@ def _read(path: Path) -> Made | None:
     """A record; one that cannot be read is forgotten, and its delta made again."""
     try:
         with path.open("rb") as file:
-            return msgspec.json.decode(file.read(RECORD_BYTES_MAX), type=Made)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _MADE.decode(file.read(RECORD_BYTES_MAX))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _LOG.warning("the record %s cannot be read (%s); its delta is made again", path.name, error)
         return None

@@ -253,6 +253,18 @@ def test_bad_usage_and_nobody_there_have_codes_of_their_own(scene: Scene, tmp_pa
 
 
 @pytest.mark.broker
+@pytest.mark.parametrize("path", ["/manifest", "/envelope", "/api/roots", "/api/blobs/", "/deltas"])
+def test_a_registry_that_goes_away_meanwhile_is_no_finding(scene: Scene, path: str) -> None:
+    def drop(asked: str, content: bytes) -> bytes:
+        if path in asked:
+            raise ConnectionAbortedError
+        return content
+
+    with Liar(scene.registry.url, drop) as liar:
+        assert "server_unreachable" in run("verify", "net@v1", server=liar.url, code=4).output
+
+
+@pytest.mark.broker
 def test_a_directory_needs_no_registry(scene: Scene) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
     output = run("verify", str(scene.directory), server=nobody).output

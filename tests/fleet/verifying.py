@@ -216,7 +216,7 @@ class Liar:
 
     Args:
         registry: URL.
-        lie: given path and answer, another answer; None for 404.
+        lie: given path and answer, another answer; None for 404; ConnectionAbortedError for none at all.
     """
 
     def __init__(self, registry: str, lie: Lie) -> None:
@@ -238,7 +238,11 @@ class Liar:
             def log_message(self, *_: Any) -> None:  # noqa: ANN401 - as the standard library has it
                 """Nothing is told."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: Any) -> None:  # noqa: ANN401 - as the standard library has it
+                """A connection that is dropped on purpose needs no words."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
