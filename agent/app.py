@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,7 @@ from agent.adapters.thermal import raised_flags
 from agent.adapters.trial_process import TrialProcess, installed_runtimes
 from agent.adapters.trial_socket import TrialSocket
 from agent.adapters.units import SystemdUnits
+from agent.again import Again, start_again
 from agent.config import Config
 from agent.connection import Connection
 from agent.deployment import Deployment, RollbackAsked
@@ -146,15 +147,12 @@ def run(config: Config) -> None:
         trust = Trust(state.root, verify)
         config, found = belonging.taken_up(config, state.identities, trust, state.root, ed25519, verify)
         again = _serve(config, found, state, trust)
-    if again:
-        # In place of this process: the service manager sees one that goes on. Nothing is open here any more.
-        log.info("starting again, as this device's enrolment has changed")
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this program itself
+    if again is not None:
+        start_again(again)
 
 
-def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -> bool:
-    """Returns whether the daemon is to be started again."""
+def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -> Mapping[str, str] | None:
+    """Returns with what environment the daemon is to start again; None where it has ended."""
     device = state.journal.device = device_of(config)
     # What a trial left that was killed together with the daemon.
     if (state.root / "trials").exists():
@@ -166,10 +164,7 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
     transport = _transport(config, device, introduction, time)
     exchange = Exchange(transport)
     install = Install(state.root)
-    me = Self(
-        device=device, agent_version=version(), hardware=machine.hardware, runtimes=machine.runtimes,
-        os=hardware.operating_system(ROOT), labels=config.labels,
-    )  # fmt: skip
+    me = _self(config, device, machine)
     onlooker = _home_assistant(config, state.root, me, topics, transport)
     uplink = Uplink(transport, topics, me, install, clock, onlooker)
     store = BlobStore(state.root / "blobs")
@@ -183,7 +178,7 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
         jobs=_jobs(config, state, machine, fetcher, sources, store, live, trust), clock=clock,
         supervisor=supervisor, bounds=config.bounds(), board=board,
     )  # fmt: skip
-    again = _Again(runner)
+    again = Again(runner)
     renewal = None
     if introduction is not None and found is not None:
         from agent.renewal import Parts, RenewalWork  # noqa: PLC0415 - only a device that is enrolled
@@ -200,8 +195,8 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
         board=board, renewal=renewal,
     )  # fmt: skip
     _signals(runner, connection, state, again.ask)
-    broker = config.broker
-    log.info("device %s, state in %s, broker %s:%d", device, state.root, broker.host, broker.port)
+    where = f"{config.broker.host}:{config.broker.port}"
+    log.info("device %s, state in %s, broker %s", device, state.root, where)
     if renewal is not None:
         runner.post(renewal.look)
     transport.start(connection)
@@ -215,19 +210,14 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
         transport.stop(connection.farewell())
         board.connection(up=False, detail="the agent was stopped")
     log.info("stopped")
-    return again.asked
+    return supervisor.environment if again.asked else None
 
 
-class _Again:
-    """Whether the daemon is to start again when its loop has ended."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner, self.asked = runner, False
-
-    def ask(self) -> None:
-        """Ends the loop, for that."""
-        self.asked = True
-        self._runner.stop()
+def _self(config: Config, device: str, machine: Machine) -> Self:
+    return Self(
+        device=device, agent_version=version(), hardware=machine.hardware, runtimes=machine.runtimes,
+        os=hardware.operating_system(ROOT), labels=config.labels,
+    )  # fmt: skip
 
 
 def _live(config: Config, state: State) -> LiveWatch:

@@ -12,15 +12,21 @@ import socket
 import time
 
 STATUS_CHARS_MAX = 300
+_OF_SYSTEMD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class SystemdSupervisor:
-    """Fulfils `agent.ports.Supervisor`."""
+    """Fulfils `agent.ports.Supervisor`.
+
+    Attributes:
+        environment: by which systemd is reached; for a daemon that starts again in place of this one.
+    """
 
     def __init__(self) -> None:
         # Taken out of the environment, so that a hook or a trial never speaks for the daemon.
-        address = os.environ.pop("NOTIFY_SOCKET", "")
-        usec, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+        taken = {name: os.environ.pop(name, "") for name in _OF_SYSTEMD}
+        self.environment = {name: value for name, value in taken.items() if value}
+        address, usec, pid = (taken[name] for name in _OF_SYSTEMD)
         self._address = "\0" + address[1:] if address.startswith("@") else address
         meant = not pid or pid == str(os.getpid())
         self._watchdog_s = int(usec) / 1e6 if meant and usec.isdecimal() and int(usec) else None

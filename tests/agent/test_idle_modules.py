@@ -42,7 +42,8 @@ agent.adapters.live_files agent.adapters.locks agent.adapters.memory agent.adapt
 agent.adapters.power agent.adapters.power_common agent.adapters.power_jetson agent.adapters.power_linux
 agent.adapters.power_model agent.adapters.power_rpi agent.adapters.sensors agent.adapters.system
 agent.adapters.systemd_notify agent.adapters.thermal agent.adapters.trial_process
-agent.adapters.trial_socket agent.adapters.units agent.adapters.worker_process agent.admission agent.app
+agent.adapters.trial_socket agent.adapters.units agent.adapters.worker_process agent.admission agent.again
+agent.app
 agent.believing agent.belonging agent.bringing agent.cli agent.config agent.config_life agent.connection
 agent.deployment agent.downlink agent.drift agent.durable agent.errors agent.exchange agent.fetch
 agent.fetching agent.hardware agent.headed agent.home_assistant agent.identities agent.identity

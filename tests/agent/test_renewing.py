@@ -284,7 +284,8 @@ def test_while_two_certificates_take_turns_nobody_is_asked() -> None:
     barred, _ = step(proving, Barred(reason=WHY))
     limit_s = 5.0 + renewing.PROVING_S_MAX
     assert step(barred, look(LIFE_S, boot_s=limit_s - 1, connected=False)) == (barred, None)
-    assert step(barred, look(0.0, boot_s=limit_s, connected=False))[1] is Act.ASK_REGISTRY
+    asking_now, act = step(barred, look(0.0, boot_s=limit_s, connected=False))
+    assert (asking_now.until_boot_s, act) == (limit_s + ANSWER_S_MAX, Act.ASK_REGISTRY)
     assert step(barred, look(0.0, boot_s=limit_s)) == (barred, None)
     assert step(proving, look(0.0, boot_s=limit_s, connected=False)) == (proving, None)
     assert step(proving, look(LIFE_S, boot_s=limit_s, connected=False))[1] is Act.ASK_REGISTRY

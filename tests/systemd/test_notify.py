@@ -92,6 +92,20 @@ def test_a_hook_or_a_trial_cannot_speak_for_the_daemon(start: Start) -> None:
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & set(os.environ)
 
 
+def test_a_daemon_that_starts_again_in_place_is_watched_on(
+    start: Start, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its environment the next one would starve the watchdog."""
+    for name, value in start(watchdog_s=3).environment.items():
+        monkeypatch.setenv(name, value)
+    again = SystemdSupervisor()
+    assert again.within_s == 1.0
+    again.alive()
+    listener.wait("WATCHDOG=1")
+    monkeypatch.setenv("WATCHDOG_USEC", "")
+    assert SystemdSupervisor().environment == {}
+
+
 def test_a_status_is_one_line_and_no_second_message(start: Start, listener: Listener) -> None:
     start().status("digits: refused\nSTOPPING=1\r\nWATCHDOG=trigger " + "x" * 1000)
     (said,) = listener.heard()
