@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLD := .venv-tflite-runtime
 
-.PHONY: help setup setup-dev tflite-runtime demo check format test test-full test-arm bench bench-converter bench-tflite bench-delta bench-memory clean system-packages arm-packages wheels deb
+.PHONY: help setup setup-dev tflite-runtime demo check format test test-full test-arm fuzz bench bench-converter bench-tflite bench-delta bench-memory clean system-packages arm-packages wheels deb
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 18
@@ -100,6 +100,10 @@ test-arm: setup-dev system-packages arm-packages ## The agent as aarch64 process
 test-full: setup-dev system-packages tflite-runtime ## Every test, the big matrices as a whole
 	@$(BIN)/python -m pytest -q -n 2 -m 'not arm' --full
 
+FUZZ_S ?= 60
+fuzz: setup-dev ## Fuzz every reader of bytes from outside (FUZZ_S=60 seconds for each, FUZZ=part of its name)
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_S) $(FUZZ)
+
 wheels: $(BIN)/python ## Fill dist/wheels for machines without a network (ARCH=aarch64 PY=3.11 EXTRAS=onnx)
 	@BUILDER=$(BIN)/python systemd/wheels.sh $(if $(ARCH),--arch $(ARCH)) $(if $(PY),--python $(PY)) $(if $(EXTRAS),--extras $(EXTRAS)) dist/wheels
 
@@ -122,4 +126,4 @@ bench-memory: setup-dev ## Peak memory of a conversion's calibration, 50 samples
 	@$(BIN)/python -m bench.calibration_memory
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(OLD) dist .arm .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLD) dist .arm .demo .bench .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis

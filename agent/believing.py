@@ -35,7 +35,8 @@ class TrustState(Struct, frozen=True, kw_only=True):
     Attributes:
         root: the trusted root document.
         document: highest number of a desired document that was believed.
-        signed_at: highest time that a believed document carries, RFC 3339 in UTC; empty before the first.
+        signed_at: highest time that a believed document of this epoch carries, or the root that opened the
+            epoch, RFC 3339 in UTC; empty before the first.
         bars: number of the last believed list of barred releases.
         barred: digests of releases that no order may bring here.
     """
@@ -77,7 +78,10 @@ def rotated(state: TrustState, data: bytes, check: SignatureCheck) -> TrustState
     roots.require_successor(state.root, root)
     for signing in (state.root, root):
         roots.require_signatures(signing, Role.ROOT, trust.pae("root", message), signatures, check)
-    return replace(state, root=root)
+    if root.epoch == state.root.epoch:
+        return replace(state, root=root)
+    # The order key was retired, so whatever times it signed count no more: they may have been a thief's.
+    return replace(state, root=root, signed_at=later_text(root.issued_at))
 
 
 def enrolled(

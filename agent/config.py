@@ -21,6 +21,8 @@ from agent.metering import windows
 from agent.tls import TlsConfig
 from agent.worker.job import TrialSettings
 from agent.worker.limits import WorkerLimits
+from wire import plain_yaml
+from wire.errors import WireError
 from wire.topics import ROOT_DEFAULT, Topics
 from wire.types import DeviceId, ModelName
 
@@ -224,11 +226,11 @@ def parse(text: str) -> Config:
     import yaml  # noqa: PLC0415 - 1.1 MiB, which the daemon leaves in a child (`agent.adapters.aside`)
 
     try:
-        mapping = yaml.safe_load(text)
+        mapping = plain_yaml.read(yaml, text)
         config = msgspec.convert({} if mapping is None else mapping, Config)
         Topics(config.broker.root)
         config.transfer.limits()
-    except (yaml.YAMLError, msgspec.ValidationError, ValueError, RecursionError) as error:
+    except (WireError, msgspec.ValidationError, ValueError, RecursionError) as error:
         raise ConfigError("config_malformed", f"the configuration cannot be used: {error}") from None
     return config
 

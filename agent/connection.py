@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent import downlink
-from agent.deployment import Cancelled, Notice, Ordered, RollbackAsked, model_state
+from agent.deployment import (
+    BEFORE_SWITCH,
+    Cancelled,
+    Deployment,
+    Notice,
+    Ordered,
+    RollbackAsked,
+    model_state,
+)
 from agent.errors import reason_of
 from agent.exchange import Exchange
 from agent.install import Install
@@ -65,6 +73,10 @@ REFUSAL_EVERY_S = 10.0
 STATUS_EVERY_S = 10.0
 STALE_TOLD_MAX = 256
 SAVE_RETRY_S = 5.0
+CONNECTIONS_AHEAD_MAX = 1_000_000
+"""A status of this device with a number further ahead is no former life's; followed, it would use the numbers
+up, and a counter that is used up keeps the daemon from starting."""
+BARRED = Reason(code="release_barred", detail="the release was barred by its publisher")
 
 
 class Connection:
@@ -261,15 +273,15 @@ class Connection:
             return False
         return True
 
-    def _barred(self, model: str, wanted: DesiredModel) -> bool:
+    def _barred(self, model: str, digest: str, order: int) -> bool:
         """Whether a release may be brought here by no order any more; what runs already goes on."""
         try:
-            self._trust.require_not_barred(wanted.digest)
+            self._trust.require_not_barred(digest)
         except TrustError as error:
             known = self._runner.models.get(model)
             refusal = OrderRefused(reason=reason_of(error), order_highest=known.order_highest if known else 0)
-            log.warning("%s: order %d is refused: %s", model, wanted.order, error)
-            self._runner.notice(model, Notice(order=wanted.order, digest=wanted.digest, event=refusal))
+            log.warning("%s: order %d is refused: %s", model, order, error)
+            self._runner.notice(model, Notice(order=order, digest=digest, event=refusal))
             return True
         return False
 
@@ -283,7 +295,9 @@ class Connection:
             if len(self._stale_told) >= STALE_TOLD_MAX:
                 self._stale_told.clear()
             self._stale_told.add(key)
-        elif (known is None or wanted.order != known.order) and self._barred(model, wanted):
+        elif (known is None or wanted.order != known.order) and self._barred(
+            model, wanted.digest, wanted.order
+        ):
             return
         self._runner.apply(model, Ordered(desired=wanted))
 
@@ -333,10 +347,21 @@ class Connection:
         states = {name: model_state(d) for name, d in self._runner.models.items()}
         return self._uplink.reply(command.id, "done", models=states)
 
+    def _barred_way_back(self, d: Deployment, leaving: str) -> bool:
+        """Whether leaving what runs would lead to a release that is barred by now.
+
+        What soaks may always be left: the release before it still ran a moment ago, and failing it goes back.
+        """
+        going = d.phase is Phase.IDLE or d.phase in BEFORE_SWITCH
+        to = d.previous if going and d.active is not None and d.active.digest == leaving else None
+        return to is not None and self._barred(d.model, to.digest, d.order)
+
     def _rollback(self, command: str, action: Rollback) -> Reply:
         if action.model not in self._runner.models:
             reason = Reason(code="not_applicable", detail=f"there is no model {action.model} on this device")
             return self._uplink.reply(command, "not_applicable", reason=reason)
+        if self._barred_way_back(self._runner.models[action.model], action.from_):
+            return self._uplink.reply(command, "refused", reason=BARRED)
         notices = self._runner.apply(action.model, RollbackAsked(digest=action.from_, order=action.order))
         return self._answer(command, action.model, refusal_in(notices))
 
@@ -345,6 +370,8 @@ class Connection:
         if known is not None and known.phase is not Phase.IDLE and known.order != action.desired.order:
             reason = Reason(code="busy", detail="another order is in flight", lasting="retry")
             return self._uplink.reply(command, "refused", reason=reason)
+        if self._barred(action.model, action.desired.digest, action.desired.order):
+            return self._uplink.reply(command, "refused", reason=BARRED)
         wanted = DesiredModel(
             order=action.desired.order,
             digest=action.desired.digest,
@@ -403,11 +430,15 @@ class Connection:
         mine = told is not None and told.install_id == self._install.install_id
         if told is not None and mine and told.online and told.number == self._session:
             return
+        forged = told is not None and told.number > self._session + CONNECTIONS_AHEAD_MAX
+        if told is not None and forged:
+            detail = f"connection {told.number} is far beyond {self._session}; it is not this device's"
+            self._refuse(STATUS, Reason(code="number_unbelievable", detail=detail))
         now_s = self._clock.boot_s()
         if now_s - self._status_s < STATUS_EVERY_S:
             return
         self._status_s = now_s
-        if told is not None and mine and told.number > self._session:
+        if told is not None and mine and not forged and told.number > self._session:
             self._session = self._install.connect(above=told.number)
         self._uplink.send_status(self._session, online=True)
 

@@ -68,7 +68,7 @@ def _first(info: dict[str, tuple[str, ...]], *keys: str) -> str:
 
 
 def _memory_bytes(root: Path) -> int | None:
-    match = re.search(r"^MemTotal:\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    match = re.search(r"^MemTotal:[ \t]+([0-9]{1,12}) kB", _read(root / "proc/meminfo"), re.MULTILINE)
     return int(match[1]) * 1024 if match else None
 
 

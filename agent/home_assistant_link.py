@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.durable import write_file
+from agent.errors import UNREADABLE
 from agent.home_assistant import (
     Ambient,
     HomeAssistantConfig,
@@ -32,6 +33,7 @@ from agent.ports import Transport
 log = logging.getLogger(__name__)
 
 FILE = "home_assistant.json"
+FILE_BYTES_MAX = 4 * 1024 * 1024
 GONE_MAX = 2000
 QOS = 1
 
@@ -51,11 +53,16 @@ class Remembered(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent
     components: dict[str, str] = {}
 
 
+# Made by the thread that imports this, as in `wire.codec`.
+_REMEMBERED = msgspec.json.Decoder(Remembered)
+
+
 def remembered(state_dir: Path) -> Remembered | None:
     """What an earlier agent here has shown; None where it has shown nothing."""
     try:
-        return msgspec.json.decode((state_dir / FILE).read_bytes(), type=Remembered)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        with (state_dir / FILE).open("rb") as file:
+            return _REMEMBERED.decode(file.read(FILE_BYTES_MAX))
+    except (OSError, *UNREADABLE):
         return None
 
 

@@ -103,6 +103,8 @@ def placed(variant: Variant, path: str) -> str:
 # Made by the thread that imports this, as in `wire.codec`.
 INFO = msgspec.json.Decoder(ReleaseInfo)
 MANIFEST = msgspec.json.Decoder(Manifest)
+_LABELS = msgspec.json.Decoder(tuple[str, ...])
+_DATA = msgspec.json.Decoder(dict[str, InputData])
 
 
 def release_info(slot: Slot, variant: Variant, manifest: Manifest) -> ReleaseInfo:
@@ -166,8 +168,8 @@ def _installed(directory: Path, slot: Slot) -> str | None:
     # An order that names what runs already changes the slot's number and no file.
     if replace(info, order=expected.order) != expected:
         return f"{RELEASE_JSON} is not that of the release"
-    labels = msgspec.json.decode((directory / LABELS_JSON).read_bytes(), type=tuple[str, ...])
+    labels = _LABELS.decode((directory / LABELS_JSON).read_bytes())
     if labels != manifest.labels:
         return f"{LABELS_JSON} is damaged"
-    data = msgspec.json.decode((directory / PREPROCESSING_JSON).read_bytes(), type=dict[str, InputData])
+    data = _DATA.decode((directory / PREPROCESSING_JSON).read_bytes())
     return None if data == manifest.data else f"{PREPROCESSING_JSON} is damaged"

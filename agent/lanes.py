@@ -55,6 +55,11 @@ class Lane:
                 # The task reports its own failures; one that escapes must not end the lane.
                 log.exception("a task of lane %s failed", self._name)
 
+    def end(self) -> None:
+        """Ends the thread once it has done what was submitted; nothing may be submitted any more."""
+        if self._thread is not None:
+            self._tasks.put(None)
+
     def close(self, wait_s: float) -> bool:
         """Calls everything off and ends the thread.
 

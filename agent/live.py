@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.errors import FinalError
+from agent.errors import UNREADABLE, FinalError
 from wire.types import Count, ModelName, Positive
 
 VERSION = 1
@@ -114,6 +114,10 @@ def _added(one: dict[int, int], other: dict[int, int], sign: Literal[1, -1]) -> 
     return {bucket: count for bucket, count in both.items() if count}
 
 
+# Made by the thread that imports this, as in `wire.codec`.
+_FILE = msgspec.json.Decoder(LiveFile)
+
+
 def parse(data: bytes, model: str) -> LiveFile:
     """A file's content.
 
@@ -121,8 +125,8 @@ def parse(data: bytes, model: str) -> LiveFile:
         FinalError: `live_malformed`, `live_version` or `live_wrong_model`.
     """
     try:
-        found = msgspec.json.decode(data, type=LiveFile)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = _FILE.decode(data)
+    except UNREADABLE as error:
         raise FinalError("live_malformed", f"no file of live figures: {error}") from None
     if found.version != VERSION:
         raise FinalError("live_version", f"live figures of version {found.version}; {VERSION} is read here")

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from agent.deployment import Deployment, Notice
 from agent.drift import DriftRules, Moment, Track, observe
 from agent.durable import write_file
+from agent.errors import UNREADABLE
 from agent.lanes import Lane
 from agent.live import LiveFile, latency_quantile_ms
 from agent.ports import Clock, LiveSource
@@ -51,6 +52,10 @@ class Loop(Protocol):
 class _Saved(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-live"):
     version: int = 1
     tracks: dict[str, Track] = {}
+
+
+# Made by the thread that imports this, as in `wire.codec`.
+_SAVED = msgspec.json.Decoder(_Saved)
 
 
 class LiveWatch:
@@ -161,10 +166,10 @@ def _load(path: Path) -> dict[str, Track]:
     try:
         with path.open("rb") as file:
             # One that was cut here is no JSON any more.
-            saved = msgspec.json.decode(file.read(TRACKS_BYTES_MAX), type=_Saved)
+            saved = _SAVED.decode(file.read(TRACKS_BYTES_MAX))
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, *UNREADABLE) as error:
         log.warning("%s cannot be used, references begin anew: %s", path, error)
         return {}
     return dict(list(saved.tracks.items())[:MODELS_MAX]) if saved.version == 1 else {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,8 @@ from wire.topics import REPORT
 
 log = logging.getLogger(__name__)
 MARK_SUFFIX = ".acked"
+_NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
+"""`str.isdigit` is true of figures that `int` cannot read, such as a raised two."""
 _REPORT = msgspec.json.Decoder(Report)
 JUMP_MAX = 1_000_000
 """An acknowledgement further beyond this device's own reports is no registry's; believed, it would use the
@@ -150,7 +153,7 @@ class Outbox:
 
 
 def _numbers(root: Path, suffix: str) -> list[int]:
-    return sorted(int(path.stem) for path in root.glob(f"*{suffix}") if path.stem.isdigit())
+    return sorted(int(path.stem) for path in root.glob(f"*{suffix}") if _NUMBER.fullmatch(path.stem))
 
 
 def pending(root: Path) -> int | None:
@@ -162,8 +165,12 @@ def pending(root: Path) -> int | None:
         names = [path.name for path in root.iterdir()]
     except OSError:
         return None
-    marks = [
-        int(name.removesuffix(MARK_SUFFIX)) for name in names if name.removesuffix(MARK_SUFFIX).isdigit()
-    ]
-    numbers = [int(name.removesuffix(".json")) for name in names if name.removesuffix(".json").isdigit()]
+    marks, numbers = (
+        [
+            int(stem)
+            for name in names
+            if name.endswith(suffix) and _NUMBER.fullmatch(stem := name.removesuffix(suffix))
+        ]
+        for suffix in (MARK_SUFFIX, ".json")
+    )
     return sum(number > max(marks, default=-1) for number in numbers)

@@ -23,6 +23,7 @@ from msgspec import Struct
 from agent.durable import write_file
 from agent.errors import (
     DISK_ERRNOS,
+    UNREADABLE,
     Cancelled,
     FinalError,
     RetryError,
@@ -62,6 +63,9 @@ class _Memory(Struct, frozen=True, kw_only=True, tag_field="kind", tag="delta-me
     starts: Count = 0
     failure: Reason | None = None
 
+
+# Made by the thread that imports this, as in `wire.codec`.
+_MEMORY = msgspec.json.Decoder(_Memory)
 
 Planned = tuple[File, DeltaHint]
 
@@ -179,8 +183,8 @@ class Rebuilder:
 
     def _recall(self, wanted: DesiredModel, file: File) -> _Memory | None:
         try:
-            memory = msgspec.json.decode(self._memory_path(file).read_bytes(), type=_Memory)
-        except (OSError, msgspec.DecodeError):
+            memory = _MEMORY.decode(self._memory_path(file).read_bytes())
+        except (OSError, *UNREADABLE):
             return None
         return memory if memory.order == wanted.order else None
 

@@ -6,8 +6,11 @@ Not for: anything from the network.
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 REQUESTS_MAX = 64
 
@@ -34,7 +37,12 @@ class Requests:
         models = []
         for path in sorted(self._root.iterdir())[:REQUESTS_MAX]:
             found = re.fullmatch(r"rollback-([a-z0-9][a-z0-9._-]{0,62})", path.name)
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                # A folder, or another's file: it would be asked for again and again, so it is no wish.
+                log.warning("%r among the local wishes cannot be taken away: %s", path.name[:200], error)
+                continue
             if found:
                 models.append(found[1])
         return models

@@ -41,7 +41,7 @@ from agent.slots import Slots
 from agent.statusing import Board
 from agent.store import BlobStore
 from agent.uplink import Uplink
-from wire.messages import MODELS_MAX, OrderRefused, Phase
+from wire.messages import MODELS_MAX, OrderRefused, Phase, Reason
 
 log = logging.getLogger(__name__)
 
@@ -265,8 +265,7 @@ class Runner:
         """
         before = self._models.get(model)
         if before is None:
-            if len(self._models) >= MODELS_MAX:
-                log.error("%s is one model more than this agent carries and is ignored", model)
+            if not self._room_for(model):
                 return ()
             before = Deployment(model=model)
         elif before.phase is not Phase.IDLE:
@@ -293,6 +292,26 @@ class Runner:
             self._board.trialed(model)
         self._begin(model, before, after, work)
         return noticed
+
+    def _room_for(self, model: str) -> bool:
+        """Whether one model more can be carried; one that nothing was ever installed of gives way to it.
+
+        Else whoever once held an order key could fill the table for ever with names that mean nothing.
+        """
+        if len(self._models) < MODELS_MAX:
+            return True
+        for name, d in self._models.items():
+            if d.phase is Phase.IDLE and d.active is None and d.previous is None and not d.notices:
+                del self._models[name]
+                lane = self._lanes.pop(name, None)
+                if lane is not None:
+                    lane.end()
+                return True
+        detail = f"this agent carries {MODELS_MAX} models at most, and has them"
+        refusal = OrderRefused(reason=Reason(code="too_many_models", detail=detail))
+        self.notice(model, Notice(event=refusal))
+        log.error("%s is refused: %s", model, detail)
+        return False
 
     def _again(self, model: str, event: Event) -> None:
         self.apply(model, event)

@@ -10,9 +10,13 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 
+from agent.errors import UNREADABLE
 from wire.bundle import ENCODINGS, File
 from wire.deltas import INDEX_BYTES_MAX, VERSION, DeltaHint, DeltaIndex
 from wire.errors import ContentError
+
+# Made by the thread that imports this, as in `wire.codec`.
+_INDEX = msgspec.json.Decoder(DeltaIndex)
 
 ALGORITHMS = frozenset({"tensor-1"})
 """That `agent.worker.delta` knows."""
@@ -59,8 +63,8 @@ def index_of(data: bytes, hint: DeltaHint, file: File) -> DeltaIndex:
     if len(data) > INDEX_BYTES_MAX:
         raise _damaged(f"it has {len(data)} bytes")
     try:
-        index = msgspec.json.decode(data, type=DeltaIndex)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        index = _INDEX.decode(data)
+    except UNREADABLE as error:
         raise _damaged(str(error)) from None
     if index.version != VERSION or index.algorithm not in ALGORITHMS:
         raise ContentError(

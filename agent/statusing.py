@@ -19,6 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.durable import write_file
+from agent.errors import UNREADABLE
 from agent.ports import Clock
 from wire.messages import Reason
 from wire.types import ModelName
@@ -88,6 +89,10 @@ class Noted(Struct, frozen=True, kw_only=True, tag_field="kind", tag="agent-stat
     identity: IdentityNote | None = None
 
 
+# Made by the thread that imports this, as in `wire.codec`.
+_NOTED = msgspec.json.Decoder(Noted)
+
+
 def boot_id() -> str:
     """Changes with every start of the machine; empty where the kernel does not tell."""
     try:
@@ -100,8 +105,8 @@ def read(state_dir: Path) -> Noted | None:
     """What the last agent here noted; None where there is nothing that can be read."""
     try:
         with (state_dir / FILE).open("rb") as file:
-            return msgspec.json.decode(file.read(FILE_BYTES_MAX), type=Noted)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _NOTED.decode(file.read(FILE_BYTES_MAX))
+    except (OSError, *UNREADABLE):
         return None
 
 

@@ -33,6 +33,10 @@ FILE_NAME = "trust.json"
 FILE_BYTES_MAX = 1024 * 1024
 
 
+# Made by the thread that imports this, as in `wire.codec`.
+_STATE = msgspec.json.Decoder(TrustState)
+
+
 def encode(state: TrustState) -> bytes:
     """The state as it stands on disk: JSON below a header."""
     return headed("trust", VERSION, msgspec.json.encode(state))
@@ -46,7 +50,7 @@ def decode(data: bytes, name: str) -> TrustState:
     """
     body = body_of(data, "trust", VERSION, name)
     try:
-        state = msgspec.json.decode(body, type=TrustState)
+        state = _STATE.decode(body)
         roots.checked(state.root)
     except (*UNREADABLE, TrustError) as error:
         raise StateError("trust_damaged", f"{name} cannot be read: {error}") from None

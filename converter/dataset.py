@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -30,8 +29,9 @@ from converter.limits import (
 )
 from converter.model import Signature, read_bytes
 from converter.truth import LABELS, UNREAD, Others, checked_truth, truth_names
+from wire import plain_yaml
 from wire.bundle import InputData, Normalize, Scale, TensorSpec
-from wire.errors import ContentError
+from wire.errors import ContentError, WireError
 from wire.preprocess import preprocess
 from wire.tasks import Answer, Boxes, Kind
 from wire.types import Name
@@ -186,9 +186,9 @@ def read_description(path: Path) -> Description:
     """
     text = read_bytes(path, TEXT_BYTES_MAX, "dataset")
     try:
-        strict = msgspec.convert(yaml.safe_load(text) or {}, _Description)
+        strict = msgspec.convert(plain_yaml.read(yaml, text) or {}, _Description)
         plain = msgspec.to_builtins(strict)
-    except (yaml.YAMLError, msgspec.ValidationError, RecursionError) as error:
+    except (WireError, msgspec.ValidationError, RecursionError) as error:
         raise InputError(
             "dataset_malformed",
             f"{path} cannot be read: {error}; it holds `inputs` (stored, layout, preprocessing, role, "
@@ -257,20 +257,25 @@ def _read_arrays(path: Path, kind: str, wanted: set[str], others: Others) -> dic
         with zipfile.ZipFile(path) as archive:
             names = {entry.filename.removesuffix(".npy") for entry in archive.infolist()}
             _check_names(path, kind, names, wanted, others)
-            if sum(entry.file_size for entry in archive.infolist()) > ARRAYS_BYTES_MAX:
-                raise InputError(
-                    f"{kind}_too_large",
-                    f"{path} unpacks to more than {ARRAYS_BYTES_MAX} bytes; give fewer samples",
-                )
+            _check_size(path, kind, archive)
             read = wanted | (names if others.read else set())
             return {name: _read_array(archive, path, name) for name in sorted(read)}
     except FileNotFoundError as error:
         raise InputError(f"{kind}_missing", f"{kind} set {path} does not exist; check the path") from error
-    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, ValueError, EOFError) as error:
+    except InputError:
+        raise
+    except Exception as error:
         raise InputError(
             f"{kind}_malformed",
             f"{path} is not an .npz file of plain arrays ({error}); write it with numpy.savez",
         ) from error
+
+
+def _check_size(path: Path, kind: str, archive: zipfile.ZipFile) -> None:
+    if sum(entry.file_size for entry in archive.infolist()) > ARRAYS_BYTES_MAX:
+        raise InputError(
+            f"{kind}_too_large", f"{path} unpacks to more than {ARRAYS_BYTES_MAX} bytes; give fewer samples"
+        )
 
 
 def _check_names(path: Path, kind: str, names: set[str], inputs: set[str], others: Others) -> None:
@@ -300,7 +305,7 @@ def dtypes_of(path: Path) -> dict[str, np.dtype[Any]]:
                 with archive.open(entry) as file:
                     found[entry.filename.removesuffix(".npy")] = _header(file)[1]
             return found
-    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, RuntimeError, ValueError, EOFError):
+    except Exception:  # noqa: BLE001 - a header is parsed as Python, and raises what that does
         return {}
 
 

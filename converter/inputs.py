@@ -40,7 +40,8 @@ from converter.targets.lint import require_shapes
 from converter.targets.loader import Rule, Target, broken_rule, usable_target
 from converter.targets.vela import vela_for
 from converter.truth import LABELS
-from wire.errors import LimitsError
+from wire import plain_yaml
+from wire.errors import LimitsError, WireError
 from wire.sla import Limits, parse_limits, require_direction
 from wire.tasks import Kind, Metric
 from wire.types import ModelName, ReleaseName
@@ -361,8 +362,8 @@ def read_sla(path: Path) -> tuple[Limits, bytes]:
     """
     text = read_bytes(path, TEXT_BYTES_MAX, "sla")
     try:
-        limits = parse_limits(yaml.safe_load(text))
-    except (yaml.YAMLError, RecursionError) as error:
+        limits = parse_limits(plain_yaml.read(yaml, text))
+    except WireError as error:
         raise InputError("sla_malformed", f"{path} is not YAML: {error}") from error
     except LimitsError as error:
         known = ", ".join(field.name for field in msgspec.structs.fields(Limits))
@@ -383,12 +384,17 @@ def _checked_name(name: str, kind: object, option: str) -> str:
     return checked
 
 
-def _description(options: Options) -> Description:
-    """The one that was named, else the one beside the calibration set, else none."""
+def description_path(options: Options) -> Path | None:
+    """The `dataset.yaml` that was named, else the one beside the calibration set, else none."""
     if options.dataset is not None:
-        return read_description(options.dataset)
+        return options.dataset
     beside = options.calibration.parent / "dataset.yaml"
-    return read_description(beside) if beside.is_file() else Description()
+    return beside if beside.is_file() else None
+
+
+def _description(options: Options) -> Description:
+    path = description_path(options)
+    return Description() if path is None else read_description(path)
 
 
 def utc_now() -> datetime:

@@ -60,6 +60,7 @@ class SourceModel(Struct, frozen=True, kw_only=True):
         signature: what it takes and gives.
         decisions: what was changed on the way in, in words.
         quantized: the model with its Q/DQ where it carries some; `proto` is then its float twin.
+        external: files of external data, sorted, as the model names them.
     """
 
     proto: onnx.ModelProto
@@ -67,6 +68,7 @@ class SourceModel(Struct, frozen=True, kw_only=True):
     signature: Signature
     decisions: tuple[str, ...] = ()
     quantized: onnx.ModelProto | None = None
+    external: tuple[str, ...] = ()
 
 
 def read_model(path: Path) -> SourceModel:
@@ -98,7 +100,7 @@ def read_model(path: Path) -> SourceModel:
     said = (f"weights taken in from {', '.join(external)}", *said) if external else said
     return SourceModel(
         proto=proto, sha256=digest.hexdigest(), signature=signature(proto), decisions=said,
-        quantized=quantized,
+        quantized=quantized, external=tuple(external),
     )  # fmt: skip
 
 

@@ -6,10 +6,7 @@ Not for: what happens within a stage.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +15,7 @@ import numpy as np
 import onnx
 from msgspec import Struct, structs
 
-from converter.attempts import LITERT, Attempt, Edge, Format
+from converter.attempts import Attempt, Edge, Format
 from converter.calibrate import Calibration, calibrate, compare_sets
 from converter.candidates import Candidate, Choice, Report
 from converter.competition import chosen_of
@@ -41,12 +38,12 @@ from converter.output import require_writable, write
 from converter.pack import MANIFEST_NAME, pack
 from converter.passes import INTEGER_PASSES, PASSES, SameAnswers, clean_checked
 from converter.passes.opset import convert_opset
+from converter.provenance import ingredients_of, provenance_of
 from converter.quantize import Material
 from converter.recipe import format_recipe
 from converter.repair.goal import goal_of
 from converter.report import CANDIDATES_NAME, PAGE_NAME, render
 from converter.rows import Timing, row, timing_of, timing_of_baseline
-from converter.runtime import VERSION
 from converter.sensitivity import measure_sensitivity
 from converter.sweep import Sweep, attempts_on, try_all
 from converter.tflite.proof import Proof, Verdict
@@ -154,6 +151,7 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     require_writable(options.output, force=options.force)
     executor = open_executor(options.executor)
     inputs = read_inputs(options, utc_now())
+    files = ingredients_of(options, inputs)
     graph, changes = cleaned(inputs)
     ranges = _calibrated(inputs, graph, progress)
     material = Material(
@@ -178,7 +176,9 @@ def run(options: Options, progress: Progress | None = None) -> Conversion:
     rows = {one.id: row(inputs, one, timings[one.id]) for one in (baseline, *found)}
     choice = chosen_of(inputs, rows[baseline.id], [rows[one.id] for one in found])
     unneeded = {format_recipe(one.recipe): one.unneeded for one in answered if one.unneeded is not None}
+    origin = provenance_of(options, inputs, files, list(rows.values()))
     report = _report(inputs, list(rows.values()), choice, material, command)
+    report = structs.replace(report, provenance=msgspec.to_builtins(origin))
     if progress is not None:
         progress("sensitivity of each tensor", 0, 1)
     report = structs.replace(
@@ -333,7 +333,7 @@ def _report(
             "findings": msgspec.to_builtins(ranges.findings),
             "left_out": list(ranges.left_out),
         },
-        provenance=msgspec.to_builtins(_provenance(inputs)),
+        provenance={},
         created_at=inputs.created_at.isoformat(timespec="seconds").replace("+00:00", "Z"),
         command=command,
         sla_text=inputs.sla_text,
@@ -366,7 +366,7 @@ def _written(
             inputs,
             tuple((measured[key], timings[key]) for key in choice.carried),
             (measured[base], timings[base]),
-            _provenance(inputs),
+            msgspec.convert(report.provenance, Provenance),
         )
         manifest = bundle.manifest
         files |= bundle.files | {MANIFEST_NAME: bundle.content}
@@ -377,34 +377,3 @@ def _written(
 def report_bytes(report: Report) -> bytes:
     """`candidates.json`, readable for people."""
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
-
-
-def _provenance(inputs: Inputs) -> Provenance:
-    machine = inputs.machine
-    return Provenance(
-        source_model_sha256=inputs.source.sha256,
-        calibration_sha256=inputs.calibration.sha256,
-        validation_sha256=inputs.validation.sha256,
-        sla_sha256=inputs.sla_sha256,
-        tools={
-            "shallop": _version("shallop"),
-            "onnxruntime": VERSION,
-            "ai-edge-litert": _version(LITERT),
-            "onnx": _version("onnx"),
-            "numpy": _version("numpy"),
-            "python": platform.python_version(),
-        },
-        host={"arch": machine.arch, "cpu": machine.cpu[:200], "cores": str(os.cpu_count() or "unknown")},
-        options={
-            "threads": str(inputs.threads),
-            "latency_samples": str(inputs.latency_samples),
-            "validation_samples": str(inputs.validation.n),
-        },
-    )
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"

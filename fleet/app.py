@@ -45,6 +45,7 @@ from fleet.orders import Desk
 from fleet.people import People
 from fleet.people_approval import Approvals
 from fleet.ports import ConflictError, Store
+from fleet.publish.archive import Archive
 from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
@@ -172,20 +173,11 @@ def assemble(config: Config) -> Parts:
     log = AuditLog(store, clock, desk)
     watch = AuditWatch(store, clock, log, DurableFile(data / "audit-head.json", HEAD_BYTES_MAX))
     watch.look()
-    conductor = Conductor(
-        Ports(
-            store=store,
-            broker=broker,
-            clock=clock,
-            publisher=publisher,
-            ingest=ingest,
-            deltas=deltas,
-            enrolling=enrolling,
-            watch=watch,
-        ),
-        desk,
-        config,
-    )
+    ports = Ports(
+        store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest, deltas=deltas,
+        enrolling=enrolling, watch=watch,
+    )  # fmt: skip
+    conductor = Conductor(ports, desk, config)
     loop = Loop(conductor, config.tick_s)
     broker.on_activity(loop.wake)
     _sign_anew(store, desk, files, clock)
@@ -201,6 +193,7 @@ def assemble(config: Config) -> Parts:
         ),
         wake=loop.ask,
         enrolling=enrolling,
+        archive=Archive(store, blobs, desk, deltas),
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,

@@ -35,6 +35,8 @@ from fleet.cli_common import (
 from fleet.cli_enrol import devices_revoke, enrol_group
 from fleet.cli_keys import keys_group, opened
 from fleet.cli_people import audit_group, tokens_group
+from fleet.cli_signature import export_signature_command
+from fleet.cli_verify import verify_command
 from fleet.config import Config, load, read_mapping
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.compress import compressed
@@ -144,8 +146,8 @@ def health(client: Client, as_json: bool) -> None:
     if as_json:
         con.print_json(found)
         return
-    for key, value in found.items():
-        click.echo(f"{key:18} {value}")
+    for key, value in con.facts(found):
+        click.echo(f"{key:24} {value}")
 
 
 # --- devices ------------------------------------------------------------------------------------------
@@ -452,6 +454,8 @@ def rollback(
 for command in (keys_group, tokens_group, audit_group, bar, unbar, bars, enrol_group, broker_group):
     main.add_command(command)
 devices.add_command(devices_revoke)
+for command in (verify_command, export_signature_command):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

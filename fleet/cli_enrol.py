@@ -93,6 +93,7 @@ def make(
             raise click.UsageError("--qr shows one token; leave --from out")
         _make_many(client, _listed(list_path), valid_s, as_json=as_json)
         return
+    _require_device(str(device))
     (token,) = client.enrol(EnrolAsk(devices=(str(device),), valid_s=valid_s))
     if as_json:
         con.print_json(token)
@@ -119,6 +120,14 @@ def _make_many(client: Client, devices: list[str], valid_s: float, *, as_json: b
 
 def _back(token: TokenShow) -> str:
     return "" if token.reinstates is None else f"revoked: {token.reinstates}"
+
+
+def _require_device(word: str) -> None:
+    if not _DEVICE.fullmatch(word):
+        raise ConfigError(
+            "no_device_id",
+            f"{word[:80]!r} is no device id: up to 63 of a-z, 0-9 and `-`, which is not the first",
+        )
 
 
 def _listed(path: Path) -> list[str]:

@@ -17,12 +17,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 from msgspec import Meta, Struct
 
 from fleet.enrol_config import ConfigError, EnrolConfig, address
+from wire import plain_yaml
+from wire.errors import WireError
 from wire.topics import ROOT_DEFAULT, Topics
 from wire.types import Seconds
 
@@ -114,6 +117,24 @@ class Config(EnrolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return Path(self.broker_files) if self.broker_files else Path(self.data) / "broker"
 
     @property
+    def broker_tls_files(self) -> tuple[Path, Path, Path | None]:
+        """Authorities, own certificate and, where it lies elsewhere, its key; defaults written out."""
+        given, keys = self.broker_tls, self.keys_dir
+        key = Path(given.key_file) if given.key_file else None
+        return Path(given.ca_file or keys / "ca.pem"), Path(given.cert_file or keys / "registry.pem"), key
+
+    @property
+    def publisher_options(self) -> tuple[str, ...]:
+        """Options by which `mosquitto_pub` publishes as this registry, while it is down."""
+        parts = urlsplit(self.broker)
+        encrypted = parts.scheme == "mqtts"
+        where = ("-h", parts.hostname or "", "-p", str(parts.port or (8883 if encrypted else 1883)))
+        if not encrypted:
+            return where
+        authorities, own, key = self.broker_tls_files
+        return (*where, "--cafile", str(authorities), "--cert", str(own), "--key", str(key or own))
+
+    @property
     def listen_address(self) -> tuple[str, int]:
         """Host and port to listen on.
 
@@ -134,8 +155,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
             text = file.read(CONFIG_BYTES_MAX + 1)
         if len(text) > CONFIG_BYTES_MAX:
             raise ConfigError("config_unreadable", f"{path} is larger than {CONFIG_BYTES_MAX} bytes")
-        parsed = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parsed = plain_yaml.read(yaml, text)
+    except (OSError, WireError) as error:
         raise ConfigError("config_unreadable", f"{path} cannot be read: {error}") from None
     if parsed is None:
         return {}
@@ -155,7 +176,7 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
     try:
         config = msgspec.convert(values, Config)
         Topics(config.root)
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise ConfigError("config_malformed", f"the configuration cannot be used: {error}") from None
     _ = config.listen_address, config.enrol_address, config.broker_told
     return config

@@ -10,6 +10,7 @@ Not for: reading files (`fleet.config`), or the configuration of the broker (`sh
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -113,7 +114,7 @@ def address(text: str, key: str) -> tuple[str, int]:
         ConfigError: `listen_malformed`.
     """
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    if not colon or not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ConfigError("listen_malformed", f"{key} is {text!r}; write HOST:PORT")
     return host.strip("[]"), int(port)
 

@@ -373,11 +373,12 @@ class Enrolling:
     def upkeep(self, tx: Tx, now: float) -> None:
         """Drops what is long over; another registry on the same database may have revoked something."""
         tx.prune_enrolments(now - TOKENS_KEPT_S)
-        newest = {held.device: held.serial for held in reversed(tx.certificate_heads())}
+        heads = tx.certificate_heads()
+        newest = {held.device: held for held in reversed(heads)}
         over = [
             held.serial
-            for held in tx.certificate_heads()
-            if rules.prunable(held, newest[held.device] == held.serial, now, CERTIFICATES_KEPT_S)
+            for held in heads
+            if rules.prunable(held, newest[held.device] is held, now, CERTIFICATES_KEPT_S)
         ]
         tx.drop_certificates(over)
 
@@ -385,13 +386,14 @@ class Enrolling:
         """What a person should know."""
         now = self._clock.now()
         with self._store.begin() as tx:
-            heads, revocations = newest_of(tx.certificate_heads()), tx.revocations()
-            late = [h for h in heads.values() if rules.overdue(h, now) and h.device not in revocations]
+            revocations, living = tx.revocations(), tx.devices_with_certificate(now)
+            ending = tx.newest_certificates((now, rules.OVERDUE_FRACTION)).values()
+            late = [h for h in ending if rules.overdue(h, now) and h.device not in revocations]
             seen = {device.id: device.seen_at for device in tx.devices()} if late else {}
             errands = [errand.device for errand in pending(tx, now)]
         return TrustHealth(
             enrolment=self._office.url(),
-            certificates=sum(held.living(now) for held in heads.values()),
+            certificates=living,
             overdue=tuple(
                 Ending(device=held.device, not_after=held.not_after, seen_at=seen.get(held.device))
                 for held in sorted(late, key=lambda held: held.not_after)
@@ -404,7 +406,7 @@ class Enrolling:
 
 def trusts(tx: Tx, now: float) -> dict[str, DeviceTrust]:
     """What the fleet thinks of every device that ever enrolled or was revoked."""
-    newest, revocations = newest_of(tx.certificate_heads()), tx.revocations()
+    newest, revocations = tx.newest_certificates(), tx.revocations()
     return {
         name: device_trust(newest.get(name), revocations.get(name), now) for name in {*newest, *revocations}
     }
@@ -426,11 +428,6 @@ def require_welcome(tx: Tx, devices: Sequence[str]) -> None:
             raise ConflictError(
                 "device_revoked", f"{device} was revoked and gets no orders; `shallop-fleet enrol {device}`"
             )
-
-
-def newest_of(heads: Sequence[Held]) -> dict[str, Held]:
-    """The newest certificate of each device; `heads` are newest first."""
-    return {held.device: held for held in reversed(heads)}
 
 
 def _cancel_unused(tx: Tx, which: str, now: float, why: str) -> list[Enrolment]:

@@ -36,6 +36,16 @@ class EnrolmentTx(Protocol):
     def certificate_heads(self) -> list[Held]:
         """Certificates of all devices without their text, newest first."""
 
+    def newest_certificates(self, late: tuple[float, float] | None = None) -> dict[str, Held]:
+        """The newest of each device, without its text; with `late` only those that end soon.
+
+        Args:
+            late: a time, and the share of a life: ended by then, or less than that share of it is left.
+        """
+
+    def devices_with_certificate(self, now: float) -> int:
+        """How many have a living one."""
+
     def revoked_certificates(self) -> list[Held]:
         """Those of all devices that were revoked, without their text."""
 

@@ -139,6 +139,8 @@ def parse_gate(mapping: object) -> Gate:
 
 
 _KEYS = Gate.__struct_fields__
+# Looked at by the thread that imports this, as in `wire.codec`; gates come in on threads of the API.
+msgspec.json.Decoder(Gate)
 
 
 def check_proofs(gate: Gate, devices: int, samples: int) -> None:

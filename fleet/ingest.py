@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterable
 import msgspec
 from msgspec import Struct
 
-from fleet.inventory import Device, UpMessage, fold
+from fleet.inventory import Device, UpMessage, fold, twinned
 from fleet.ports import Delivery, RegistryError, RollbackRow, Tx
 from wire import topics as wt
 from wire.certificates import Renewal
@@ -27,8 +27,8 @@ from wire.trust import Policy, open_envelope
 _LOG = logging.getLogger("shallop.fleet.ingest")
 
 ORDER_JUMP_MAX = 1_000_000
-"""How far above our own counter an order number from outside is believed; a hostile device must not be
-able to use the numbers up."""
+"""How far numbers from outside may raise our own counter between two starts, all of them together: a registry
+that was restored has to count on from what devices saw, and a hostile device must not use the numbers up."""
 
 _UP: dict[str, type[UpMessage]] = {
     "status": Status,
@@ -74,6 +74,7 @@ class Ingest:
         self._devices_max = devices_max
         self._renew = renew
         self._shut_out: Container[str] = ()
+        self._jump_left = ORDER_JUMP_MAX
         self.refused: Counter[str] = Counter()
 
     def take(self, tx: Tx, deliveries: Iterable[Delivery], now: float) -> Taken:
@@ -93,7 +94,7 @@ class Ingest:
             tx.save_device(views[device])
             taken.missing.update(views[device].missing)
         if taken.changed:
-            tx.raise_orders(max(views[device].order_highest for device in taken.changed))
+            self._raise_orders(tx, max(views[device].order_highest for device in taken.changed))
         return taken
 
     def _one(self, tx: Tx, delivery: Delivery, views: dict[str, Device], taken: Taken, now: float) -> None:
@@ -121,7 +122,7 @@ class Ingest:
                 "wrong_device", f"a desired document of {desired.device} on the topic of {device}"
             )
         highest = max((entry.order for entry in desired.models.values()), default=0)
-        if tx.raise_orders(_believable(tx, highest)):
+        if self._raise_orders(tx, self._believable(tx, highest)):
             _LOG.warning("the broker holds order %d of %s, newer than our own; counting on", highest, device)
 
     def _up(
@@ -138,16 +139,16 @@ class Ingest:
             raise RegistryError("device_revoked", f"{device} was revoked; nothing that it says is taken in")
         message: UpMessage = decode(payload, _UP[channel.name], channel.size_bytes_max)
         _require_own(message.device, device)
-        view = views.get(device) or tx.device(device) or self._newcomer(tx, device)
+        view = known = views.get(device) or tx.device(device) or self._newcomer(tx, device)
         self._check_orders(tx, message)
-        if isinstance(message, Report):
-            _keep_report(tx, message, taken, now)
+        if isinstance(message, Report) and _keep_report(tx, message, taken, now):
+            view = twinned(view)
         if isinstance(message, Reply):
             _answer(tx, message)
         folded = fold(view, message, now)
         views[device] = folded
-        if folded is not view:
-            if folded.duplicate_identity and not view.duplicate_identity:
+        if folded is not known:
+            if folded.duplicate_identity and not known.duplicate_identity:
                 _LOG.error("duplicate_identity: two machines answer as %s", device)
             taken.changed.add(device)
 
@@ -171,12 +172,25 @@ class Ingest:
         tx.save_device(view)
         return view
 
-    @staticmethod
-    def _check_orders(tx: Tx, message: UpMessage) -> None:
+    def _raise_orders(self, tx: Tx, highest: int) -> bool:
+        before = tx.mark().orders
+        raised = tx.raise_orders(highest)
+        self._jump_left -= max(0, tx.mark().orders - before)
+        return raised
+
+    def _check_orders(self, tx: Tx, message: UpMessage) -> None:
         highest = max(_orders_in(message), default=0)
         # Our own counter is asked only for a number that it could exceed at all.
-        if highest > ORDER_JUMP_MAX:
-            _believable(tx, highest)
+        if highest > self._jump_left:
+            self._believable(tx, highest)
+
+    def _believable(self, tx: Tx, highest: int) -> int:
+        known = tx.mark().orders
+        if highest > known + self._jump_left:
+            raise RegistryError(
+                "order_unbelievable", f"order {highest} is far above our own highest, {known}; not counted"
+            )
+        return highest
 
 
 def _require_own(sender: str, device: str) -> None:
@@ -196,18 +210,11 @@ def _orders_in(message: UpMessage) -> list[int]:
     return []
 
 
-def _believable(tx: Tx, highest: int) -> int:
-    known = tx.mark().orders
-    if highest > known + ORDER_JUMP_MAX:
-        raise RegistryError(
-            "order_unbelievable", f"order {highest} is far above our own highest, {known}; not counted"
-        )
-    return highest
-
-
-def _keep_report(tx: Tx, message: Report, taken: Taken, now: float) -> None:
-    tx.add_report(message, now)
+def _keep_report(tx: Tx, message: Report, taken: Taken, now: float) -> bool:
+    """Whether another report had this number: two machines carry copies of one state directory."""
+    new = tx.add_report(message, now)
     taken.acks[message.device, message.install_id] = 0
+    return not new and tx.contradicts(message)
 
 
 def _answer(tx: Tx, message: Reply) -> None:

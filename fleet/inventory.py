@@ -167,6 +167,11 @@ def cleared_duplicate(device: Device) -> Device:
     return replace(device, duplicate_identity=False, speakers={})
 
 
+def twinned(device: Device) -> Device:
+    """The device once two machines are known to carry copies of its state directory, install id and all."""
+    return replace(device, duplicate_identity=True)
+
+
 def fold(device: Device, message: UpMessage, received_at: float) -> Device:
     """The device after `message`; the device itself if the message says nothing new.
 

@@ -298,6 +298,7 @@ class People:
         url = f"/api/rollouts/{rollout.id}/rollback-payload"
         return ReadyRollback(
             order=rollout.rollback_order,
+            broker=self._config.publisher_options,
             topic=command_topic(self._desk.topics, ToAll()),
             file=self._files.path(rollout.id),
             url=url,

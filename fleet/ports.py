@@ -185,6 +185,9 @@ class Tx(PeopleTx, EnrolmentTx, Protocol):  # the one port that is large: a tran
     def add_report(self, report: Report, now: float) -> bool:
         """Keeps a report and moves the mark of completeness; False if it was already there."""
 
+    def contradicts(self, report: Report) -> bool:
+        """Whether another report of the same install has its number."""
+
     def contiguous(self, device: str, install_id: str) -> int:
         """Highest number up to which every report is here; 0 if none is."""
 
@@ -379,7 +382,7 @@ class Gate(Protocol):
             serials: of its certificates that live; when each ends, seconds since 1970.
 
         Raises:
-            KeysError: the refusal could not be written down: nothing has changed.
+            KeysError: it could not be written down; the broker has read nothing new.
         """
 
     def let_in(self, device: str) -> bool:

@@ -14,7 +14,7 @@ from fleet.rollout import Order, Restore, Rollout
 
 
 def record(tx: Tx, before: Rollout, after: Rollout, orders: Sequence[Order], now: float) -> None:
-    """Writes an entry if the step moved the rollout or took devices back; orders within a wave need none.
+    """Writes an entry if the step moved the rollout; orders within a wave need none, only a halt takes back.
 
     Args:
         tx: of the step.
@@ -23,9 +23,9 @@ def record(tx: Tx, before: Rollout, after: Rollout, orders: Sequence[Order], now
         orders: that it gave.
         now: seconds.
     """
-    taken_back = [order.device for order in orders if isinstance(order, Restore)]
-    if (before.state, before.wave) == (after.state, after.wave) and not taken_back:
+    if (before.state, before.wave) == (after.state, after.wave):
         return
+    taken_back = [order.device for order in orders if isinstance(order, Restore)]
     what = "rollout.wave" if after.state is before.state else f"rollout.{after.state.value}"
     details = {
         "from": before.state.value,

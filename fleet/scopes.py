@@ -65,6 +65,11 @@ ROUTES: dict[tuple[str, str], Scope | None] = {
     ("POST", "/api/devices/{device}/revoke"): Scope.OPERATE,
     ("GET", "/api/bars"): Scope.VIEW,
     ("POST", "/api/bars"): Scope.PUBLISH,
+    ("GET", "/api/roots"): Scope.VIEW,
+    ("GET", "/api/releases/{release}/manifest"): Scope.VIEW,
+    ("GET", "/api/releases/{release}/envelope"): Scope.VIEW,
+    ("GET", "/api/releases/{release}/deltas"): Scope.VIEW,
+    ("GET", "/api/blobs/{digest}"): Scope.VIEW,
     ("GET", "/api/audit"): Scope.VIEW,
     ("GET", "/api/audit/head"): Scope.VIEW,
 }

@@ -170,10 +170,11 @@ class RolloutView(Struct, frozen=True, kw_only=True):
 
 
 class ReadyRollback(Struct, frozen=True, kw_only=True):
-    """The ready payload that takes a rollout back; send it with `mosquitto_pub -q 1 -t TOPIC -f FILE`.
+    """The ready payload that takes a rollout back: `mosquitto_pub BROKER -q 1 -t TOPIC -f FILE`.
 
     Attributes:
         order: that the rollback carries.
+        broker: options of `mosquitto_pub` by which it finds the fleet's broker, on the registry's machine.
         topic: for the whole fleet.
         file: on the registry's machine.
         url: a path on the registry; the client puts the server before it.
@@ -181,6 +182,7 @@ class ReadyRollback(Struct, frozen=True, kw_only=True):
     """
 
     order: int
+    broker: tuple[str, ...] = ()
     topic: str
     file: str
     url: str

@@ -325,4 +325,7 @@ def _json(path: Path, default: object) -> Any:  # noqa: ANN401 - it is JSON
         return default
     if len(data) > JSON_BYTES_MAX:
         raise ValueError(f"{path} is larger than {JSON_BYTES_MAX} bytes")
-    return json.loads(data)
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep") from None

@@ -20,6 +20,7 @@ from wire.measures import Latency, Measure
 from wire.sla import Limits, checked, require_direction
 from wire.tasks import TOP1, Answer, Kind, Metric
 from wire.types import (
+    Code,
     Count,
     Digest,
     Fraction,
@@ -36,6 +37,8 @@ MANIFEST_BYTES_MAX = 4 * 1024 * 1024
 FILE_BYTES_MAX = 2 * 1024**3
 CHUNKS_MAX = 65_536
 """At 64 KiB each: 4 GiB, above the largest file."""
+INGREDIENTS_MAX = 256
+"""A model's weights may lie in a file for each tensor."""
 
 Axes = Annotated[tuple[Annotated[int, Meta(ge=0, le=15)], ...], Meta(min_length=2, max_length=16)]
 """A permutation of a tensor's axes, as numpy's `transpose` takes it."""
@@ -241,16 +244,43 @@ def host_key(variant: str, name: str) -> str:
     return f"host/{variant}/{name}"
 
 
+class Ingredient(Struct, frozen=True, kw_only=True):
+    """A file that went into a bundle, by its content.
+
+    Attributes:
+        kind: what it was, such as `model`, `model_data` (weights outside of the model's file), `calibration`,
+            `validation`, `search`, `dataset`, `sla`, `target` or `metric`; others may come.
+        name: of the file without its folder; of `model_data` as the model names it.
+    """
+
+    kind: Code
+    name: Name
+    size_bytes: Count
+    sha256: Digest
+
+
 class Provenance(Struct, frozen=True, kw_only=True):
-    """Where a bundle comes from; digests of what went in, versions of what made it."""
+    """Where a bundle comes from; digests of what went in, versions of what made it.
+
+    What is None or empty was not recorded: an earlier converter wrote the bundle.
+
+    Attributes:
+        source_model_sha256: of the model's file, followed by its files of external data in the order of
+            their names.
+        files: every file that was read, one by one.
+        tools: versions by name, of what was used.
+        host: the machine, in words.
+        options: what changes the result, as it was in effect, asked for or not.
+    """
 
     source_model_sha256: Digest
     calibration_sha256: Digest | None = None
     validation_sha256: Digest | None = None
     sla_sha256: Digest | None = None
-    tools: dict[str, str] = {}
-    host: dict[str, str] = {}
-    options: dict[str, str] = {}
+    files: Annotated[tuple[Ingredient, ...], Meta(max_length=INGREDIENTS_MAX)] = ()
+    tools: Annotated[dict[Name, Name], Meta(max_length=64)] = {}
+    host: Annotated[dict[Name, Name], Meta(max_length=64)] = {}
+    options: Annotated[dict[Name, Text], Meta(max_length=128)] = {}
 
 
 class Manifest(Struct, frozen=True, kw_only=True, tag_field="kind", tag="release"):

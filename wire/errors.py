@@ -8,6 +8,9 @@ Not for: a program's own failures (its disk, its database); those live with that
 
 from __future__ import annotations
 
+MESSAGE_CHARS_MAX = 2000
+"""An error that quotes its input must not carry a hostile one into logs, reports and answers."""
+
 
 class ShallopError(Exception):
     """Base of everything that Shallop raises on purpose.
@@ -17,6 +20,8 @@ class ShallopError(Exception):
     """
 
     def __init__(self, code: str, message: str) -> None:
+        if len(message) > MESSAGE_CHARS_MAX:
+            message = f"{message[:MESSAGE_CHARS_MAX]} ..."
         super().__init__(message)
         self.code = code
 

@@ -30,6 +30,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from agent.ports import Listener, Randomness
 from agent.reconnect import wait_s
 from agent.tls import Fresh, Heard
+from wire.topics import CHANNELS
 
 if TYPE_CHECKING:
     import ssl
@@ -41,6 +42,8 @@ QUEUED_MAX = 2000
 CONNECT_S_MAX = 3.0
 BARRED_S_MAX = 900.0
 """Ceiling of the wait between two attempts while the broker refuses this device's certificate."""
+PACKET_BYTES_MAX = max(channel.size_bytes_max for channel in CHANNELS) + 64 * 1024
+"""The contract's largest message with its topic."""
 FILTERS_PER_PACKET = 8
 """AWS IoT's limit, the smallest of the brokers looked at."""
 _REFUSED = {134, 135}
@@ -72,6 +75,20 @@ class Address(Struct, frozen=True, kw_only=True):
     barred: Callable[[str], None] | None = None
 
 
+class _Bounded(paho.Client):
+    """Ends a connection that brings a packet larger than any message of the contract.
+
+    paho reads a packet whole before it hands it on, up to the 256 MB that MQTT allows: a hostile broker could
+    fill a small device's memory. MQTT 3.1.1 has no limit to ask for, and paho-mqtt 2.1 no hook but this.
+    """
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > PACKET_BYTES_MAX:
+            log.warning("packet_too_large: the broker sends %d bytes; the connection is ended", bufsize)
+            raise ConnectionAbortedError(f"a packet of {bufsize} bytes")
+        return super()._sock_recv(bufsize)
+
+
 class MqttTransport:
     """One client. `start()` returns at once; the listener hears of connections and messages."""
 
@@ -83,7 +100,7 @@ class MqttTransport:
         self._lost = False
         self._up = False
         self._barred, self._told = False, ""
-        client = paho.Client(
+        client = _Bounded(
             CallbackAPIVersion.VERSION2,
             client_id=address.client_id,
             clean_session=False,

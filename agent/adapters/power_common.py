@@ -6,6 +6,7 @@ Not for: knowing any sensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,7 +37,8 @@ class PowerSensor:
 
     def watts(self) -> float | None:
         """Power now, or since the last reading where the hardware counts energy; None if it does not say."""
-        return self._read()
+        found = self._read()
+        return found if found is not None and math.isfinite(found) else None
 
 
 def scaled(path: Path, scale: float) -> Reader:

@@ -9,6 +9,7 @@ Not for: any board that has a sensor, or of which nobody published both ends.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from agent.adapters.power_common import PowerSensor, Reader
@@ -19,6 +20,7 @@ _BOARDS = {"Raspberry Pi 4 Model B": (3.04, 6.44)}
 _FIELDS = 8
 """Of a line of /proc/stat (proc(5)): user, nice, system, idle, iowait, irq, softirq, steal."""
 _IDLE = (3, 4)
+_TICKS = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 def board_model(root: Path) -> PowerSensor | None:
@@ -41,12 +43,10 @@ class ProcessorLoad:
     def ticks(self) -> tuple[int, int] | None:
         """Busy ticks and all ticks since the machine started; None where the file does not say."""
         first = (read_text(self._path) or "").partition("\n")[0].split()
-        try:
-            counts = [int(word) for word in first[1 : _FIELDS + 1]]
-        except ValueError:
+        words = first[1 : _FIELDS + 1]
+        if first[:1] != ["cpu"] or len(words) <= max(_IDLE) or not all(map(_TICKS.fullmatch, words)):
             return None
-        if first[:1] != ["cpu"] or len(counts) <= max(_IDLE):
-            return None
+        counts = [int(word) for word in words]
         return sum(counts) - sum(counts[i] for i in _IDLE), sum(counts)
 
     def share(self) -> float | None:

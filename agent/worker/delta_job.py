@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from agent.errors import UNREADABLE
 from agent.worker.limits import WorkerLimits, restrict
 from agent.worker.sandbox import confine
 from wire.errors import ShallopError
@@ -52,6 +53,11 @@ class DeltaOutcome(Struct, frozen=True, kw_only=True):
     detail: Text = ""
 
 
+# Made by the thread that imports this, as in `wire.codec`: outcomes of several models are read at once.
+_ORDER = msgspec.json.Decoder(DeltaOrder)
+_OUTCOME = msgspec.json.Decoder(DeltaOutcome)
+
+
 def main(arguments: list[str], load: Callable[[], Apply]) -> int:
     """Follows the order in the file; 0 where an outcome was left, be it a failure.
 
@@ -62,7 +68,7 @@ def main(arguments: list[str], load: Callable[[], Apply]) -> int:
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m agent.worker.delta ORDER.json\n")
         return 2
-    order = msgspec.json.decode(Path(arguments[0]).read_bytes(), type=DeltaOrder)
+    order = _ORDER.decode(Path(arguments[0]).read_bytes())
     restrict(order.limits, order.parent_pid)
     result = Path(order.result_path)
     # A delta comes from outside; what reads it reaches its own files and nothing else.
@@ -103,4 +109,7 @@ def read_outcome(path: Path) -> DeltaOutcome:
         data = file.read(OUTCOME_BYTES_MAX + 1)
     if len(data) > OUTCOME_BYTES_MAX:
         raise ValueError(f"{path.name} is larger than {OUTCOME_BYTES_MAX} bytes")
-    return msgspec.json.decode(data, type=DeltaOutcome)
+    try:
+        return _OUTCOME.decode(data)
+    except UNREADABLE as error:
+        raise ValueError(f"{path.name} is no outcome: {error}") from None

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.errors import FinalError, RetryError
+from agent.errors import UNREADABLE, FinalError, RetryError
 from agent.worker.limits import WorkerLimits
 from wire.bundle import Axes, InputData, TensorSpec
 from wire.measures import TrialResult
@@ -142,6 +142,14 @@ class TrialOrder(Struct, frozen=True, kw_only=True, tag_field="kind", tag="trial
     limits: WorkerLimits = WorkerLimits()
 
 
+# Made by the thread that imports this, as in `wire.codec`: outcomes of several models are read at once.
+_WORKER_ORDER = msgspec.json.Decoder(WorkerOrder)
+_TRIAL_ORDER = msgspec.json.Decoder(TrialOrder)
+_OUTCOME: msgspec.json.Decoder[TrialSuccess | TrialFailure] = msgspec.json.Decoder(
+    TrialSuccess | TrialFailure
+)
+
+
 def encoded(value: TrialSuccess | TrialFailure | TrialOrder) -> bytes:
     """An order or an outcome as it travels: JSON without a newline inside."""
     return msgspec.json.encode(value)
@@ -169,7 +177,7 @@ def read_order(path: Path) -> WorkerOrder:
         FinalError: `trial_file_oversized`.
         msgspec.ValidationError: it is not one; the daemon wrote it, so this is a mistake of ours.
     """
-    return msgspec.json.decode(_read(path, ORDER_BYTES_MAX), type=WorkerOrder)
+    return _WORKER_ORDER.decode(_read(path, ORDER_BYTES_MAX))
 
 
 def trial_order(line: bytes) -> TrialOrder:
@@ -179,8 +187,8 @@ def trial_order(line: bytes) -> TrialOrder:
         FinalError: `order_invalid`: no order, or one of a kind that this worker does not know.
     """
     try:
-        return msgspec.json.decode(line, type=TrialOrder)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _TRIAL_ORDER.decode(line)
+    except UNREADABLE as error:
         raise FinalError(
             "order_invalid", f"the worker does not understand its order ({error}); is it of another version?"
         ) from None
@@ -193,8 +201,8 @@ def outcome_of(data: bytes) -> TrialSuccess | TrialFailure:
         FinalError: `trial_result_invalid`.
     """
     try:
-        return msgspec.json.decode(data, type=TrialSuccess | TrialFailure)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _OUTCOME.decode(data)
+    except UNREADABLE as error:
         raise FinalError("trial_result_invalid", f"the worker left no readable result: {error}") from None
 
 

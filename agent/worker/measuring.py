@@ -20,7 +20,7 @@ from agent import hardware
 from agent.adapters.thermal import cpu_mhz, temperature_c
 from agent.errors import AgentError, FinalError
 from agent.measure import cpu_class
-from agent.worker import energy, runtimes, shards
+from agent.worker import energy, model_file, runtimes, shards
 from agent.worker.answers import Classes, answers_of, classes
 from agent.worker.conditions import Watch, settle
 from agent.worker.job import ModelRun, TrialJob, TrialSettings
@@ -122,6 +122,9 @@ def _run(runners: Sequence[Runner], settings: TrialSettings, root: Path) -> tupl
 
 def _load(run: ModelRun, job: TrialJob) -> tuple[Session, float]:
     """The model and the milliseconds of loading it from the disk; importing the runtime is left out."""
+    # An incumbent may have been made for other inputs than the candidate's release.
+    promised = (job.inputs, job.outputs) if run is job.candidate else ((), ())
+    model_file.require(Path(run.model_path), run.runtime, *promised, run.axes)
     runtime = runtimes.find(run.runtime)
     forget(Path(run.model_path).parent)
     started = time.perf_counter()

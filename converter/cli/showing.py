@@ -6,6 +6,7 @@ Not for: converting.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,8 +112,16 @@ def show_candidates(report: Report, directory: Path, *, wide: bool) -> None:
         screen.print(f"[red]none chosen[/red]: {escape(report.chosen_reason)}; see {where}/candidates.json")
     else:
         screen.print(f"chosen: {escape(report.chosen)} ({escape(report.chosen_reason)}); bundle in {where}")
+        screen.print(_recorded(report.provenance, where))
     if (directory / PAGE_NAME).is_file():
         screen.print(f"report: {where}/{PAGE_NAME}")
+
+
+def _recorded(provenance: Mapping[str, object], where: str) -> str:
+    """How much the bundle says of where it comes from, and what holds the files against it."""
+    counts = {key: len(found) for key, found in provenance.items() if isinstance(found, Sized)}
+    said = ", ".join(f"{counts[key]} {key}" for key in ("files", "tools", "options") if counts.get(key))
+    return f"provenance: {said or 'not'} recorded; check it with `shallop-fleet verify {where}`"
 
 
 @click.command(

@@ -20,7 +20,7 @@ from wire.figures import Interval
 from wire.measures import Measure
 
 RESAMPLES = 1000
-_SEED = 20261121
+SEED = 20261121
 _BLOCK_BYTES = 32 * 1024**2
 _Z_ONE_SIDED_5 = 1.6448536269514722
 _Z_POWER_80 = 0.8416212335729143
@@ -55,7 +55,7 @@ def resampled(scores: tuple[Score, ...], resamples: int = RESAMPLES) -> tuple[Fl
 
 
 def _blocks(n: int, resamples: int) -> Iterator[Counts]:
-    rng = np.random.default_rng(_SEED)
+    rng = np.random.default_rng(SEED)
     size = max(1, min(resamples, _BLOCK_BYTES // (8 * n)))
     for start in range(0, resamples, size):
         rows = min(size, resamples - start)

@@ -14,7 +14,7 @@ holds no script, and its Content-Security-Policy allows none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -211,6 +211,13 @@ def _target_facts(profile: Mapping[str, object]) -> list[str]:
     return [text for text in ("" if title is None else words.plain(title), between) if text]
 
 
+def _file(one: object) -> tuple[str, str]:
+    """A file that went in, its digest and name."""
+    about: Mapping[str, object] = one if isinstance(one, Mapping) else {}
+    kind, name = (words.plain(about.get(key, words.UNKNOWN)) for key in ("kind", "name"))
+    return f"file: {kind}", f"{words.plain(about.get('sha256', words.UNKNOWN))} {name}"
+
+
 def _provenance(provenance: Mapping[str, object]) -> Iterable[tuple[str, str]]:
     """Digests first, then versions and the rest, one line each."""
     for key, name in _PROVENANCE_NAMES.items():
@@ -222,5 +229,7 @@ def _provenance(provenance: Mapping[str, object]) -> Iterable[tuple[str, str]]:
         if isinstance(value, Mapping):
             for inner, figure in value.items():
                 yield f"{key}: {inner}", words.plain(figure)
+        elif key == "files" and isinstance(value, Sequence) and not isinstance(value, str):
+            yield from (_file(one) for one in value)
         else:
             yield str(key), words.plain(value)

@@ -238,6 +238,11 @@ def all_targets() -> tuple[Target, ...]:
     return tuple(_load(path) for path in sorted(_FOLDER.glob("*.yaml")))
 
 
+def file_of_target(target_id: str) -> Path:
+    """The file that holds the rules of the target of that id."""
+    return _FOLDER / f"{target_id}.yaml"
+
+
 def find_target(name: str) -> Target:
     """The target of that id or alias.
 

@@ -14,10 +14,8 @@ X.509 by RFC 5280, as strict as Python 3.13 checks it (VERIFY_X509_STRICT).
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
@@ -33,11 +31,12 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from msgspec import Struct
 
+from fleet.adapters import x509_parts as parts
 from fleet.adapters.durable import owner_in, write_atomically
-from fleet.adapters.key_files import FILE_BYTES_MAX
+from fleet.adapters.x509_parts import Signer
 from fleet.keys import KeysError
 
 CERTIFICATES, KEYS = "ca.pem", "ca-key.pem"
@@ -81,15 +80,10 @@ class Identity(Struct, frozen=True, kw_only=True):
     key_pem: bytes
 
 
-class _Signer(Struct, frozen=True):
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-
-
 class Authority:
     """The authorities of one fleet; the first one signs certificates, all of them lists of revoked ones."""
 
-    def __init__(self, signers: Sequence[_Signer]) -> None:
+    def __init__(self, signers: Sequence[Signer]) -> None:
         self._signers = tuple(signers)
 
     # --- making and keeping ---------------------------------------------------------------------------
@@ -127,7 +121,7 @@ class Authority:
                 "no_ca", f"there is no {folder / CERTIFICATES}; begin with `shallop-fleet broker init`"
             )
         try:
-            certificates = x509.load_pem_x509_certificates(_read(folder / CERTIFICATES))
+            certificates = x509.load_pem_x509_certificates(parts.read(folder / CERTIFICATES))
         except ValueError as error:
             raise KeysError("ca_unreadable", f"{folder / CERTIFICATES} cannot be read: {error}") from None
         keys = {_spki(key.public_key()): key for key in _keys(folder / KEYS, passphrase)}
@@ -140,7 +134,7 @@ class Authority:
                     f"{folder / KEYS} holds no key for {certificate.subject.rfc4514_string()} of "
                     f"{folder / CERTIFICATES}; put both files back from one backup",
                 )
-            signers.append(_Signer(certificate, key))
+            signers.append(Signer(certificate, key))
         return cls(signers)
 
     def save(self, folder: Path, passphrase: str | None) -> None:
@@ -204,7 +198,7 @@ class Authority:
         return type(self)(self._signers[:1])
 
     def _starts(self, at: int) -> float:
-        return _since_1970(self._signers[at].certificate.not_valid_before_utc)
+        return parts.since_1970(self._signers[at].certificate.not_valid_before_utc)
 
     # --- what others need to know ---------------------------------------------------------------------
 
@@ -228,7 +222,7 @@ class Authority:
     @property
     def not_after(self) -> float:
         """When the signing authority ends, seconds since 1970; nothing that it signs lives longer."""
-        return _since_1970(self._signers[0].certificate.not_valid_after_utc)
+        return parts.since_1970(self._signers[0].certificate.not_valid_after_utc)
 
     # --- signing --------------------------------------------------------------------------------------
 
@@ -270,7 +264,7 @@ class Authority:
             raise KeysError("bad_name", f"{name!r} is no name of a program of the fleet")
         key = ec.generate_private_key(ec.SECP256R1())
         issued = self._issue(name, key.public_key(), not_before, lifetime_s, ExtendedKeyUsageOID.CLIENT_AUTH)
-        return Identity(issued=issued, key_pem=_key_pem(key))
+        return Identity(issued=issued, key_pem=parts.key_pem(key))
 
     def issue_server(self, hosts: Sequence[str], not_before: float, lifetime_s: float) -> Identity:
         """A certificate and a new key (EC P-256) for a server that devices know by these names and addresses.
@@ -283,13 +277,13 @@ class Authority:
             KeysError: `bad_host`: none, or one that is neither a name nor an address; `no_life`.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [_general_name(host) for host in hosts]
+        names = [parts.general_name(host) for host in hosts]
         if not names:
             raise KeysError("bad_host", "a server's certificate needs a name or an address; give --host")
         issued = self._issue(
             hosts[0][:64], key.public_key(), not_before, lifetime_s, ExtendedKeyUsageOID.SERVER_AUTH, names
         )
-        return Identity(issued=issued, key_pem=_key_pem(key))
+        return Identity(issued=issued, key_pem=parts.key_pem(key))
 
     def _issue(
         self, name: str, public: Public, not_before: float, lifetime_s: float, use: x509.ObjectIdentifier,
@@ -297,8 +291,8 @@ class Authority:
     ) -> Issued:  # fmt: skip
         signer, names = self._signers[0], tuple(names)
         first = signer.certificate.not_valid_before_utc
-        starts = max(first, _moment(not_before - BACKDATE_S))
-        ends = min(_moment(not_before + lifetime_s), signer.certificate.not_valid_after_utc)
+        starts = max(first, parts.moment(not_before - BACKDATE_S))
+        ends = min(parts.moment(not_before + lifetime_s), signer.certificate.not_valid_after_utc)
         if ends <= starts:
             raise KeysError(
                 "no_life",
@@ -308,17 +302,17 @@ class Authority:
         serial = x509.random_serial_number()
         built = (
             x509.CertificateBuilder()
-            .subject_name(_name(name))
+            .subject_name(parts.name(name))
             .issuer_name(signer.certificate.subject)
             .public_key(public)
             .serial_number(serial)
             .not_valid_before(first if names else starts)
             .not_valid_after(ends)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(parts.usage(signs_certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([use]), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .add_extension(_issuer_key(signer), critical=False)
+            .add_extension(parts.issuer_key(signer), critical=False)
         )
         if names:
             built = built.add_extension(x509.SubjectAlternativeName(names), critical=False)
@@ -326,8 +320,8 @@ class Authority:
         return Issued(
             serial=serial,
             pem=certificate.public_bytes(Encoding.PEM).decode(),
-            not_before=_since_1970(certificate.not_valid_before_utc),
-            not_after=_since_1970(certificate.not_valid_after_utc),
+            not_before=parts.since_1970(certificate.not_valid_before_utc),
+            not_after=parts.since_1970(certificate.not_valid_after_utc),
         )
 
     def revocation_list(self, revoked: Mapping[int, float], now: float, next_update: float) -> bytes:
@@ -340,7 +334,7 @@ class Authority:
             now: the list's own time, whole seconds; of two lists OpenSSL believes the later one.
             next_update: after it OpenSSL takes nobody in any more; cut where the authority ends.
         """
-        return b"".join(_revocations(signer, revoked, now, next_update) for signer in self._signers)
+        return b"".join(parts.revocations(signer, revoked, now, next_update) for signer in self._signers)
 
 
 def read_certificate(path: Path) -> Issued:
@@ -350,59 +344,44 @@ def read_certificate(path: Path) -> Issued:
         KeysError: `certificate_unreadable`.
     """
     try:
-        certificate = x509.load_pem_x509_certificate(_read(path))
+        certificate = x509.load_pem_x509_certificate(parts.read(path))
     except ValueError as error:
         raise KeysError("certificate_unreadable", f"{path} cannot be read: {error}") from None
     return Issued(
         serial=certificate.serial_number,
         pem=certificate.public_bytes(Encoding.PEM).decode(),
-        not_before=_since_1970(certificate.not_valid_before_utc),
-        not_after=_since_1970(certificate.not_valid_after_utc),
+        not_before=parts.since_1970(certificate.not_valid_before_utc),
+        not_after=parts.since_1970(certificate.not_valid_after_utc),
     )
-
-
-def _revocations(signer: _Signer, revoked: Mapping[int, float], now: float, next_update: float) -> bytes:
-    built = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(signer.certificate.subject)
-        .last_update(_moment(now))
-        .next_update(min(_moment(next_update), signer.certificate.not_valid_after_utc))
-        .add_extension(x509.CRLNumber(int(now)), critical=False)
-        .add_extension(_issuer_key(signer), critical=False)
-    )
-    for serial in sorted(revoked):
-        entry = x509.RevokedCertificateBuilder().serial_number(serial)
-        built = built.add_revoked_certificate(entry.revocation_date(_moment(revoked[serial])).build())
-    return built.sign(signer.key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
 # --- keys, names and times ----------------------------------------------------------------------------
 
 
-def _new_signer(name: str, not_before: float) -> _Signer:
+def _new_signer(name: str, not_before: float) -> Signer:
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key()
     # Two authorities of one name would be told apart by some programs only.
-    called = _name(f"{name[:50]} {_spki(public).hex()[:8]}")
+    called = parts.name(f"{name[:50]} {_spki(public).hex()[:8]}")
     certificate = (
         x509.CertificateBuilder()
         .subject_name(called)
         .issuer_name(called)
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(_moment(not_before))
-        .not_valid_after(_moment(not_before + AUTHORITY_LIFE_S))
+        .not_valid_before(parts.moment(not_before))
+        .not_valid_after(parts.moment(not_before + AUTHORITY_LIFE_S))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(parts.usage(signs_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return _Signer(certificate, key)
+    return Signer(certificate, key)
 
 
 def _keys(path: Path, passphrase: str | None) -> list[ec.EllipticCurvePrivateKey]:
     found = []
-    for block in _KEY_BLOCK.findall(_read(path)):
+    for block in _KEY_BLOCK.findall(parts.read(path)):
         encrypted = b"BEGIN ENCRYPTED" in block
         if encrypted and not passphrase:
             raise KeysError("passphrase_needed", f"the key {path} is encrypted; give SHALLOP_PASSPHRASE")
@@ -416,18 +395,6 @@ def _keys(path: Path, passphrase: str | None) -> list[ec.EllipticCurvePrivateKey
     return found
 
 
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(FILE_BYTES_MAX)
-    except OSError as error:
-        raise KeysError("ca_unreadable", f"{path} cannot be read: {error}") from None
-
-
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
 def _spki(public: ec.EllipticCurvePublicKey) -> bytes:
     return x509.SubjectKeyIdentifier.from_public_key(public).digest
 
@@ -435,39 +402,3 @@ def _spki(public: ec.EllipticCurvePublicKey) -> bytes:
 def _spki_of(certificate: x509.Certificate) -> bytes:
     public = certificate.public_key()
     return _spki(public) if isinstance(public, ec.EllipticCurvePublicKey) else b""
-
-
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
-
-
-def _general_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host.strip("[]")))
-    except ValueError:
-        pass
-    if not re.fullmatch(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_-]+)*", host):
-        raise KeysError("bad_host", f"{host!r} is neither the name of a machine nor an address")
-    return x509.DNSName(host)
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates, crl_sign=signs_certificates,
-        content_commitment=False, key_encipherment=False, data_encipherment=False, key_agreement=False,
-        encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-
-
-def _issuer_key(signer: _Signer) -> x509.AuthorityKeyIdentifier:
-    return x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.key.public_key())
-
-
-def _moment(since_1970: float) -> datetime:
-    """Whole seconds: X.509 has no fractions."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=int(since_1970))
-
-
-def _since_1970(moment: datetime) -> float:
-    return moment.timestamp()

@@ -28,9 +28,16 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fleet.adapters.authority import AUTHORITY_LIFE_S, BACKDATE_S, DAY_S, Authority, Identity
+from fleet.adapters.authority import (
+    AUTHORITY_LIFE_S,
+    BACKDATE_S,
+    DAY_S,
+    Authority,
+    Identity,
+)
 from fleet.adapters.authority import read_certificate as certificate_of
 from fleet.adapters.durable import owner_in, write_atomically
+from fleet.adapters.x509_parts import revoked_serials
 from fleet.broker_rules import (
     ACCESS,
     CA,
@@ -232,7 +239,7 @@ class BrokerFiles:
 
     # --- refusing -------------------------------------------------------------------------------------
 
-    def refuse(self, device: str, serials: Mapping[int, float], authority: Authority, now: float) -> None:
+    def refuse(self, device: str, serials: Mapping[int, float], authority: Authority, now: float) -> bool:
         """Refuses a device by its name and by its certificates; the record is kept first.
 
         Args:
@@ -241,21 +248,27 @@ class BrokerFiles:
             authority: signs the list.
             now: seconds since 1970.
 
+        Returns:
+            Whether that changed anything. Asked again, the lists stay as they are, canary included: they may
+            be on their way to another machine.
+
         Raises:
             KeysError: `no_broker`, `key_unwritable` or `broker_files_unreadable`.
         """
         setup = self.setup
         with self.locked():
             before = self.revoked
-            living = {serial: one for serial, one in before.certificates.items() if one.not_after > now}
+            certificates = dict(before.certificates)
             for serial, not_after in serials.items():
                 one = RevokedCertificate(at=now, not_after=not_after + BACKDATE_S)
-                living.setdefault(f"{serial:x}", one)
+                if one.not_after > now:
+                    certificates.setdefault(f"{serial:x}", one)
             devices = {device: now} | before.devices
-            self._record(setup, replace(before, devices=devices, certificates=living), authority, now)
+            after = replace(before, devices=devices, certificates=certificates)
+            return self._record(setup, before, after, authority, now)
 
-    def allow(self, device: str, authority: Authority, now: float) -> None:
-        """Takes a device's name off the list; its revoked certificates stay revoked.
+    def allow(self, device: str, authority: Authority, now: float) -> bool:
+        """Takes a device's name off the list, its revoked certificates stay; whether that was a change.
 
         Raises:
             KeysError: `no_broker`, `key_unwritable` or `broker_files_unreadable`.
@@ -264,11 +277,38 @@ class BrokerFiles:
         with self.locked():
             before = self.revoked
             devices = {name: at for name, at in before.devices.items() if name != device}
-            self._record(setup, replace(before, devices=devices), authority, now)
+            return self._record(setup, before, replace(before, devices=devices), authority, now)
 
-    def _record(self, setup: Setup, revoked: Revoked, authority: Authority, now: float) -> None:
-        self._place(self.out / RECORD, msgspec.json.encode(revoked), _FOR_BROKER)
-        self._write_lists(setup, revoked, authority, now)
+    def mend(self, authority: Authority, now: float) -> bool:
+        """Makes the lists anew where they do not say what the record does, as after a crash; whether so.
+
+        Raises:
+            KeysError: `no_broker`, `key_unwritable` or `broker_files_unreadable`.
+        """
+        setup = self.setup
+        with self.locked():
+            return self._record(setup, self.revoked, self.revoked, authority, now)
+
+    def _record(
+        self, setup: Setup, before: Revoked, after: Revoked, authority: Authority, now: float
+    ) -> bool:
+        if after == before and self._lists_say(setup, after):
+            return False
+        living = {serial: one for serial, one in after.certificates.items() if one.not_after > now}
+        kept = replace(after, certificates=living)
+        self._place(self.out / RECORD, msgspec.json.encode(kept), _FOR_BROKER)
+        self._write_lists(setup, kept, authority, now)
+        return True
+
+    def _lists_say(self, setup: Setup, revoked: Revoked) -> bool:
+        try:
+            listed = revoked_serials(self.out / REVOKED)
+            canary = certificate_of(self.keys / "canary.pem").serial
+            access = (self.out / ACCESS).read_text(encoding="utf-8")
+        except (KeysError, OSError, UnicodeDecodeError):
+            return False
+        wanted = {int(serial, 16) for serial in revoked.certificates} | {canary}
+        return wanted <= listed and access == access_list(setup, revoked.devices)
 
     # --- the disk -------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from wire.errors import ShallopError
 TIMEOUT_S = 60.0
 UPLOADS_AT_ONCE = 4
 """The registry waits for its disk once a blob, and disks like several to wait for."""
+ERROR_BYTES_MAX = 64 * 1024
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
 
 T = TypeVar("T")
@@ -94,6 +95,27 @@ class Client:
     def releases(self) -> list[ReleaseView]:
         """All releases."""
         return self._ask("GET", "/api/releases", list[ReleaseView])
+
+    def fetch(self, path: str, size_bytes_max: int) -> bytes:
+        """The bytes at a path; of more than that the rest is left unread.
+
+        Raises:
+            RefusedError: also `oversized`.
+        """
+        body = bytearray()
+        try:
+            with self._http.stream("GET", path) as response:
+                cap = size_bytes_max if response.status_code < 400 else ERROR_BYTES_MAX
+                for piece in response.iter_bytes():
+                    body += piece
+                    if len(body) > cap:
+                        words = f"{path} holds more than the {cap} bytes that are read"
+                        raise RefusedError("oversized", words, response.status_code)
+        except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from None
+        if response.status_code >= 400:
+            raise _refusal(bytes(body), str(response.url), response.status_code)
+        return bytes(body)
 
     def upload(
         self, bundle: Bundle, progress: Callable[[int, int], None], envelope: bytes | None = None
@@ -243,19 +265,22 @@ class Client:
         try:
             response = self._http.request(method, path, content=body, params=params)
         except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise ServerUnreachableError(
-                "server_unreachable",
-                f"no registry answers at {self._server} ({error}); is `shallop-fleet serve` running? "
-                "Name another address by --server or SHALLOP_SERVER",
-            ) from None
+            raise self._unreachable(error) from None
         if response.status_code >= 400:
-            raise _refusal(response)
+            raise _refusal(response.content, str(response.url), response.status_code)
         try:
             return msgspec.json.decode(response.content, type=expected)
-        except msgspec.DecodeError as error:
+        except _UNREADABLE as error:
             raise ServerUnreachableError(
                 "not_a_registry", f"{self._server} answered something else: {error}"
             ) from None
+
+    def _unreachable(self, error: Exception) -> ServerUnreachableError:
+        return ServerUnreachableError(
+            "server_unreachable",
+            f"no registry answers at {self._server} ({error}); is `shallop-fleet serve` running? "
+            "Name another address by --server or SHALLOP_SERVER",
+        )
 
 
 def _is_here(host: str) -> bool:
@@ -263,6 +288,9 @@ def _is_here(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Error(msgspec.Struct):
@@ -274,11 +302,9 @@ class _Refusal(msgspec.Struct):
     error: _Error
 
 
-def _refusal(response: httpx.Response) -> ShallopError:
+def _refusal(content: bytes, url: str, status: int) -> ShallopError:
     try:
-        refusal = msgspec.json.decode(response.content, type=_Refusal)
-    except msgspec.DecodeError:
-        return ServerUnreachableError(
-            "not_a_registry", f"{response.url} answered {response.status_code} and no error of a registry"
-        )
-    return RefusedError(refusal.error.code, refusal.error.message, response.status_code)
+        refusal = msgspec.json.decode(content, type=_Refusal)
+    except _UNREADABLE:
+        return ServerUnreachableError("not_a_registry", f"{url} answered {status} and no error of a registry")
+    return RefusedError(refusal.error.code, refusal.error.message, status)

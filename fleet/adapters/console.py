@@ -6,15 +6,20 @@ Not for: calling the registry, or exit codes (`fleet.cli`).
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 from fleet.adapters.console_trust import marks, trust_facts
 from fleet.audit import AuditEntry
@@ -65,10 +70,15 @@ def utc(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(sep=" ", timespec="seconds")
 
 
+def harmless(text: str) -> str:
+    """Words of a device without what would move a terminal's cursor, set its title or hide other words."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(harmless(cell)) for cell in row))
     return table
 
 
@@ -238,7 +248,7 @@ def rollout_tables(show: RolloutShow) -> list[Table | str]:
     parts += [
         "",
         "Ready rollback, also while the registry is down:",
-        f"  mosquitto_pub -q 1 -t {ready.topic} -f {ready.file}",
+        "  " + shlex.join(["mosquitto_pub", *ready.broker, "-q", "1", "-t", ready.topic, "-f", ready.file]),
         "The same payload by HTTP, for all and for one device:",
         f"  curl -o rollback.json '{ready.url}'",
         f"  curl -o rollback.json '{ready.url_per_device}'",
@@ -288,6 +298,17 @@ def with_upload_bar(work: Callable[[Callable[[int, int], None]], None]) -> None:
         work(lambda sent, total: progress.update(task, completed=sent, total=total))
 
 
+@contextmanager
+def check_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error, told what is looked at, how many bytes are done, and of how many."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("checking", total=None)
+        yield lambda what, done, total: progress.update(
+            task, description=escape(f"checking {what}"), completed=done, total=total
+        )
+
+
 def watch(look: Callable[[], tuple[str, bool]], every_s: float) -> None:
     """Calls `look` until its second answer is true, showing its first on standard error."""
     with Console(stderr=True).status("waiting") as status:
@@ -297,3 +318,13 @@ def watch(look: Callable[[], tuple[str, bool]], every_s: float) -> None:
             if ended:
                 return
             time.sleep(every_s)
+
+
+def facts(found: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """One line a fact, a nested one under its name's path; what is empty or unknown is left out."""
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            yield from facts(value, f"{before}{key}.")
+        elif value not in (None, [], ""):
+            text = msgspec.json.encode(value).decode() if isinstance(value, list) else str(value)
+            yield f"{before}{key}", text

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import ssl
-from pathlib import Path
 
 from msgspec import Struct
 
@@ -63,9 +62,4 @@ def open_door(config: Config, clock: Clock) -> Door:
 
 
 def _context(config: Config) -> ssl.SSLContext:
-    given, keys = config.broker_tls, config.keys_dir
-    return client_context(
-        Path(given.ca_file or keys / "ca.pem"),
-        Path(given.cert_file or keys / "registry.pem"),
-        Path(given.key_file) if given.key_file else None,
-    )
+    return client_context(*config.broker_tls_files)

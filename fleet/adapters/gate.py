@@ -21,11 +21,12 @@ A broker that cannot be reached, or that nobody reloads, stays at step 2: the th
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from fleet.adapters.authority import DAY_S, Authority
@@ -71,7 +72,8 @@ class BrokerGate:
         self._files, self._authority, self._address, self._clock = files, authority, address, clock
         self._reload = reload
         self._renewed: Callable[[], object] = lambda: None
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, int] = {}
+        self._asked = itertools.count()
         self._settling = threading.Lock()
         self._wake, self._stopping = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
@@ -89,16 +91,25 @@ class BrokerGate:
         """Refuses a device and throws it out; returns when that is so, or SETTLE_S_MAX are over.
 
         Raises:
-            KeysError: the files cannot be written: nothing has changed.
+            KeysError: the files cannot be written; the broker has read nothing new.
         """
-        self._files.refuse(device, serials, self._authority, self._clock.now())
-        self._reload()
-        self._waiting.add(device)
+        self._refuse(device, serials)
         settled = self.settle(SETTLE_S_MAX)
         self._wake.set()
         if settled:
             return CutOff(in_force=True, detail="the broker refuses it, and its session is ended")
         return CutOff(in_force=False, detail=self.trouble or "the broker has not read its files yet")
+
+    def _refuse(self, device: str, serials: Mapping[int, float]) -> None:
+        if not self._files.refuse(device, serials, self._authority, self._clock.now()):
+            self._files.show_again()
+        self._reload()
+        self._wait_for([device])
+
+    def _wait_for(self, devices: Iterable[str]) -> None:
+        """These are to be thrown out, also where an earlier list of theirs is just coming into force."""
+        for device in devices:
+            self._waiting[device] = next(self._asked)
 
     def let_in(self, device: str) -> bool:
         """A device may come again, by a new certificate; whether the broker knows already.
@@ -106,8 +117,9 @@ class BrokerGate:
         Raises:
             KeysError: the files cannot be written.
         """
-        self._waiting.discard(device)
-        self._files.allow(device, self._authority, self._clock.now())
+        self._waiting.pop(device, None)
+        if not self._files.allow(device, self._authority, self._clock.now()):
+            self._files.show_again()
         self._reload()
         return self.settle(SETTLE_S_MAX)
 
@@ -116,10 +128,12 @@ class BrokerGate:
         until = time.monotonic() + wait_s
         with self._settling:
             while True:
-                these = sorted(self._waiting)
+                these = dict(self._waiting)
                 thrown = [self._throw_out(device) for device in these]
                 if all(thrown) and self._in_force() and all(map(self._throw_out, these)):
-                    self._waiting.difference_update(these)
+                    for device, asked in these.items():
+                        if self._waiting.get(device) == asked:
+                            self._waiting.pop(device, None)
                     self._unsettled = None
                     return True
                 if time.monotonic() > until or self._stopping:
@@ -156,28 +170,39 @@ class BrokerGate:
         self._thread.join(STOP_S_MAX)
 
     def _run(self) -> None:
-        pause_s, look_at = 1.0, 0.0
-        # A registry that was killed may have refused a device, and not yet thrown it out.
-        recent = self._clock.now() - DAY_S
-        self._waiting.update(name for name, at in self._files.revoked.devices.items() if at > recent)
+        look_at, look_s, settle_s, began = 0.0, 1.0, 1.0, False
         while not self._stopping:
             try:
+                if not began:
+                    self._take_up()
+                    began = True
                 if time.monotonic() >= look_at:
-                    look_at = time.monotonic() + LOOK_EVERY_S
                     self.look()
-                if self._waiting and not self.settle(0.0):
-                    _LOG.error("not cut off at the broker: %s: %s", sorted(self._waiting), self.trouble)
-                    self._files.show_again()
-                    self._reload()
-                    pause_s = min(2 * pause_s, PAUSE_S_MAX)
-                else:
-                    pause_s = 1.0
+                    # What is wrong may be mended soon, or lasts; the log need not be full of it.
+                    look_s = 1.0 if self._seen is None else min(2 * look_s, LOOK_EVERY_S)
+                    look_at = time.monotonic() + (LOOK_EVERY_S if self._seen is None else look_s)
+                settle_s = 1.0 if self._settled() else min(2 * settle_s, PAUSE_S_MAX)
             except (ShallopError, OSError) as error:
                 # The thread must go on: the next look may find the cause mended.
                 _LOG.exception("the broker's door could not be looked after")
-                self._seen = str(error)
-            self._wake.wait(pause_s if self._waiting else max(0.0, look_at - time.monotonic()))
+                self._seen, look_at = str(error), time.monotonic() + PAUSE_S_MAX
+            left = max(0.0, look_at - time.monotonic())
+            self._wake.wait(min(left, settle_s) if self._waiting else left)
             self._wake.clear()
+
+    def _take_up(self) -> None:
+        """A registry that was killed may have refused a device, and not yet thrown it out."""
+        recent = self._clock.now() - DAY_S
+        self._wait_for(name for name, at in self._files.revoked.devices.items() if at > recent)
+
+    def _settled(self) -> bool:
+        """One try to throw out who waits for it; whether nobody waits any more."""
+        if not self._waiting or self.settle(0.0):
+            return True
+        _LOG.error("not cut off at the broker: %s: %s", sorted(self._waiting), self.trouble)
+        self._files.show_again()
+        self._reload()
+        return False
 
     def look(self) -> None:
         """Renews what is due, and finds out whether the broker does what its files say.
@@ -186,6 +211,11 @@ class BrokerGate:
             KeysError: a file cannot be read or written.
         """
         self.renew()
+        if self._files.mend(self._authority, self._clock.now()):
+            _LOG.warning("the lists in %s were not what the record says, and were made anew", self._files.out)
+            self._reload()
+            self._wait_for(self._files.revoked.devices)
+            return
         canary = self._visit(self._files.keys / "canary.pem")
         probe = self._visit(
             self._files.program(PROBE), f"{self._files.setup.root}/probe/{secrets.token_hex(8)}"
@@ -197,7 +227,7 @@ class BrokerGate:
         if self._seen is not None:
             _LOG.error("the broker: %s", self._seen)
         if canary.answer is not Answer.REVOKED:
-            self._waiting.update(self._files.revoked.devices)
+            self._wait_for(self._files.revoked.devices)
 
     def renew(self) -> None:
         """New certificates for broker and programs where two thirds of a life are over.

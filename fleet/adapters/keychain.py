@@ -22,12 +22,12 @@ from fleet.adapters import key_files
 from fleet.adapters.durable import fsync_directory
 from fleet.adapters.key_files import KeyPair
 from fleet.keys import KeysError
-from wire import roots, trust
+from fleet.verify import follow
+from wire import trust
 from wire.chunks import digest
-from wire.codec import decode, encode
+from wire.codec import encode
 from wire.errors import ShallopError
 from wire.roots import Root
-from wire.topics import ROOT
 from wire.trust import Role
 
 NAME_CHARS = 12
@@ -90,7 +90,7 @@ def load_chain(folder: Path) -> Chain:
             break
         try:
             data = path.read_bytes()
-            before, payload = _follow(before, data)
+            before, payload = follow(before, data, key_files.verify)
         except (ShallopError, OSError) as error:
             raise KeysError("chain_broken", f"{path} cannot be used: {error}") from None
         envelopes.append(data)
@@ -99,17 +99,6 @@ def load_chain(folder: Path) -> Chain:
     if before is None:
         raise KeysError("no_keys", f"there are no keys in {folder}")
     return Chain(envelopes=tuple(envelopes), root=before, first_sha256=first, last_sha256=last)
-
-
-def _follow(before: Root | None, data: bytes) -> tuple[Root, bytes]:
-    payload, signatures = trust.unwrap(data, "root", ROOT.size_bytes_max)
-    root = roots.checked(decode(payload, Root, ROOT.size_bytes_max))
-    message = trust.pae("root", payload)
-    if before is not None:
-        roots.require_successor(before, root)
-        roots.require_signatures(before, Role.ROOT, message, signatures, key_files.verify)
-    roots.require_signatures(root, Role.ROOT, message, signatures, key_files.verify)
-    return root, payload
 
 
 def load_online(folder: Path, passphrase: str | None = None) -> Online:

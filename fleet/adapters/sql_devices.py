@@ -112,6 +112,15 @@ class SqlDevices(SqlPart):
         self._set_mark(device, install_id, reached, since)
         return True
 
+    def contradicts(self, report: Report) -> bool:
+        """Whether another report of the same install has its number."""
+        kept = self.connection.execute(
+            select(t.reports.c.doc).where(
+                self._of(report.device, report.install_id), t.reports.c.number == report.number
+            )
+        ).scalar_one_or_none()
+        return kept is not None and kept != json_text(report)
+
     def contiguous(self, device: str, install_id: str) -> int:
         """Highest number up to which every report is here; 0 if none is."""
         return self._report_mark(device, install_id)[0]

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, bindparam, delete, select, update
+from sqlalchemy import Row, bindparam, delete, func, select, update
 
 from fleet.adapters import tables_enrolment as t
 from fleet.adapters.sql_base import SqlPart, batches
@@ -23,6 +23,12 @@ _REVOCATION_OF = _REVOCATIONS.where(_R.device == bindparam("of"))
 _C = t.certificates.c
 _NEWEST_FIRST = (_C.issued_at.desc(), _C.not_after.desc(), _C.serial)
 _HEADS = select(*(column for column in _C if column.name != "pem")).order_by(*_NEWEST_FIRST)
+_RANKED = (
+    _HEADS.order_by(None)
+    .add_columns(func.row_number().over(partition_by=_C.device, order_by=_NEWEST_FIRST).label("rank"))
+    .subquery()
+)
+_NEWEST = select(*(column for column in _RANKED.c if column.name != "rank")).where(_RANKED.c.rank == 1)
 
 
 class SqlEnrolment(SqlPart):
@@ -68,6 +74,21 @@ class SqlEnrolment(SqlPart):
     def certificate_heads(self) -> list[Held]:
         """Certificates of all devices without their text, newest first."""
         return [Held(**row._asdict(), pem="") for row in self.connection.execute(_HEADS)]
+
+    def newest_certificates(self, late: tuple[float, float] | None = None) -> dict[str, Held]:
+        """The newest of each device, without its text; with `late` only those that end soon."""
+        query = _NEWEST
+        if late is not None:
+            now, share = late
+            life_s = _NEWEST.selected_columns.not_after - _NEWEST.selected_columns.not_before
+            query = query.where(_NEWEST.selected_columns.not_after - now < share * life_s)
+        rows = self.connection.execute(query)
+        return {row.device: Held(**row._asdict(), pem="") for row in rows}
+
+    def devices_with_certificate(self, now: float) -> int:
+        """How many have a living one."""
+        living = (_C.revoked_at.is_(None), _C.not_after > now)
+        return self.connection.execute(select(func.count(_C.device.distinct())).where(*living)).scalar_one()
 
     def revoked_certificates(self) -> list[Held]:
         """Those of all devices that were revoked, without their text."""

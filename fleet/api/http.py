@@ -24,6 +24,7 @@ Not for: deciding anything (`fleet.people`, `fleet.publish.intake`).
     GET    /api/rollouts/ID/rollback-payload[?device=D]   bytes for mosquitto_pub; the topic in X-Topic
     POST   /api/rollbacks                            RollbackAsk -> RollbackShow
     GET    /api/rollbacks/ID                         RollbackShow
+    and what a release is made of: fleet/api/provenance.py
 
 Why something is changed stands in the header `Shallop-Why`, percent-encoded, for every route.
 
@@ -47,6 +48,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from fleet.api import provenance
 from fleet.api.enrolment import enrolment_routes
 from fleet.api.exchange import (
     BadRequestError,
@@ -65,6 +67,7 @@ from fleet.api.people_routes import Crew, people_routes
 from fleet.enrolling import Enrolling
 from fleet.enrolment_views import TrustHealth
 from fleet.people import People, RollbackAsk, RolloutAsk
+from fleet.publish.archive import Archive
 from fleet.publish.intake import Intake
 from fleet.rollout import FailureAction
 from wire import topics as wt
@@ -116,6 +119,7 @@ class Services(Struct, frozen=True, kw_only=True):
         health: what to answer on /api/health.
         wake: tells the conductor that something changed.
         enrolling: tokens, and devices that are shut out (`fleet.api.enrolment`).
+        archive: gives releases out.
     """
 
     people: People
@@ -124,6 +128,7 @@ class Services(Struct, frozen=True, kw_only=True):
     health: Callable[[], Health]
     wake: Callable[[], None]
     enrolling: Enrolling
+    archive: Archive
 
 
 class BundleAnswer(Struct, frozen=True, kw_only=True):
@@ -312,6 +317,7 @@ def build(services: Services, hosts: frozenset[str] | None = None) -> Starlette:
         ("GET", "/api/rollbacks/{id}", api.rollback),
         *people_routes(services.crew),
         *enrolment_routes(services.enrolling, services.wake),
+        *provenance.routes(services.archive),
     )
     return Starlette(
         middleware=[Middleware(Guard, hosts=hosts, tokens=services.crew.tokens)],

@@ -27,6 +27,10 @@ BLOBS_MAX = 200_000
 """Distinct blobs of one release."""
 
 
+# Made by the thread that imports this, as in `wire.codec`.
+_MANIFEST = msgspec.json.Decoder(Manifest)
+
+
 class Rank:
     """Which posts go first: nobody is told of what the broker does not hold yet."""
 
@@ -107,4 +111,4 @@ def releases_of(state: ModelState) -> set[str]:
 
 def manifest_of(data: bytes) -> Manifest:
     """A manifest that was checked when it was uploaded."""
-    return msgspec.json.decode(data, type=Manifest)
+    return _MANIFEST.decode(data)

@@ -122,7 +122,7 @@ class Intake:
             ConflictError: `release_unsigned`: nobody signed it.
         """
         sizes = self._sizes_of(release)
-        self._blobs.settle(sizes.keys())
+        self._blobs.settle(self._blobs.present(sizes.keys()))
         with self._store.begin() as tx:
             row = _known(tx, release)
             missing = self._missing(row)
@@ -186,6 +186,9 @@ def sealed_release(row: ReleaseRow, desk: Desk) -> bytes | None:
     The signature that came with it is kept while it counts; after its key was revoked this registry's own
     release key signs, if it has one.
     """
+    if manifest_digest(row.manifest) != row.digest:
+        _LOG.error("%s@%s is not the manifest that was published: release_altered", row.model, row.name)
+        return None
     if row.envelope is not None:
         try:
             open_envelope(row.envelope, "release", desk.policy, wt.RELEASE.size_bytes_max)

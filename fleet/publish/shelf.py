@@ -39,6 +39,8 @@ _LOG = logging.getLogger("shallop.fleet.deltas")
 FILE_BYTES_MAX = 256 * 1024**2
 """Of either file; the encoder needs a few dozen times as much memory."""
 RECORD_BYTES_MAX = 4 * 1024**2
+# Made by the thread that imports this, as in `wire.codec`.
+_MADE = msgspec.json.Decoder(Made)
 
 
 class DeltaShelf:
@@ -173,6 +175,11 @@ class DeltaShelf:
             self._post(tx, [made])
         self._made[one.key] = made
 
+    def leading_to(self, files: Collection[str]) -> tuple[DeltaHint, ...]:
+        """Every delta on the shelf that makes one of these files, whether or not it was offered yet."""
+        made = list(self._made.values())
+        return tuple(one.hint for one in made if one.hint is not None and one.new in files)
+
     def blobs_besides(self, kept: Collection[str]) -> set[str]:
         """Blobs of deltas that no kept file needs: those that make a file which is not among `kept`."""
         made = list(self._made.values())
@@ -220,7 +227,7 @@ def _read(path: Path) -> Made | None:
     """A record; one that cannot be read is forgotten, and its delta made again."""
     try:
         with path.open("rb") as file:
-            return msgspec.json.decode(file.read(RECORD_BYTES_MAX), type=Made)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return _MADE.decode(file.read(RECORD_BYTES_MAX))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _LOG.warning("the record %s cannot be read (%s); its delta is made again", path.name, error)
         return None

@@ -386,6 +386,16 @@ def test_the_machines_own_clock_chance_and_disk(tmp_path: Path) -> None:
     assert SystemDisk().free_bytes(tmp_path) > 0
 
 
+@pytest.mark.parametrize(("columns", "width"), [("70", 68), ("a few", 78), ("3", 20)])
+def test_help_is_as_wide_as_the_terminal(columns: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_terminal() -> None:
+        raise OSError("no terminal")
+
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(os, "get_terminal_size", no_terminal)
+    assert cli._Help("shallop-agent")._width == width
+
+
 # --- footprint --------------------------------------------------------------------------------------
 
 

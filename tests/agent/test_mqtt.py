@@ -234,7 +234,7 @@ def test_a_real_daemon_deploys_refuses_restarts_and_rolls_back(mosquitto: Mosqui
             fleet.order(3, bad)
             refused = fleet.wait(3, "failed").reason
             assert refused is not None
-            assert refused.code == "model_load_failed"
+            assert refused.code == "model_malformed"
             process.kill()
             process.wait(20)
             until(lambda: not fleet.status[-1].online, "the last will", 60)

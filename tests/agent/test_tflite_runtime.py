@@ -103,9 +103,9 @@ def test_a_damaged_file_does_not_load(
     job = job_of(tmp_path, twins, features(), RUNTIME)
     data = twins.tflite.read_bytes()
     twins.tflite.write_bytes(data[: len(data) // 2] if damage is None else damage)
-    with pytest.raises(FinalError, match=r"tflite-runtime 2\.") as raised:
+    with pytest.raises(FinalError, match="not opened") as raised:
         tried(tmp_path, tflite_runtime_python, job)
-    assert raised.value.code == "model_load_failed"
+    assert raised.value.code == "model_malformed"
 
 
 def test_litert_is_not_run_by_the_older_library(tmp_path: Path, tflite_runtime_python: str) -> None:

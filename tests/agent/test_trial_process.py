@@ -95,8 +95,8 @@ def test_the_workers_own_reason_is_raised(tmp_path: Path) -> None:
     Path(job.candidate.model_path).write_bytes(b"no model at all")
     with pytest.raises(FinalError) as raised:
         TrialProcess(tmp_path / "scratch", LIMITS).run(job, never())
-    assert raised.value.code == "model_load_failed"
-    assert "onnxruntime" in str(raised.value)
+    assert raised.value.code == "model_malformed"
+    assert "not opened" in str(raised.value)
 
 
 @pytest.mark.slow

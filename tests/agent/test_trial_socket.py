@@ -76,7 +76,7 @@ def test_a_trial_behind_the_socket_is_the_same_trial(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "code"),
     [
-        (lambda path: path.write_bytes(b"no model"), "model_load_failed"),
+        (lambda path: path.write_bytes(b"no model"), "model_malformed"),
         (gluttonous, "trial_out_of_memory"),
     ],
 )

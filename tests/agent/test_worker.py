@@ -293,7 +293,7 @@ def test_a_damaged_model_does_not_load(tmp_path: Path, damage: bytes | None) -> 
     job = good_job(tmp_path)
     data = model_of(job).read_bytes()
     model_of(job).write_bytes(data[: len(data) // 2] if damage is None else damage)
-    refused(job, "model_load_failed")
+    refused(job, "model_malformed")
 
 
 def test_a_model_that_is_not_there_does_not_load(tmp_path: Path) -> None:

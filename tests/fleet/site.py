@@ -42,6 +42,7 @@ class Site:
                 wake=self._wake,
             ),
             intake=harness.intake,
+            archive=harness.archive,
             health=self._health,
             wake=self._wake,
             enrolling=harness.enrolling,

@@ -306,6 +306,7 @@ def test_an_address_waits_until_its_window_ends_and_begins_anew() -> None:
     assert attempts.wait_s("a", "t", 10.0) == WINDOW_S - 10.0
     assert attempts.wait_s("b", "t", 10.0) == 0.0
     assert attempts.wait_s("a", "t", WINDOW_S) == 0.0
+    assert attempts.wait_s("a", "t", WINDOW_S + 5.0) == 0.0
     attempts.failed("a", WINDOW_S)
     assert attempts.wait_s("a", "t", WINDOW_S + 1.0) == 0.0, "one failure in the new window"
 

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fleet.adapters.authority import DAY_S, Authority, read_certificate
+from fleet.adapters.x509_parts import revoked_serials
 from fleet.broker_rules import REGISTRY
 from wire.errors import ShallopError
 
@@ -197,6 +198,19 @@ def test_openssl_refuses_what_the_list_names(tmp_path: Path, authority: Authorit
     judged = [openssl_accepts(tmp_path, two, one.pem, "sslclient", *at, *checked) for one in (*old, *new)]
     assert judged == [False, True, False, True]
     assert not openssl_accepts(tmp_path, two, old[1].pem, "sslclient", *late, *checked)
+
+
+def test_what_a_list_names_is_read_back(tmp_path: Path, authority: Authority) -> None:
+    path = tmp_path / "crl.pem"
+    two = authority.with_next("Test fleet", NOW)
+    path.write_bytes(two.revocation_list({5: NOW, 2**158: NOW}, NOW, NOW + DAY_S))
+    assert revoked_serials(path) == {5, 2**158}
+    # What one of two lists does not name is let in by that one.
+    path.write_bytes(authority.revocation_list({5: NOW}, NOW, NOW + DAY_S) + path.read_bytes())
+    assert revoked_serials(path) == {5}
+    for bad in (b"", b"nothing", path.read_bytes().replace(b"M", b"N")):
+        path.write_bytes(bad)
+        assert code_of(lambda: revoked_serials(path)) == "list_unreadable"
 
 
 # --- one follows another ------------------------------------------------------------------------------

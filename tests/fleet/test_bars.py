@@ -30,7 +30,7 @@ from tests.fleet.bundles import write_bundle
 from tests.fleet.processes import RegistryProcess
 from tests.fleet.site import Site
 from tests.fleet.twins import TOPICS, FakeClock
-from tests.keys import ORDER, RELEASE, RELEASE_2, ROOT_1, Key, root_of, root_sha256, sealed_root
+from tests.keys import ORDER, ORDER_2, RELEASE, RELEASE_2, ROOT_1, Key, root_of, root_sha256, sealed_root
 from wire.codec import decode
 from wire.errors import ShallopError, TrustError
 from wire.messages import BARRED_MAX
@@ -42,11 +42,12 @@ ADA = By(who="ada", why="crashes")
 ONE, TWO = "1" * 64, "2" * 64
 ROOT = root_of()
 NEXT = root_of(2, release=(RELEASE_2,))
+LAST = root_of(3, release=(RELEASE_2,), order=(ORDER_2,), epoch=1)
 TOPIC = "shallop/v1/system/bars"
 
 
 def desk(root: Root, *release: Key) -> Desk:
-    sealed = {1: sealed_root(ROOT), 2: sealed_root(NEXT)}
+    sealed = {1: sealed_root(ROOT), 2: sealed_root(NEXT), 3: sealed_root(LAST)}
     return Desk(
         TOPICS, signers=(ORDER,), release_signers=release, policy=Policy(verifier=Keyring(root)),
         roots=tuple(sealed[n] for n in range(1, root.number + 1)), root=root,
@@ -206,6 +207,8 @@ def test_a_rotation_signs_the_list_anew_under_its_number(signed: Signed, device:
     after = signed.published()
     assert signed.under(NEXT, RELEASE_2) == ()
     assert signed.published() == after, "a second start does nothing"
+    assert signed.under(LAST) == (), "the new key went offline, and what it signed still counts"
+    assert signed.published() == after
 
 
 def test_a_rotation_of_other_keys_leaves_the_list_as_it_is(signed: Signed) -> None:

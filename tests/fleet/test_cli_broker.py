@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from fleet.adapters.authority import DAY_S, Authority, read_certificate
 from fleet.adapters.broker_files import BrokerFiles, due
+from fleet.adapters.x509_parts import revoked_serials
 from fleet.broker_rules import HOME
 from fleet.cli import main
 
@@ -177,6 +178,40 @@ def test_an_ended_certificate_leaves_the_list_and_a_name_stays(commands: Command
     commands.files.allow("roof-18", authority, now + 2 * DAY_S)
     assert set(commands.files.revoked.certificates) == {f"{18:x}"}
     assert set(commands.files.revoked.devices) == {"roof-17", "roof-19"}
+
+
+def test_asked_again_the_lists_stay_as_they_are(commands: Commands) -> None:
+    authority, files = Authority.load(commands.keys), commands.files
+    now = read_certificate(commands.keys / "registry.pem").not_before + DAY_S
+    assert files.refuse("roof-17", {17: now + DAY_S}, authority, now)
+    before = commands.contents()
+    assert not files.refuse("roof-17", {17: now + DAY_S}, authority, now + 1)
+    assert not files.mend(authority, now + 2)
+    assert not files.allow("roof-18", authority, now + 3)
+    assert commands.contents() == before
+    files.show_again()
+    assert commands.contents() == before
+    assert files.refuse("roof-17", {18: now + DAY_S}, authority, now + 4)
+    assert files.allow("roof-17", authority, now + 5)
+    assert revoked_serials(commands.out / "crl.pem") >= {17, 18}
+
+
+@pytest.mark.parametrize("lost", ["out/crl.pem", "out/access.acl", "keys/canary.pem"])
+def test_a_power_cut_between_the_record_and_a_list_is_mended(commands: Commands, lost: str) -> None:
+    """Each file is replaced whole, so that after a power cut each is its old or its new self."""
+    authority, files = Authority.load(commands.keys), commands.files
+    now = read_certificate(commands.keys / "registry.pem").not_before + DAY_S
+    path = commands.keys.parent / lost
+    old = path.read_bytes()
+    files.refuse("roof-17", {17: now + DAY_S}, authority, now)
+    path.write_bytes(old)
+    assert files.mend(authority, now + 1)
+    assert 17 in revoked_serials(commands.out / "crl.pem")
+    assert read_certificate(commands.keys / "canary.pem").serial in revoked_serials(commands.out / "crl.pem")
+    assert "user roof-17\ntopic deny #" in (commands.out / "access.acl").read_text()
+    path.write_bytes(b"")
+    assert files.mend(authority, now + 2)
+    assert not files.mend(authority, now + 3)
 
 
 def test_what_root_makes_is_the_directorys_owners(tmp_path: Path) -> None:

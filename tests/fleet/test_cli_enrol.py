@@ -100,6 +100,8 @@ def test_what_is_no_duration_is_refused(text: str) -> None:
         (["enrol", "make"], "say a DEVICE, or --from FILE"),
         (["enrol", "roof-17", "--from", "x"], "say a DEVICE, or --from FILE"),
         (["enrol", "--from", "/nowhere/at/all"], "list_unreadable"),
+        (["enrol", "Roof 17"], "no_device_id"),
+        (["enrol", "make", "list", "--server", "http://127.0.0.1:1"], "server_unreachable"),
         (["enrol", "roof-17", "--server", "http://127.0.0.1:1"], "server_unreachable"),
         (["enrol", "--valid", "1h", "roof-17", "--server", "http://127.0.0.1:1"], "server_unreachable"),
         (["devices", "revoke", "roof-17", "--server", "http://127.0.0.1:1"], "server_unreachable"),

@@ -8,7 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from fleet.adapters.key_files import verify as check
+from fleet.adapters.release_holder import RegistryHolder, find_release
 from fleet.publish.upload import read_bundle
+from fleet.verification import Asked, verify
+from fleet.verify import Outcome
 from tests.fleet.bundles import write_bundle
 from tests.fleet.delta_samples import Weights, applied
 from tests.fleet.processes import read_retained, start_devices, wait_for
@@ -54,5 +58,10 @@ def test_the_device_makes_the_new_file_of_the_old_one(scene: Scene, tmp_path: Pa
     delta = b"".join(held[TOPICS.topic(wt.BLOB, digest=chunk.sha256)] for chunk in index.chunks)
     assert len(delta) == hint.size_bytes < 0.4 * len(FILES["v2"])
     assert applied(tmp_path, FILES["v1"], delta, len(FILES["v2"])) == FILES["v2"]
+    found = verify(
+        RegistryHolder(scene.client, find_release(scene.client, "camera@v2")), Asked(subject="v2"), check
+    )
+    row = next(row for row in found.rows if row.check == "deltas")
+    assert (row.outcome, row.reason[:13]) == (Outcome.OK, "1 delta whole"), row
     assert scene.registry.stop() == 0
     assert "Traceback" not in scene.registry.log.read_text()

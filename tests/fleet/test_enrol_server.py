@@ -12,6 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fleet.adapters.authority import Authority
 from fleet.adapters.enrol_server import CERTIFICATE_LIFE_S, EnrolServer, Limits, address_name
@@ -160,6 +162,35 @@ def test_a_registry_that_fails_says_so_and_lives(tmp_path: Path) -> None:
         with pytest.raises(WireError):
             read_answer(said)  # no word of the contract, so that the device tries again
         assert house.ask("GET", CA_PATH)[0] == 200
+
+
+def test_no_bytes_bring_more_than_a_refusal(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "keys")
+    door = Door(registry.enrolling, registry.authority.certificates_pem)
+    registry.enrolled(FIRST)
+    whole = (
+        encode(enrol_word(registry.token(), SECOND, signer=FIRST)),
+        encode(renewal_word("x", SECOND, FIRST)),
+    )
+    bodies = st.binary(max_size=300) | st.builds(
+        lambda word, at, new: word[:at] + new + word[at + len(new) :],
+        st.sampled_from(whole), st.integers(0, 600), st.binary(max_size=3),
+    )  # fmt: skip
+
+    @given(st.sampled_from([ENROL_PATH, RENEW_PATH, CA_PATH, "/"]), st.sampled_from(["GET", "POST"]), bodies)
+    def ask(path: str, method: str, body: bytes) -> None:
+        answer = door.answer(method, path, body)
+        if (method, path) == ("GET", CA_PATH):
+            assert answer.status == 200
+            return
+        refused = read_answer(answer.body)
+        assert isinstance(refused, CertificateRefused)
+        assert (answer.status // 100, answer.code) == (4, refused.code)
+
+    ask()
+    assert sorted(row.state for row in registry.enrolling.tokens()) == ["unused", "used"]
+    assert set(registry.harness.conductor.failures) == set()
+    registry.harness.store.close()
 
 
 # --- TLS ----------------------------------------------------------------------------------------------

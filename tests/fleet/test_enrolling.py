@@ -184,6 +184,11 @@ def test_a_new_token_ends_the_stolen_key(registry: Registry) -> None:
     old = registry.serials(FIRST)
     assert registry.barrier.told == [(DEVICE, old), ("in", DEVICE)], "by its name too, and that is lifted"
     assert registry.certificate(registry.enrolling.renew(renewal_word(DEVICE, THIRD, SECOND)))
+    registry.clock.time += 1
+    assert registry.enrolling.revoke(DEVICE, By(who="anna", why="stolen")).certificates == 2
+    with registry.harness.store.begin() as tx:
+        whys = {held.public: held.why.split()[0] for held in tx.certificates(DEVICE)}
+    assert whys == {public(FIRST): "replaced", public(SECOND): "stolen", public(THIRD): "stolen"}
 
 
 def test_an_enrolment_brings_the_roots_from_the_pinned_one_on(registry: Registry) -> None:
@@ -297,7 +302,9 @@ def test_a_revoked_device_is_out_everywhere(registry: Registry) -> None:
     revoked = registry.enrolling.revoke(DEVICE, By(who="anna", why="stolen"))
     assert (revoked.certificates, revoked.in_force, revoked.detail) == (1, True, "done")
     assert registry.barrier.told == [(DEVICE, registry.serials(FIRST))]
+    assert TOPICS.topic(wt.STATUS, device=DEVICE) in registry.harness.broker.retained
     registry.harness.settle(2)
+    assert [topic for topic in registry.harness.broker.retained if DEVICE in topic] == []
     view = registry.harness.people.device(DEVICE)
     assert (view.online, view.trust.revoked_why) == (False, "stolen")
     assert view.trust.certificate is not None

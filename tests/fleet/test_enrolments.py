@@ -272,3 +272,11 @@ def test_the_table_of_names_does_not_grow() -> None:
         assert rates.take(f"n{i}", float(i) / 1000)
     assert len(rates._left) == 3
     assert not rates.take("n49", 0.05), "the last ones are remembered"
+
+
+def test_who_keeps_trying_is_not_forgotten_for_those_who_came_once() -> None:
+    rates = Rates(1.0, 1, names_max=3)
+    for name in ("a", "b", "c", "a", "d"):
+        rates.take(name, 0.0)
+    assert not rates.take("a", 0.0)
+    assert rates.take("b", 0.0), "it was quiet for longest"

@@ -24,6 +24,7 @@ from fleet.adapters import tables
 from fleet.adapters.sql_base import upsert
 from fleet.adapters.sql_store import MIGRATIONS, SqlStore, migrate
 from fleet.audit import genesis
+from fleet.enrolments import Enrolment, Held, Revocation, TokenState
 from fleet.inventory import Device, labelled
 from fleet.ports import (
     DesiredRow,
@@ -443,3 +444,75 @@ def test_the_largest_order_number_fits(store: SqlStore) -> None:
         assert found.order_highest == 2**53 - 1
         assert tx.raise_orders(2**53 - 1)
         assert tx.mark().orders == 2**53 - 1
+
+
+def _certificate(serial: str, device: str, at: float) -> Held:
+    return Held(
+        serial=serial,
+        device=device,
+        public="b" * 64,
+        issued_at=at,
+        not_before=at,
+        not_after=at + 100.0,
+        pem="pem",
+    )
+
+
+def test_tokens_come_back_by_id_secret_and_device(store: SqlStore) -> None:
+    one = Enrolment(
+        id="en-1", device="dev-0", secret_sha256="c" * 64, root_number=2, issued_at=1.0, expires_at=9.0
+    )
+    two = replace(one, id="en-2", device="dev-1", secret_sha256="d" * 64, issued_at=2.0, expires_at=20.0)
+    used = replace(one, state=TokenState.USED, public="e" * 64, serial="ab", ended_at=3.0, why="so")
+    with store.begin() as tx:
+        for row in (two, one, used):
+            tx.save_enrolment(row)
+        assert tx.enrolment("en-1") == tx.enrolment_of_secret("c" * 64) == used
+        assert (tx.enrolments(), tx.enrolments("dev-1")) == ([used, two], [two])
+        assert tx.enrolment("en-3") is tx.enrolment_of_secret("f" * 64) is None
+        assert tx.prune_enrolments(10.0) == 1
+        assert tx.enrolments() == [two]
+
+
+def test_certificates_newest_first_and_what_of_them_counts(store: SqlStore) -> None:
+    old, new, other = (
+        _certificate(*row) for row in (("0a", "dev-0", 1.0), ("0b", "dev-0", 50.0), ("0c", "dev-1", 9.0))
+    )
+    with store.begin() as tx:
+        for held in (old, other, new):
+            tx.save_certificate(held)
+        bare = [replace(held, pem="") for held in (new, other, old)]
+        assert tx.certificates("dev-0") == [new, old]
+        assert tx.certificate_heads() == bare
+        assert tx.newest_certificates() == {"dev-0": bare[0], "dev-1": bare[1]}
+        assert tx.newest_certificates((85.0, 0.25)) == {"dev-1": bare[1]}, "the old one was followed"
+        assert [tx.devices_with_certificate(now) for now in (0.0, 120.0, 150.0)] == [2, 1, 0]
+        assert tx.revoke_certificates("dev-0", 60.0, "so", keep="0b") == 1
+        assert [held.serial for held in tx.revoked_certificates()] == ["0a"]
+        assert tx.revoke_certificates("dev-0", 70.0, "more") == 1
+        assert [(held.revoked_at, held.why) for held in tx.certificates("dev-0")] == [
+            (70.0, "more"),
+            (60.0, "so"),
+        ]
+        tx.cut(["0a"], "dev-0", 80.0)
+        assert [held.cut_at for held in tx.certificates("dev-0")] == [None, 80.0]
+        tx.drop_certificates(["0a", "0c"])
+        assert [held.serial for held in tx.certificate_heads()] == ["0b"]
+
+
+def test_a_revocation_holds_until_it_is_lifted(store: SqlStore) -> None:
+    one = Revocation(device="dev-0", at=1.0, why="so")
+    with store.begin() as tx:
+        tx.save_revocation(one)
+        tx.cut([], "dev-0", 2.0)
+        assert tx.revocation("dev-0") == tx.revocations()["dev-0"] == replace(one, cut_at=2.0)
+        tx.drop_lifted("dev-0")
+        assert tx.revocation("dev-0") is not None, "it holds"
+        assert tx.lift_revocation("dev-0", 3.0)
+        assert not tx.lift_revocation("dev-0", 4.0)
+        assert (tx.revocation("dev-0"), tx.revocations(), tx.lifted()) == (None, {}, {"dev-0"})
+        tx.save_revocation(one)
+        assert (tx.revocation("dev-0"), tx.lifted()) == (one, set()), "again, and not yet told"
+        tx.lift_revocation("dev-0", 5.0)
+        tx.drop_lifted("dev-0")
+        assert tx.lifted() == set()

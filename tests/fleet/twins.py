@@ -26,6 +26,7 @@ from fleet.ingest import Ingest
 from fleet.orders import Desk
 from fleet.people import People
 from fleet.ports import Delivery, Gate, Outgoing, Tx
+from fleet.publish.archive import Archive
 from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
 from fleet.publish.upload import read_bundle
@@ -259,6 +260,7 @@ class Harness:
         self.people = People(self.store, self.clock, self.desk, self.files, self.config)
         self.deltas: DeltaShelf | None = None
         self.intake = Intake(self.store, self.blobs, self.clock, self.desk)
+        self.archive = Archive(self.store, self.blobs, self.desk, None)
         self._build()
 
     def _build(self) -> None:

@@ -88,6 +88,14 @@ class Hand:
         """Publishes and waits for the broker's acknowledgement."""
         self._client.publish(topic, payload, qos=qos, retain=retain).wait_for_publish(30)
 
+    def throw(self, topic: str, payload: bytes) -> None:
+        """Publishes and waits for nothing."""
+        self._client.publish(topic, payload, qos=0)
+
+    def settle(self) -> None:
+        """Waits until the broker has all that was thrown."""
+        self.raw(f"{self.topics.root}/nothing", b"")
+
     def publish_bundle(self, folder: Path, *, leave_out: int = 0) -> str:
         """Publishes blobs (all but the last `leave_out`), then the release; gives the digest."""
         raw = (folder / "manifest.json").read_bytes()

@@ -131,7 +131,7 @@ def ended(roof: Roof, digest: str) -> messages.ModelState:
 @pytest.mark.parametrize(
     ("harm", "codes"),
     [
-        ("garbage", {"model_load_failed"}),
+        ("garbage", {"model_malformed"}),
         ("wrong", {"sla_missed", "accuracy_below_limit"}),
         ("hang", {"trial_timeout"}),
     ],

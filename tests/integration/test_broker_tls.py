@@ -83,6 +83,9 @@ class Client:
     def close(self) -> None:
         self.client.disconnect()
         self.client.loop_stop()
+        # Paho closes a pair of sockets when it is freed; in a circle of references they may be freed first.
+        self.client.on_connect = self.client.on_disconnect = None
+        self.client.on_message = self.client.on_subscribe = None
 
 
 Connect = Callable[[ssl.SSLContext], Client]
@@ -195,6 +198,32 @@ def test_a_broker_of_another_authority_is_not_spoken_to(broker: TlsMosquitto, tm
 def test_a_broker_of_another_name_is_not_spoken_to(broker: TlsMosquitto) -> None:
     seen = knock(("127.0.0.2", broker.port), as_device(broker, "roof-1"))
     assert seen.answer is Answer.SILENT
+
+
+def test_a_broker_that_speaks_tls_1_2_only_is_not_spoken_to(broker: TlsMosquitto) -> None:
+    """With the broker's own certificate, as one would who stole it and an old library."""
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    old.load_cert_chain(broker.out / "server.pem")
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2
+    came: list[str] = []
+
+    def serve(listening: socket.socket) -> None:
+        link, _ = listening.accept()
+        try:
+            old.wrap_socket(link, server_side=True).close()
+        except (ssl.SSLError, OSError) as error:
+            came.append(str(error))
+        finally:
+            link.close()
+
+    with socket.create_server((broker.host, 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        seen = knock((broker.host, listening.getsockname()[1]), as_device(broker, "roof-1"))
+        thread.join(WAIT_S_MAX)
+    assert seen.answer is Answer.REFUSED
+    assert seen.detail in {"UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION"}
+    assert len(came) == 1
 
 
 # --- the name is the certificate's --------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_the_agent_deploys_by_way_of_the_socket(machine: Machine, tmp_path: Path
         state = hand.wait_ended(DEVICE, "behind", 101)
         assert state.outcome is OrderOutcome.FAILED
         assert state.reason is not None
-        assert state.reason.code == "model_load_failed"
+        assert state.reason.code == "model_malformed"
         hand.raw(hand.topics.topic(topics.DESIRED, device=DEVICE), b"", retain=True)
     workers = machine.journal("shallop-worker@*")
     assert "Main process exited" not in workers, "serve ends in order, whatever the model did"

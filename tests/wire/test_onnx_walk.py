@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from converter.pack import file_of
 from tests.converter.builders import conv_net
+from wire import onnx_walk
 from wire.chunks import CHUNK_BYTES_MAX, digest
-from wire.onnx_walk import WalkError, boundaries, tensor_spans
+from wire.onnx_walk import Edge, Header, WalkError, boundaries, header, tensor_spans
 
 
 def _file(sizes: list[int]) -> tuple[bytes, list[bytes]]:
@@ -78,3 +79,69 @@ def test_damaged_bytes_are_refused_or_stay_inside_the_file(cut: int, tail: bytes
 def test_bytes_that_are_no_protobuf_are_refused(content: bytes) -> None:
     with pytest.raises(WalkError):
         tensor_spans(content)
+
+
+_NAMES = {"float32": TensorProto.FLOAT, "int8": TensorProto.INT8, "int64": TensorProto.INT64}
+_edges = st.lists(
+    st.builds(
+        Edge,
+        st.text(min_size=1, max_size=8),
+        st.sampled_from(sorted(_NAMES)),
+        st.lists(st.none() | st.integers(0, 2**40), max_size=4).map(tuple),
+    ),
+    max_size=4,
+    unique_by=lambda edge: edge.name,
+)
+
+
+def _values(edges: list[Edge]) -> list[object]:
+    return [
+        helper.make_tensor_value_info(edge.name, _NAMES[edge.dtype], edge.shape) for edge in edges
+    ]  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(_edges, _edges)
+def test_the_header_says_what_the_graph_takes_and_gives(inputs: list[Edge], outputs: list[Edge]) -> None:
+    constant = numpy_helper.from_array(np.zeros(3, np.float32), "a constant that is an input, too")
+    listed = [*_values(inputs), helper.make_tensor_value_info(constant.name, TensorProto.FLOAT, [3])]
+    graph = helper.make_graph([], "g", listed, _values(outputs), [constant])
+    model = helper.make_model(graph, ir_version=9)
+    expected = Header(ir_version=9, inputs=tuple(inputs), outputs=tuple(outputs))
+    assert header(model.SerializeToString()) == expected
+
+
+def test_the_header_of_a_value_without_type_or_shape_says_so() -> None:
+    bare, strange = helper.make_empty_tensor_value_info("bare"), helper.make_empty_tensor_value_info("odd")
+    strange.type.tensor_type.elem_type = 77
+    model = helper.make_model(helper.make_graph([], "g", [bare], [strange]))
+    found = header(model.SerializeToString())
+    assert (found.inputs, found.outputs) == ((Edge("bare", "type 0", ()),), (Edge("odd", "type 77", ()),))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\x09", b"\x3a\x00", b"\x08\x09\x3a\x00\x3a\x00"])
+def test_what_is_no_model_has_no_header(content: bytes) -> None:
+    with pytest.raises(WalkError, match="graphs and") as refused:
+        header(content)
+    assert refused.value.code == "no_graph"
+
+
+def test_a_header_of_very_many_fields_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_walk, "HEADER_FIELDS_MAX", 10)
+    model = helper.make_model(helper.make_graph([helper.make_node("Relu", ["x"], ["y"])] * 11, "g", [], []))
+    with pytest.raises(WalkError, match="more than 10 fields") as refused:
+        header(model.SerializeToString())
+    assert refused.value.code == "too_many_fields"
+
+
+@settings(max_examples=150)
+@given(st.binary(max_size=60), st.integers(0, 200))
+def test_a_damaged_header_is_refused_or_read(junk: bytes, place: int) -> None:
+    model = helper.make_model(helper.make_graph([], "g", _values([Edge("x", "int8", (1, 2))]), []))
+    content = bytearray(model.SerializeToString())
+    content[place % len(content) : place % len(content)] = junk
+    for damaged in (bytes(content), junk):
+        try:
+            header(damaged)
+        except WalkError:
+            continue

@@ -1,0 +1,146 @@
+"""Targets: the registry's edges: what devices say and what people and programs ask over HTTP.
+
+For: messages taken in to the database's end, where nothing that a device sent may raise; every route of the
+API with a hostile body, which must answer by name and never by 500; the registry's answers to its own client.
+Not for: configurations (`tests.fuzz.targets_yaml`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+from contextlib import suppress
+from functools import cache, partial
+from typing import Any
+
+import httpx
+import msgspec
+from starlette.applications import Starlette
+
+from fleet.people import RollbackAsk, RolloutAsk
+from fleet.ports import Delivery
+from tests.fleet.site import Site
+from tests.fleet.twins import TOPICS, Harness
+from tests.fuzz.mutate import bent_json
+from tests.fuzz.target import Target
+from tests.fuzz.targets_wire import honest
+from tests.wire.samples import MANIFEST
+from wire import codec, topics
+from wire.topics import CHANNELS, Channel
+from wire.trust import seal
+
+
+class Broken(Exception):  # noqa: N818 - what the oracle calls it
+    """The registry failed where it should refuse."""
+
+
+@cache
+def _harness() -> Harness:
+    return Harness()
+
+
+def _taken(channel: Channel, data: bytes) -> object:
+    """One message of a device, in a transaction that is rolled back."""
+    harness = _harness()
+    words = {"device": "roof-17", "id": "c1", "digest": "ab" * 32, "number": "1", "group": "north"}
+    used = {name: word for name, word in words.items() if f"{{{name}}}" in channel.pattern}
+    delivery = Delivery(topic=TOPICS.topic(channel, **used), payload=data, retain=channel.retain)
+    told = ""
+    with suppress(_Undo), harness.store.inner.begin() as tx:
+        harness.ingest.refused.clear()
+        taken = harness.ingest.take(tx, [delivery], 1_800_000_000.0)
+        told = repr((taken, tx.device("roof-17"), sorted(harness.ingest.refused)))
+        _undo()
+    return told
+
+
+class _Undo(Exception):  # noqa: N818 - ends a transaction
+    """Nothing of it stays, so that one execution tells nothing to the next."""
+
+
+def _undo() -> None:
+    raise _Undo
+
+
+def _said(channel: Channel) -> dict[str, bytes]:
+    assert channel.kind is not None
+    found = honest(channel.kind)
+    return {name: seal(channel.kind, data) for name, data in found.items()} if channel.enveloped else found
+
+
+def _ingest(channel: Channel) -> Target:
+    return Target(
+        name=f"fleet.ingest.{channel.name}", run=partial(_taken, channel), seeds=partial(_said, channel),
+        mutate=bent_json, weight=8,
+    )  # fmt: skip
+
+
+# --- HTTP
+
+
+def application() -> Starlette:
+    """The API on a registry of its own."""
+    return Site().app
+
+
+class _Api:
+    """The application on a loop of its own, which lasts as long as the process."""
+
+    def __init__(self) -> None:
+        self._transport = httpx.ASGITransport(application(), raise_app_exceptions=True)
+        self._loop = asyncio.new_event_loop()
+        atexit.register(self._loop.close)
+
+    def ask(self, method: str, path: str, content: bytes) -> httpx.Response:
+        """One request."""
+
+        async def request() -> httpx.Response:
+            async with httpx.AsyncClient(transport=self._transport, base_url="http://localhost") as client:
+                return await client.request(method, path, content=content)
+
+        return self._loop.run_until_complete(request())
+
+
+@cache
+def _api() -> _Api:
+    return _Api()
+
+
+def _asked(method: str, path: str, data: bytes) -> object:
+    answer = _api().ask(method, path, data)
+    if answer.status_code >= 500:
+        raise Broken(f"{method} {path} answered {answer.status_code}")
+    if answer.status_code >= 400:
+        error = answer.json()["error"]
+        assert set(error) == {"code", "message"}, error
+        return answer.status_code, error["code"]
+    return answer.status_code
+
+
+def _route(name: str, method: str, path: str, body: object) -> Target:
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return Target(
+        name=f"fleet.http.{name}", run=partial(_asked, method, path), seeds=lambda: {"honest": data},
+        mutate=bent_json,
+        weight=3,
+    )  # fmt: skip
+
+
+ROUTES: tuple[tuple[str, str, str, Any], ...] = (
+    ("bundles", "PUT", "/api/bundles", codec.encode(MANIFEST)),
+    ("finish", "POST", f"/api/bundles/{'ab' * 32}/finish", seal("release", codec.encode(MANIFEST))),
+    ("labels", "PUT", "/api/devices/roof-17/labels", {"site": "north", "old": None}),
+    ("groups", "PUT", "/api/devices/roof-17/groups", {"groups": ["north"]}),
+    ("rollouts", "POST", "/api/rollouts", RolloutAsk(model="fashion", release="2", gate={"failures_max": 0})),
+    ("pause", "POST", "/api/rollouts/r1/pause", {"why": "x"}),
+    ("abort", "POST", "/api/rollouts/r1/abort", {"action": "halt"}),
+    ("rollbacks", "POST", "/api/rollbacks", RollbackAsk(model="fashion", devices=("roof-17",))),
+)
+"""Every route that reads a body; a test compares the list with the application's."""
+
+_FROM_DEVICES = tuple(one for one in CHANNELS if one.sender == "agent" and one.kind is not None)
+
+TARGETS: tuple[Target, ...] = (
+    *map(_ingest, (*_FROM_DEVICES, topics.SEED, topics.DESIRED)),
+    *(_route(*route) for route in ROUTES),
+)
