@@ -197,7 +197,7 @@ class Install:
 def saved_install_id(state_dir: Path) -> str | None:
     """The id of a state directory without opening it; None where there is none that can be read."""
     for name in (FILE_NAME, COPY_NAME):
-        with contextlib.suppress(StateError):
+        with contextlib.suppress(StateError, OSError):
             saved = _read(state_dir / name)
             return saved.install_id if saved else None
     return None

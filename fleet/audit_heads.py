@@ -26,6 +26,9 @@ LINE_BYTES_MAX = 2 * 1024 * 1024
 
 _HEAD = msgspec.json.Decoder(AuditHead)
 _ENTRY = msgspec.json.Decoder(AuditEntry)
+_ROOT = msgspec.json.Decoder(Root)
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that msgspec raises for bytes that are not what they should be."""
 
 
 def read_head(data: bytes) -> AuditHead:
@@ -64,13 +67,13 @@ def _opened(data: bytes) -> tuple[AuditHead, bytes, list[tuple[str, bytes]]]:
     payload, signatures = trust.unwrap(data, HEAD_KIND, HEAD_BYTES_MAX)
     try:
         return _HEAD.decode(payload), payload, signatures
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise WireError("malformed", f"the head of an audit log cannot be read: {error}") from None
 
 
 def _root(envelope: bytes) -> Root:
     payload, _ = trust.unwrap(envelope, "root", ROOT.size_bytes_max)
-    return msgspec.json.decode(payload, type=Root)
+    return _ROOT.decode(payload)
 
 
 def exported(entries: Iterable[AuditEntry], head: bytes) -> Iterator[bytes]:
@@ -98,5 +101,5 @@ def imported(lines: Iterable[bytes], heads: Callable[[bytes], None]) -> Iterator
             continue
         try:
             yield _ENTRY.decode(line)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise WireError("malformed", f"line {number} is no entry of an audit log: {error}") from None

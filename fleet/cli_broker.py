@@ -86,6 +86,9 @@ def broker_group() -> None:
 @click.option("--home-assistant", metavar="PREFIX", help="Let Home Assistant look on; often `homeassistant`.")
 @click.option("--directory", metavar="DIR", help="Where the broker's machine has --out.  [default: --out]")
 @click.option("--encrypt", is_flag=True, help=f"Encrypt the authority's key by {PASSPHRASE}.")
+@click.option(
+    "--forget-revoked", is_flag=True, help="The record of revoked devices is lost, and that is well."
+)
 @keys_option
 @out_option
 @dry_option
@@ -93,6 +96,7 @@ def broker_group() -> None:
 def broker_init(  # noqa: PLR0913 - options
     keys: Path, out: Path, *, encrypt: bool, dry_run: bool, hosts: tuple[str, ...], port: int,
     bind: str | None, root: str, home_assistant: str | None, directory: str | None,
+    forget_revoked: bool,
 ) -> None:  # fmt: skip
     """Make what the broker needs: authority, certificates, access list, configuration.
 
@@ -118,7 +122,7 @@ def broker_init(  # noqa: PLR0913 - options
         authority = Authority.create(keys, "Shallop fleet", passphrase if encrypt else None, now)
         click.echo(f"made the authority {authority.sha256[:12]} in {keys}")
     try:
-        files.begin(setup, authority, now)
+        files.begin(setup, authority, now, forget_revoked=forget_revoked)
     except ValueError as error:
         raise KeysError("bad_root", str(error)) from None
     for line in _advice(files, setup):
@@ -139,7 +143,9 @@ def _explain(files: BrokerFiles, setup: Setup) -> None:
     click.echo(f"{keys / 'registry.pem'}: certificate and key of the registry, {REGISTRY} at the broker")
     click.echo(f"{keys / 'watch.pem'}, probe.pem, canary.pem: to read the broker's figures, to try its door")
     click.echo(f"{out / SERVER}: the broker's certificate and key for {', '.join(setup.hosts)}")
-    click.echo(f"{out}: ca.pem, crl.pem, access.acl, setup.json; root {setup.root}, port {setup.port}")
+    click.echo(
+        f"{out}: ca.pem, crl.pem, access.acl, revoked.json, setup.json; root {setup.root}, port {setup.port}"
+    )
     click.echo(f"{out / CONFIG}: Mosquitto's configuration, which names the files in {setup.directory}")
     click.echo("nothing was written (--dry-run)")
 
@@ -264,6 +270,9 @@ def _step(
     if dry_run:
         click.echo(f"would accept {names}; {after.sha256[:12]} would sign")
         return
+    if files.exist:
+        # Unreadable it would stop us half way.
+        _ = files.revoked
     encrypted = b"ENCRYPTED" in (keys / "ca-key.pem").read_bytes()
     after.save(keys, passphrase if encrypted else None)
     if files.exist:

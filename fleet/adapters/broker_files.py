@@ -127,9 +127,9 @@ class BrokerFiles:
         """Who is refused.
 
         Raises:
-            KeysError: `broker_files_unreadable`: the record is damaged. It is not taken for an empty one.
+            KeysError: `broker_files_unreadable`: the record is damaged or gone, which is not an empty one.
         """
-        return _load(self.out / RECORD, Revoked) if (self.out / RECORD).exists() else Revoked()
+        return _load(self.out / RECORD, Revoked)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -153,18 +153,29 @@ class BrokerFiles:
 
     # --- the whole set --------------------------------------------------------------------------------
 
-    def begin(self, setup: Setup, authority: Authority, now: float) -> None:
+    def begin(self, setup: Setup, authority: Authority, now: float, *, forget_revoked: bool = False) -> None:
         """Writes every file; who is refused stays refused, and programs keep certificates that live.
 
+        Args:
+            setup: of the broker.
+            authority: signs.
+            now: seconds since 1970.
+            forget_revoked: begin with an empty record though there was one; else that is refused.
+
         Raises:
-            KeysError: `bad_host`, `key_unwritable` or `broker_files_unreadable`.
+            KeysError: `bad_host`, `key_unwritable` or `broker_files_unreadable`; `record_lost`: these keys
+                had a broker, whose record of revoked devices is not here.
             ValueError: the root of the tree is none.
         """
         access_list(setup)
         self.prepare()
         with self.locked():
             # Whatever may be refused comes before anything is replaced.
-            revoked, server = self.revoked, authority.issue_server(setup.hosts, now, SERVER_LIFE_S)
+            revoked, server = (
+                self._record_to_begin_with(forget_revoked),
+                authority.issue_server(setup.hosts, now, SERVER_LIFE_S),
+            )
+            self._place(self.out / RECORD, msgspec.json.encode(revoked), _FOR_BROKER)
             self._place(self.out / SETUP, msgspec.json.format(msgspec.json.encode(setup)) + b"\n", _PUBLIC)
             self._place(self.out / CONFIG, mosquitto_config(setup).encode(), _PUBLIC)
             self._place(self.out / SERVER, together(server), _FOR_BROKER)
@@ -172,6 +183,17 @@ class BrokerFiles:
                 if due(self.program(name), now):
                     self.renew_program(name, authority, now)
             self._write_lists(setup, revoked, authority, now)
+
+    def _record_to_begin_with(self, forget: bool) -> Revoked:
+        if (self.out / RECORD).exists():
+            return self.revoked
+        if not forget and (self.keys / "canary.pem").exists():
+            raise KeysError(
+                "record_lost",
+                f"these keys had a broker, but who was revoked there is not here ({self.out / RECORD}): an "
+                "empty record would let them come again. Put it back from a backup, or say --forget-revoked",
+            )
+        return Revoked()
 
     def rewrite(self, authority: Authority, now: float) -> None:
         """Makes what follows from authority, setup and record once more.

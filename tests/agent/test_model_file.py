@@ -21,7 +21,7 @@ from tests.agent import models, tflite
 from tests.agent.models import good_job, refused
 from tests.fuzz import make_seeds
 from tests.fuzz.corpus_files import kept
-from wire import onnx_check, tflite_walk
+from wire import onnx_check, onnx_walk, tflite_walk
 from wire.bundle import TensorSpec
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "fashion"
@@ -181,8 +181,12 @@ def test_no_operator_set_and_an_absurd_version(tmp_path: Path) -> None:
 
 
 def test_millions_of_fields_are_not_counted_to_their_end(tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    path.write_bytes(b"\x08\x08" * (onnx_check.FIELDS_MAX + 10))
+    path = models.linear(tmp_path / "model.onnx")
+    with path.open("ab") as file:
+        file.write(b"\x08\x08" * (onnx_check.FIELDS_MAX - 1000))
+    assert look(path) == "opened"
+    with path.open("ab") as file:
+        file.write(b"\x08\x08" * 1000)
     assert look(path) == "model_malformed"
 
 
@@ -224,7 +228,19 @@ def test_a_tflite_constant_that_is_too_small(tmp_path: Path) -> None:
     ],
 )
 def test_weights_elsewhere_are_never_opened(tmp_path: Path, place: str) -> None:
-    assert look(_external(tmp_path, location=place)) == "model_external_data"
+    path = _external(tmp_path, location=place)
+    assert look(path) == "model_external_data"
+    with pytest.raises(onnx_walk.WalkError) as raised:
+        onnx_check.examined(path.read_bytes())
+    assert raised.value.code == "external_path"
+
+
+def test_weights_elsewhere_that_are_not_said_to_be_are_not_opened_either(tmp_path: Path) -> None:
+    path = _external(tmp_path, location="../../etc/shadow")
+    model = onnx.load_model_from_string(path.read_bytes())
+    model.graph.initializer[0].ClearField("data_location")
+    path.write_bytes(model.SerializeToString())
+    assert look(path) == "model_external_data"
 
 
 def _external(folder: Path, **entries: str) -> Path:
@@ -365,6 +381,20 @@ def test_a_weight_of_each_type_has_its_size(tmp_path: Path) -> None:
         tensor.raw_data += b"x"
         path = changed(tmp_path, lambda model, t=tensor: model.graph.initializer.append(t))  # type: ignore[misc]
         assert look(path) == "model_malformed", kind
+
+
+def test_half_a_byte_more_takes_a_byte(tmp_path: Path) -> None:
+    for size, end in ((2, "opened"), (1, "model_malformed")):
+        tensor = TensorProto(name="t", data_type=TensorProto.INT4, dims=[3], raw_data=bytes(size))
+        path = changed(tmp_path, lambda model, t=tensor: model.graph.initializer.append(t))  # type: ignore[misc]
+        assert look(path) == end
+
+
+def test_weights_that_older_files_list_among_the_inputs_are_not_asked_for(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.input.append(models.value("w", [8, 3]))
+
+    assert look(changed(tmp_path, change), (X,)) == "opened"
 
 
 def test_scalars_and_empty_weights(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from tests.keys import ORDER, RELEASE_2, ROOT_1
 from wire import chunks, topics, trust
 from wire.bundle import DEFLATE, Chunk, File, Shard
 from wire.chunks import digest
-from wire.messages import OrderOutcome
+from wire.messages import OrderOutcome, Phase
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
@@ -198,12 +198,13 @@ def tiny_chunks(release: Cargo, count: int) -> Cargo:
 
 def test_a_million_tiny_chunks(tmp_path: Path) -> None:
     """No broker of ours carries that manifest, so that the broker's twin brings it to the agent."""
-    release = tiny_chunks(cargo("11", 110, model="digits"), 10**6)
+    one = msgspec.json.encode(tiny_chunks(cargo("11", 110, model="digits"), 1).file.chunks[0])
+    raw = tiny_chunks(cargo("11", 110, model="digits"), 1).raw.replace(one, b",".join([one] * 10**6))
     with running(tmp_path, prepare=lambda rig: rig.broker.hold(ONE, TWO)) as rig:
         deploy(rig, ONE)
-        topic = TOPICS.topic(topics.RELEASE, digest=release.digest)
-        rig.broker.tell(topic, trust.seal("release", release.raw), retain=True)
-        rig.broker.desire(RIG_DEVICE, {"digits": replace(ONE.order(2), digest=release.digest)})
+        topic = TOPICS.topic(topics.RELEASE, digest=digest(raw))
+        rig.broker.tell(topic, trust.seal("release", raw), retain=True)
+        rig.broker.desire(RIG_DEVICE, {"digits": replace(ONE.order(2), digest=digest(raw))})
         state = rig.wait(2, OrderOutcome.FAILED)
         assert state.reason is not None
         assert state.reason.code == "oversized"
@@ -217,7 +218,8 @@ def test_as_many_tiny_chunks_as_a_manifest_holds(scene: Scene) -> None:
     scene.publish(release)
     with scene.attack("superseded", begins=True):
         scene.order(release)
-        scene.hand.wait_state(DEVICE, "tiny", lambda s: s.in_flight == release.digest and bool(s.missing))
+        fetching = (release.digest, Phase.FETCHING)
+        scene.hand.wait_state(DEVICE, "tiny", lambda s: (s.in_flight, s.phase) == fetching)
         scene.order(scene.runs)
 
 

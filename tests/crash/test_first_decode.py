@@ -68,9 +68,12 @@ def test_threads_decode_into_nothing_that_was_not_looked_at_before() -> None:
 
 
 ONE_THREAD = {
+    "agent/adapters/aside.py",  # at the start, before there are threads
     "agent/adapters/worker_process.py",  # a plain mapping: there is no type to look at
     "fleet/adapters/client.py",  # the command line's only thread
-    "fleet/api/http.py",  # the event loop's thread; what its handlers do elsewhere is decoded by then
+    "fleet/adapters/sql_audit.py",  # a plain mapping
+    "fleet/api/exchange.py",  # the event loop's thread; what its handlers do elsewhere is decoded by then
+    "fleet/cli_bars.py",  # the command line
 }
 """Where a type may be named at the call."""
 

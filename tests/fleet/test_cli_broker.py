@@ -122,6 +122,16 @@ def test_a_damaged_record_of_revoked_devices_is_not_an_empty_one(commands: Comma
     assert commands.contents() == before
 
 
+def test_a_lost_record_of_revoked_devices_is_not_an_empty_one(commands: Commands) -> None:
+    (commands.out / "revoked.json").unlink()
+    before = commands.contents()
+    assert "record_lost" in commands.run("init", *HOST, code=2).output
+    assert "broker_files_unreadable" in commands.run("ca", "rotate", code=2).output
+    assert commands.contents() == before
+    commands.run("init", *HOST, "--forget-revoked")
+    assert commands.files.revoked.devices == {}
+
+
 def test_renew_makes_new_certificates_of_the_same_names(commands: Commands) -> None:
     names = ("keys/registry.pem", "keys/watch.pem", "keys/probe.pem", "out/server.pem")
     paths = [commands.keys.parent / name for name in names]

@@ -14,17 +14,20 @@ import argparse
 import os
 import resource
 import secrets
+import shutil
 import signal
-import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 from msgspec import Struct
 
 from tests.fuzz import corpus_files, engine, registry
 from tests.fuzz.guide import Guide
+from tests.fuzz.places import scratch
 
 ROOT = Path(__file__).parent.parent.parent
 OUT = ROOT / ".fuzz"
@@ -105,28 +108,17 @@ def one(name: str, seconds: float, seed: int) -> int:
 
 
 def watched(name: str, seconds: float, seed: int) -> Row:
-    """In the parent: starts the child, and tells of its end where it could not itself."""
+    """In the parent: forks the child, everything imported, and tells of an end that it could not itself."""
     place = OUT / name
     for left in ("row.json", "current"):
         (place / left).unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "tests.fuzz",
-        "--one",
-        name,
-        "--seconds",
-        str(seconds),
-        "--seed",
-        str(seed),
-    ]
     began_s = time.monotonic()
-    child = subprocess.Popen(command, cwd=ROOT)
-    try:
-        code = child.wait(seconds + GRACE_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        _in_the_child(name, seconds, seed)
+    code = _waited(child, began_s + seconds + GRACE_S)
+    if code is None:
         return _ended(name, "hang", "a call into C that did not come back", time.monotonic() - began_s)
     if code == 0:
         row = msgspec.json.decode((place / "row.json").read_bytes(), type=Row)
@@ -136,6 +128,29 @@ def watched(name: str, seconds: float, seed: int) -> Row:
         return row
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     return _ended(name, "crash", f"the process ended with {how}", time.monotonic() - began_s)
+
+
+def _in_the_child(name: str, seconds: float, seed: int) -> NoReturn:
+    code = 1
+    try:
+        code = one(name, seconds, seed)
+    except BaseException:  # noqa: BLE001 - whatever it is, this process ends here
+        traceback.print_exc()
+    finally:
+        shutil.rmtree(scratch(), ignore_errors=True)
+        os._exit(code)
+
+
+def _waited(child: int, until_s: float) -> int | None:
+    """How it ended, as `subprocess` says it; None where it had to be killed."""
+    while time.monotonic() < until_s:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
 
 
 def _ended(name: str, kind: str, why: str, took_s: float) -> Row:
@@ -173,11 +188,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="repeats a run; drawn and printed without it")
     parser.add_argument("--json", type=Path, default=OUT / "fuzz.json", help="where the figures go")
     parser.add_argument("--keep", action="store_true", help="put what breaks into tests/fuzz/corpus")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     seed = secrets.randbelow(SEED_MAX) if given.seed is None else given.seed
-    if given.one:
-        return one(given.one, given.seconds, seed)
     names = [
         name for name in registry.TARGETS if not given.names or any(part in name for part in given.names)
     ]

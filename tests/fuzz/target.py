@@ -60,6 +60,7 @@ class Target(Struct, frozen=True, kw_only=True):
         refuse: what it may raise.
         again: bytes that must read as the same value.
         memory_bytes_max: at its peak, as Python counts.
+        stable: whether the same bytes end alike the second time; a registry remembers the first.
         guided: whether coverage of our own Python tells inputs apart; msgspec's C code has none to show.
         weight: mutations in the ordinary run.
     """
@@ -71,6 +72,7 @@ class Target(Struct, frozen=True, kw_only=True):
     refuse: tuple[type[BaseException], ...] = (ShallopError,)
     again: Callable[[Any], bytes] | None = None
     memory_bytes_max: int = MEMORY_BYTES_MAX
+    stable: bool = True
     guided: bool = False
     weight: int = 300
 
@@ -89,7 +91,7 @@ def execute(target: Target, data: bytes, *, twice: bool = False, memory: bool = 
     """
     with _bounded(), _watched(target, memory=memory):
         word, value = _outcome(target, data)
-        if twice:
+        if twice and target.stable:
             _stable(target, data, word, value)
     return word
 

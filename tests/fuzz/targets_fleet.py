@@ -11,14 +11,20 @@ import asyncio
 import atexit
 from contextlib import suppress
 from functools import cache, partial
+from random import Random
 from typing import Any
 
 import httpx
 import msgspec
-from starlette.applications import Starlette
 
+from fleet.audit import AuditHead, checked, follow, genesis
+from fleet.audit_heads import exported, imported, read_head
+from fleet.bars import BarsAsk
+from fleet.enrolment_views import EnrolAsk
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.ports import Delivery
+from fleet.scopes import Scope
+from fleet.tokens import TokenAsk
 from tests.fleet.site import Site
 from tests.fleet.twins import TOPICS, Harness
 from tests.fuzz.mutate import bent_json
@@ -78,25 +84,24 @@ def _ingest(channel: Channel) -> Target:
 # --- HTTP
 
 
-def application() -> Starlette:
-    """The API on a registry of its own."""
-    return Site().app
-
-
 class _Api:
     """The application on a loop of its own, which lasts as long as the process."""
 
     def __init__(self) -> None:
-        self._transport = httpx.ASGITransport(application(), raise_app_exceptions=True)
+        self.site = Site()
+        self._transport = httpx.ASGITransport(self.site.app, raise_app_exceptions=True)
         self._loop = asyncio.new_event_loop()
+        self._shown = {"Authorization": f"Bearer {self.site.made('fuzz', *Scope)}"}
         atexit.register(self._loop.close)
 
     def ask(self, method: str, path: str, content: bytes) -> httpx.Response:
         """One request."""
 
         async def request() -> httpx.Response:
-            async with httpx.AsyncClient(transport=self._transport, base_url="http://localhost") as client:
-                return await client.request(method, path, content=content)
+            async with httpx.AsyncClient(
+                transport=self._transport, base_url="http://localhost:8470"
+            ) as client:
+                return await client.request(method, path, content=content, headers=self._shown)
 
         return self._loop.run_until_complete(request())
 
@@ -121,8 +126,7 @@ def _route(name: str, method: str, path: str, body: object) -> Target:
     data = body if isinstance(body, bytes) else msgspec.json.encode(body)
     return Target(
         name=f"fleet.http.{name}", run=partial(_asked, method, path), seeds=lambda: {"honest": data},
-        mutate=bent_json,
-        weight=3,
+        mutate=bent_json, weight=3, stable=False,
     )  # fmt: skip
 
 
@@ -134,13 +138,43 @@ ROUTES: tuple[tuple[str, str, str, Any], ...] = (
     ("rollouts", "POST", "/api/rollouts", RolloutAsk(model="fashion", release="2", gate={"failures_max": 0})),
     ("pause", "POST", "/api/rollouts/r1/pause", {"why": "x"}),
     ("abort", "POST", "/api/rollouts/r1/abort", {"action": "halt"}),
+    ("tokens", "POST", "/api/tokens", TokenAsk(name="kim", scopes=(Scope.VIEW,), expires_s=60.0)),
+    ("enrolments", "POST", "/api/enrolments", EnrolAsk(devices=("roof-17",))),
+    ("bars", "POST", "/api/bars", BarsAsk(bar=("ab" * 32,), why="known as bad")),
     ("rollbacks", "POST", "/api/rollbacks", RollbackAsk(model="fashion", devices=("roof-17",))),
 )
 """Every route that reads a body; a test compares the list with the application's."""
+
+
+# --- the audit log's export, which an auditor gets as a file
+
+
+def _audited(data: bytes) -> object:
+    heads: list[bytes] = []
+    found = checked(imported(data.splitlines(keepends=True), heads.append), "a" * 32)
+    return found, [read_head(head) for head in heads]
+
+
+def _log() -> dict[str, bytes]:
+    one = follow(
+        0, genesis("a" * 32), at=1.0, who="kim", what="rollout.start", subject="r1", why="x", details={"a": 1}
+    )
+    two = follow(1, one.sha256, at=2.0, who="kim", what="rollout.pause", subject="r1", why="", details={})
+    head = AuditHead(registry_id="a" * 32, number=2, sha256=two.sha256, at_ms=2000)
+    return {"log": b"".join(exported([one, two], seal("audit_head", msgspec.json.encode(head))))}
+
+
+def _bent_lines(random: Random, data: bytes) -> bytes:
+    lines = data.split(b"\n")
+    at = random.randrange(len(lines))
+    lines[at] = bent_json(random, lines[at])
+    return b"\n".join(lines)
+
 
 _FROM_DEVICES = tuple(one for one in CHANNELS if one.sender == "agent" and one.kind is not None)
 
 TARGETS: tuple[Target, ...] = (
     *map(_ingest, (*_FROM_DEVICES, topics.SEED, topics.DESIRED)),
     *(_route(*route) for route in ROUTES),
+    Target(name="fleet.audit", run=_audited, seeds=_log, mutate=_bent_lines),
 )

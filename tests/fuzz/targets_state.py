@@ -101,7 +101,9 @@ def _identity(data: bytes) -> object:
     folder = emptied("install")
     (folder / "install.json").write_bytes(data)
     seen = install.saved_install_id(folder)
-    return seen, install.Install(folder)._saved
+    saved = install.Install(folder)._saved
+    # Where nothing could be read the id is a new one, and random.
+    return seen, saved if saved.install_id == seen else None
 
 
 def _identities() -> dict[str, bytes]:

@@ -29,7 +29,6 @@ from fleet.adapters import key_files
 from fleet.adapters.broker_process import free_port
 from fleet.adapters.key_files import KeyPair
 from fleet.app import Keyring
-from fleet.verify import follow
 from tests.brokers import TlsMosquitto
 from tests.fleet.processes import ROOT, RegistryProcess, wait_for
 from wire import topics as wt
