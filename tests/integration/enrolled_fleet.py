@@ -48,8 +48,9 @@ from wire.enrolment import (
 )
 from wire.enrolment import encode as encode_word
 from wire.messages import Status
+from wire.roots import Root, checked, require_signatures
 from wire.topics import Topics
-from wire.trust import Policy, open_envelope
+from wire.trust import Policy, Role, open_envelope, pae, unwrap
 
 INSTALL = "1" * 32
 TOPICS = Topics()
@@ -173,8 +174,10 @@ class HandDevice:
 
     def _take(self, answer: Enrolled, token: Token, key: KeyPair) -> None:
         """Root first: it is the token's; then the certificate, which the root's order key signed."""
-        root, payload = follow(None, answer.roots[0], key_files.verify)
+        payload, signatures = unwrap(answer.roots[0], "root", wt.ROOT.size_bytes_max)
         assert hashlib.sha256(payload).digest() == token.root_sha256
+        root = checked(decode(payload, Root, wt.ROOT.size_bytes_max))
+        require_signatures(root, Role.ROOT, pae("root", payload), signatures, key_files.verify)
         self._policy = Policy(verifier=Keyring(root))
         self.home = answer
         self.take_certificate(answer.certificate, key)
