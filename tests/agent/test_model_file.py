@@ -313,6 +313,20 @@ def test_inputs_that_contradict_the_release(tmp_path: Path, spec: TensorSpec, co
     assert look(models.linear(tmp_path / "model.onnx"), (spec,)) == code
 
 
+def test_an_input_that_the_release_does_not_know(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.input.append(models.value("more", ["N", 8]))
+
+    assert look(changed(tmp_path, change), (X,)) == "output_mismatch"
+
+
+def test_a_file_of_another_batch_is_the_runtimes_matter(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.input[0].CopyFrom(models.value("x", [3, 8]))
+
+    assert look(changed(tmp_path, change), (replace(X, shape=(1, 8)),)) == "opened"
+
+
 def test_outputs_that_contradict_the_release(tmp_path: Path) -> None:
     path = models.linear(tmp_path / "model.onnx")
     assert look(path, (X,), (Y,)) == "opened"
