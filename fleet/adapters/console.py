@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
-from rich.text import Text
 
 from fleet.audit import AuditEntry
 from fleet.bars import BarsShow
@@ -73,7 +73,7 @@ def harmless(text: str) -> str:
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
     table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(harmless(cell)) for cell in row))
+        table.add_row(*(escape(harmless(cell)) for cell in row))
     return table
 
 
