@@ -1,8 +1,8 @@
 """What trust costs a device: memory, start, verification, bytes of metadata; before and after in one run.
 
-For: `python -m bench trust`. The same agent on one machine at one time, believing unsigned words and checking
-signatures, measured side by side; a rollout of a real bundle to each, whose metadata is counted as the
-broker holds it.
+For: `python -m bench trust`. The same agent three times on one machine, measured side by side: believing
+unsigned words, checking signatures, and enrolled (signatures, TLS 1.3, a certificate of its own); a rollout
+of a real bundle to each, whose metadata is counted as the broker holds it.
 Not for: asserting anything; the load stands beside the figures.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import tempfile
 import time
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
 from paho.mqtt import client as mqtt
@@ -27,11 +29,14 @@ from agent.adapters.ed25519 import verify
 from agent.trust import Trust
 from bench.agent_environment import Environment, made
 from bench.processes import Idle, idle
-from examples.demo.house import House, wait_for
+from examples.demo.house import House, Process, wait_for
 from fleet.adapters import keychain
+from fleet.adapters.broker_tls import client_context
 from tests.integration.bundles import make_bundle
+from tests.integration.enrolled_fleet import EnrolledFleet
 from wire import topics as wt
 from wire import trust
+from wire.enrolment import write_token
 from wire.figures import percentile
 from wire.topics import Topics
 
@@ -80,16 +85,27 @@ LENGTHS = {
 
 
 class Way(Struct, frozen=True, kw_only=True):
-    """One manner of trusting: a house of its own with one device."""
+    """One manner of trusting: a fleet of its own with one device.
+
+    Attributes:
+        name: of the manner.
+        device: its id.
+        agent: its process.
+        state: its state directory.
+        fleet: `shallop-fleet ARGUMENTS --json`, parsed.
+        broker_port: on this machine.
+        tls: with which a client is taken in by the broker.
+        stop: ends all of it.
+    """
 
     name: str
-    house: House
     device: str
-
-    @property
-    def pid(self) -> int:
-        """Of its agent."""
-        return self.house.agents[self.device].pid
+    agent: Process
+    state: Path
+    fleet: Callable[..., Any]
+    broker_port: int
+    tls: ssl.SSLContext | None = None
+    stop: Callable[[], None]
 
 
 def trust_figures(length: Length, say: Callable[[str], None] = lambda _what: None) -> dict[str, Any]:
@@ -112,7 +128,7 @@ def trust_figures(length: Length, say: Callable[[str], None] = lambda _what: Non
         resting = {way.name: _idle(way, length) for way in ways}
     finally:
         for way in ways:
-            way.house.stop()
+            way.stop()
         shutil.rmtree(folder, ignore_errors=True)
     return {
         "idle": {name: asdict(one) | {"memory_mib": asdict(one.memory_mib)} for name, one in resting.items()},
@@ -129,7 +145,7 @@ def trust_figures(length: Length, say: Callable[[str], None] = lambda _what: Non
 def _unsigned(folder: Path, environment: Environment) -> Way:
     house = House(folder)
     house.start()
-    return _joined(Way(name="unsigned", house=house, device="bench-unsigned"), environment)
+    return _in_house(house, "unsigned", environment)
 
 
 def _signed(folder: Path, environment: Environment) -> Way:
@@ -137,28 +153,74 @@ def _signed(folder: Path, environment: Environment) -> Way:
     keys = folder / "registry" / "keys"
     house.fleet("keys", "init", "--keys", str(keys), "--root-keys", str(folder / "offline"))
     house.start()
-    way = Way(name="signed", house=house, device="bench-signed")
-    state = house.state(way.device)
+    state = house.state("bench-signed")
     state.mkdir(parents=True)
     chain = keychain.load_chain(keys)
     Trust(state, verify).pin(chain.envelopes[-1], chain.last_sha256)
-    return _joined(way, environment)
+    return _in_house(house, "signed", environment)
 
 
-WAYS: Mapping[str, Callable[[Path, Environment], Way]] = {"unsigned": _unsigned, "signed": _signed}
-
-
-def _joined(way: Way, environment: Environment) -> Way:
-    trial = {"python": str(environment.trial), "warmup": 1, "latency_runs": 10}
-    trial["lock_file"] = str(way.house.folder / "trial.lock")
-    way.house.agent(way.device, str(environment.agent), trial=trial)
+def _in_house(house: House, name: str, environment: Environment) -> Way:
+    device = f"bench-{name}"
+    agent = house.agent(device, str(environment.agent), trial=_trial(house.folder, environment))
+    way = Way(
+        name=name, device=device, agent=agent, state=house.state(device), fleet=house.fleet,
+        broker_port=house.broker_port, stop=house.stop,
+    )  # fmt: skip
     _online(way)
     return way
 
 
+def _enrolled(folder: Path, environment: Environment) -> Way:
+    device, state = "bench-enrolled", folder / "devices" / "bench-enrolled"
+    fleet = EnrolledFleet(folder)
+    fleet.start()
+    state.mkdir(parents=True)
+    config = folder / "agent.yaml"
+    config.write_bytes(
+        msgspec.yaml.encode(
+            {
+                "state_dir": str(state),
+                "trial": _trial(folder, environment),
+                "transfer": {"reconnect_spread_s": 0.5},
+            }
+        )
+    )
+    token = write_token(fleet.token(device))
+    command = [str(environment.agent), "-m", "agent.cli"]
+    subprocess.run([*command, "enrol", token, "--config", config], check=True, capture_output=True)
+    agent = Process(device, [*command, "run", "--config", str(config)], folder)
+    agent.start()
+    # In the device's name, whose session it takes for a moment: nobody else may read what it desires.
+    looking, key = fleet.broker.device(device)
+
+    def stop() -> None:
+        agent.stop()
+        fleet.stop()
+
+    way = Way(
+        name="enrolled", device=device, agent=agent, state=state, fleet=fleet.ask,
+        broker_port=fleet.broker.port, tls=client_context(fleet.keys / "ca.pem", looking, key), stop=stop,
+    )  # fmt: skip
+    _online(way)
+    return way
+
+
+WAYS: Mapping[str, Callable[[Path, Environment], Way]] = {
+    "unsigned": _unsigned, "signed": _signed, "enrolled": _enrolled,
+}  # fmt: skip
+
+
+def _trial(folder: Path, environment: Environment) -> dict[str, Any]:
+    return {
+        "python": str(environment.trial), "warmup": 1, "latency_runs": 10,
+        "lock_file": str(folder / "trial.lock"),
+    }  # fmt: skip
+
+
 def _online(way: Way) -> None:
     def there() -> bool:
-        return any(v["online"] and v["device"] == way.device for v in way.house.fleet("devices"))
+        return any(v["online"] and v["device"] == way.device for v in way.fleet("devices"))
 
     wait_for(f"{way.device} online", there)
 
@@ -171,15 +233,15 @@ def _updated(way: Way, folder: Path) -> dict[str, int]:
     bundle = folder / "bundle"
     if not bundle.exists():
         make_bundle(bundle, ballast_bytes=1_000_000)
-    digest = str(way.house.fleet("publish", str(bundle))["digest"])
-    way.house.fleet("rollout", "start", f"{MODEL}@1", "--waves", "100%", "--soak", "0", "--wait")
+    digest = str(way.fleet("publish", str(bundle))["digest"])
+    way.fleet("rollout", "start", f"{MODEL}@1", "--waves", "100%", "--soak", "0", "--wait")
     wanted = {
         "release": TOPICS.topic(wt.RELEASE, digest=digest),
         "desired": TOPICS.topic(wt.DESIRED, device=way.device),
     }
-    payloads = {name: _retained(way.house.broker_port, topic) for name, topic in wanted.items()}
+    payloads = {name: _retained(way, topic) for name, topic in wanted.items()}
     for name, payload in payloads.items():
-        (way.house.state(way.device).parent / name).write_bytes(payload)
+        (way.state.parent / name).write_bytes(payload)
     sizes = {f"{name}_envelope": len(payload) for name, payload in payloads.items()}
     told = {name: len(trust.unwrap(payload, name, 10**8)[0]) for name, payload in payloads.items()}
     bare = {name: len(trust.seal(name, bytes(size))) for name, size in told.items()}
@@ -191,12 +253,14 @@ def _updated(way: Way, folder: Path) -> dict[str, int]:
     }
 
 
-def _retained(port: int, topic: str) -> bytes:
+def _retained(way: Way, topic: str) -> bytes:
     found: list[bytes] = []
     client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv311)
     client.on_message = lambda _client, _data, message: found.append(bytes(message.payload))
     client.on_connect = lambda client, *_: client.subscribe(topic, qos=1)
-    client.connect("127.0.0.1", port)
+    if way.tls is not None:
+        client.tls_set_context(way.tls)
+    client.connect("localhost", way.broker_port)
     client.loop_start()
     try:
         wait_for(f"what is retained on {topic}", lambda: found or None, 20)
@@ -211,7 +275,7 @@ def _starts(ways: list[Way], times: int) -> dict[str, Any]:
     took_ms: dict[str, list[float]] = {way.name: [] for way in ways}
     for _ in range(times):
         for way in ways:
-            agent = way.house.agents[way.device]
+            agent = way.agent
             agent.stop()
             at = agent.log.stat().st_size
             began = time.perf_counter()
@@ -226,7 +290,7 @@ def _starts(ways: list[Way], times: int) -> dict[str, Any]:
 
 def _verification(way: Way, environment: Environment, times: int) -> dict[str, Any]:
     """In a process of the device's environment: opening real envelopes, signatures checked or not."""
-    state = way.house.state(way.device)
+    state = way.state
     said = subprocess.run(
         [environment.agent, "-c", _VERIFYING, state, str(times)], check=True, capture_output=True, text=True
     )
@@ -234,4 +298,4 @@ def _verification(way: Way, environment: Environment, times: int) -> dict[str, A
 
 
 def _idle(way: Way, length: Length) -> Idle:
-    return idle(way.pid, length.warm_up_s, length.window_s)
+    return idle(way.agent.pid, length.warm_up_s, length.window_s)
