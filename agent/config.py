@@ -21,7 +21,6 @@ from agent.metering import windows
 from agent.tls import TlsConfig
 from agent.worker.job import TrialSettings
 from agent.worker.limits import WorkerLimits
-from wire import plain_yaml
 from wire.errors import WireError
 from wire.topics import ROOT_DEFAULT, Topics
 from wire.types import DeviceId, ModelName
@@ -224,6 +223,8 @@ def parse(text: str) -> Config:
         ConfigError: `config_malformed`: not YAML, an unknown key, a wrong type or a value out of range.
     """
     import yaml  # noqa: PLC0415 - 1.1 MiB, which the daemon leaves in a child (`agent.adapters.aside`)
+
+    from wire import plain_yaml  # noqa: PLC0415 - as above
 
     try:
         mapping = plain_yaml.read(yaml, text)

@@ -74,6 +74,8 @@ def test_no_route_is_forgotten() -> None:
     bodiless = {
         "/api/devices/{device}/clear-duplicate",
         "/api/rollouts/{id}/{verb}",
+        "/api/devices/{device}/revoke",
+        "/api/enrolments/{which}/cancel",
         "/api/tokens/{token}/revoke",
     }
     app = targets_fleet._api().site.app
