@@ -229,8 +229,9 @@ class HandDevice:
         client.on_connect = self._on_connect
         client.on_message = self._on_message
         client.connect_async(self.home.broker.host, self.home.broker.port)
-        client.loop_start()
+        # First: the network's thread may be connected before this one goes on.
         self._client = client
+        client.loop_start()
 
     def _on_connect(self, client: mqtt.Client, *_rest: object) -> None:
         client.subscribe(f"{TOPICS.root}/device/{self.name}/down/#", 1)
@@ -238,7 +239,7 @@ class HandDevice:
         status = Status(
             device=self.name, install_id=INSTALL, number=self._number, online=True, agent_version="hand"
         )
-        self.say(wt.STATUS, encode(status))
+        client.publish(TOPICS.topic(wt.STATUS, device=self.name), encode(status), 1, retain=True)
 
     def _on_message(self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         parsed = TOPICS.parse(message.topic)
@@ -266,6 +267,8 @@ class HandDevice:
         if client is not None:
             client.disconnect()
             client.loop_stop()
+            # Paho closes a pair of sockets when it is freed; in a circle of references they may go first.
+            client.on_connect = client.on_message = None
 
 
 def https(url: str, method: str, path: str, body: bytes, context: ssl.SSLContext) -> tuple[int, bytes]:
