@@ -66,6 +66,11 @@ class PendingEnrolment(Struct, frozen=True, kw_only=True, tag_field="kind", tag=
     answer: bytes = b""
 
 
+# Made by the thread that imports this, as in `wire.codec`.
+_PENDING_KEY = msgspec.json.Decoder(PendingKey)
+_PENDING_ENROLMENT = msgspec.json.Decoder(PendingEnrolment)
+
+
 class Identities:
     """The folder. One thread at a time changes it; any may read."""
 
@@ -121,7 +126,7 @@ class Identities:
         """
         with contextlib.suppress(StateError, *UNREADABLE):
             data = _bytes(self.path(RENEWING), PENDING_BYTES_MAX)
-            pending = msgspec.json.decode(data, type=PendingKey) if data else None
+            pending = _PENDING_KEY.decode(data) if data else None
             if pending is not None and pending.after == present.public and len(pending.seed) == 32:
                 return pending.seed
         seed = keys.new_seed()
@@ -143,7 +148,7 @@ class Identities:
         """The enrolment under way; None where there is none that can be read."""
         with contextlib.suppress(StateError, *UNREADABLE):
             data = _bytes(self.path(ENROLLING), PENDING_BYTES_MAX)
-            return msgspec.json.decode(data, type=PendingEnrolment) if data else None
+            return _PENDING_ENROLMENT.decode(data) if data else None
         return None
 
     @property

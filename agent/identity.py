@@ -98,6 +98,11 @@ class _Kept(Struct, frozen=True, kw_only=True):
     home: Home
 
 
+# Made by the thread that imports this, as in `wire.codec`.
+_HEADER = msgspec.json.Decoder(_Header)
+_KEPT = msgspec.json.Decoder(_Kept)
+
+
 def of_certificate(
     certificate: Certificate, seed: bytes, public: str, home: Home, signed_s: float
 ) -> Identity:
@@ -141,12 +146,12 @@ def decode(data: bytes, name: str) -> Identity:
             raise StateError("identity_damaged", f"{name} does not begin as an identity does")
         head, _, body = base64.b64decode(found[1]).partition(b"\n")
         rest = text[found.end() :]
-        header = msgspec.json.decode(head, type=_Header)
+        header = _HEADER.decode(head)
         if header.version > VERSION:
             raise StateError("identity_version", f"{name} was written by a newer program; install that one")
         if header.sha256 != sha256(body + rest.encode()):
             raise StateError("identity_damaged", f"the checksum of {name} does not match its content")
-        kept = msgspec.json.decode(body, type=_Kept)
+        kept = _KEPT.decode(body)
         seed, pem = _key_and_rest(rest)
     except (*UNREADABLE, binascii.Error) as error:
         raise StateError("identity_damaged", f"{name} cannot be read: {error}") from None

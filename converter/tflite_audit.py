@@ -14,7 +14,7 @@ from math import prod
 from converter.candidates import Fusion
 from converter.fusion import Audit
 from converter.tflite.schema import operator_code
-from wire.tflite_walk import Graph, Operator, Tensor, walk
+from wire.tflite_walk import Graph, Operator, Tensor, WalkError, walk
 
 _INTEGERS = frozenset({"int8", "uint8", "int16"})
 _QUANTIZE, _DEQUANTIZE = operator_code("QUANTIZE"), operator_code("DEQUANTIZE")
@@ -44,7 +44,7 @@ def audit_tflite(content: bytes, names: Sequence[str] = ()) -> Audit:
         names: of nodes that were left in float in a quantized graph, for people.
 
     Raises:
-        WalkError: it is no TFLite file.
+        WalkError: it is no TFLite file, or an operator lacks what it works on.
     """
     graph = walk(content)
     counts = {True: 0, False: 0}
@@ -60,7 +60,12 @@ def audit_tflite(content: bytes, names: Sequence[str] = ()) -> Audit:
         whole = in_integers(one, inputs)
         counts[whole] += 1
         if one.code in _MULTIPLIES:
-            work[whole] += multiplications_of(graph, one)
+            try:
+                work[whole] += multiplications_of(graph, one)
+            except IndexError:
+                raise WalkError(
+                    "not_tflite", f"an operator of code {one.code} lacks inputs or axes"
+                ) from None
             float_multiplies += not whole
     total = work[True] + work[False]
     return Audit(

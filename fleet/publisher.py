@@ -45,8 +45,8 @@ class Publisher:
 
     @property
     def syncing(self) -> bool:
-        """Whether the broker's retained seed is still waited for; nothing is published until then."""
-        return self._sync_until is not None
+        """Whether the broker's retained seed is still to be read; nothing is published until then."""
+        return self._sync_until is not None or self._broker.session != self._session
 
     def watch(self, overflow: int) -> None:
         """On a new connection, or if messages were lost: read the seed and all retained words again."""

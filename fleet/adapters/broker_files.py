@@ -87,6 +87,11 @@ class Revoked(Struct, frozen=True, kw_only=True):
     certificates: dict[str, RevokedCertificate] = {}
 
 
+# Made by the thread that imports this, as in `wire.codec`.
+_SETUP = msgspec.json.Decoder(Setup)
+_REVOKED = msgspec.json.Decoder(Revoked)
+
+
 class BrokerFiles:
     """The files of one broker.
 
@@ -114,7 +119,7 @@ class BrokerFiles:
             raise KeysError(
                 "no_broker", f"no broker was set up in {self.out}; begin with `shallop-fleet broker init`"
             )
-        return _load(self.out / SETUP, Setup)
+        return _load(self.out / SETUP, _SETUP)
 
     @property
     def programs(self) -> tuple[str, ...]:
@@ -129,7 +134,7 @@ class BrokerFiles:
         Raises:
             KeysError: `broker_files_unreadable`: the record is damaged or gone, which is not an empty one.
         """
-        return _load(self.out / RECORD, Revoked)
+        return _load(self.out / RECORD, _REVOKED)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -380,11 +385,11 @@ def _broker_group(otherwise: int) -> int:
         return otherwise
 
 
-def _load(path: Path, kind: type[Document]) -> Document:
+def _load(path: Path, decoder: msgspec.json.Decoder[Document]) -> Document:
     try:
         with path.open("rb") as file:
-            return msgspec.json.decode(file.read(RECORD_BYTES_MAX), type=kind)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            return decoder.decode(file.read(RECORD_BYTES_MAX))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise KeysError(
             "broker_files_unreadable", f"{path} cannot be used: {error}; put it back from a backup"
         ) from None

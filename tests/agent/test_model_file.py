@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
 from agent.errors import FinalError
+from agent.worker.measuring import run_trial
 from agent.worker.model_file import require
 from tests.agent import models, tflite
 from tests.agent.models import good_job, refused
@@ -313,6 +314,20 @@ def test_inputs_that_contradict_the_release(tmp_path: Path, spec: TensorSpec, co
     assert look(models.linear(tmp_path / "model.onnx"), (spec,)) == code
 
 
+def test_an_input_that_the_release_does_not_know(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.input.append(models.value("more", ["N", 8]))
+
+    assert look(changed(tmp_path, change), (X,)) == "output_mismatch"
+
+
+def test_a_file_of_another_batch_is_the_runtimes_matter(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.input[0].CopyFrom(models.value("x", [3, 8]))
+
+    assert look(changed(tmp_path, change), (replace(X, shape=(1, 8)),)) == "opened"
+
+
 def test_outputs_that_contradict_the_release(tmp_path: Path) -> None:
     path = models.linear(tmp_path / "model.onnx")
     assert look(path, (X,), (Y,)) == "opened"
@@ -334,6 +349,23 @@ def test_a_trial_refuses_before_the_runtime_sees_the_file(
     models.model_of(job).write_bytes(data[:-5])
     monkeypatch.setattr("agent.worker.runtimes.find", lambda _name: pytest.fail("the runtime was asked"))
     assert "not opened" in refused(job, "model_malformed")
+
+
+def test_an_incumbent_that_names_its_output_otherwise_is_still_compared(tmp_path: Path) -> None:
+    """It need not keep what the candidate's release promises."""
+    node = helper.make_node("MatMul", ["x", "w"], ["z"])
+    other = models.save(
+        tmp_path / "other" / "model.onnx",
+        [node],
+        {"w": models.weight()},
+        outputs=[models.value("z", ["N", 3])],
+    )
+    found = run_trial(good_job(tmp_path, incumbent=models.run_of(other, models.OTHER_DIGEST)))
+    assert (found.incumbent, found.notes) == (models.OTHER_DIGEST, ())
+    other.write_bytes(other.read_bytes()[:-3])
+    found = run_trial(good_job(tmp_path, incumbent=models.run_of(other, models.OTHER_DIGEST)))
+    assert found.incumbent is None
+    assert "model_malformed" in found.notes[0]
 
 
 # --- mutated real files

@@ -353,3 +353,14 @@ def test_unknown_fields_of_a_manifest_keep_the_digest(harness: Harness, bundle: 
     path.write_bytes(msgspec.json.encode(manifest))
     digest = harness.publish(bundle)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_connection_counts_as_unread_from_its_first_moment() -> None:
+    """Between the connection and the conductor's next look `health` once said that all was well."""
+    harness, syncing = Harness(), list[bool]()
+    for _connection in range(2):
+        syncing.append(harness.publisher.syncing)
+        harness.settle()
+        syncing.append(harness.publisher.syncing)
+        harness.broker.forget_everything()
+    assert syncing == [True, False, True, False]

@@ -14,6 +14,8 @@ from typing import Any
 BYTES_MAX = 64 * 1024
 """Longer inputs are cut: what is found in more is found in less."""
 
+PLACES_MAX = 5000
+"""In one tree: what was repeated within what was repeated is not walked to its end."""
 TEXT_BYTES_MAX = 256 * 1024
 """Of one JSON text: above the size caps of most channels, so that those are met, too."""
 
@@ -142,7 +144,8 @@ def bent_tree(random: Random, tree: Tree, marks: dict[str, str]) -> Tree:
     elif change < 0.85 and isinstance(holder, dict):
         holder[random.choice(("", "kind", "version", "x" * 300, "ä", str(key) + "x"))] = holder.pop(key)
     elif isinstance(holder, list):
-        room = BYTES_MAX // (len(json.dumps(holder[key])) + 1)
+        crowded = len(places) >= PLACES_MAX
+        room = 0 if crowded else BYTES_MAX // (len(json.dumps(holder[key])) + 1)
         holder.extend([holder[key]] * min(room, random.choice((1, 2, 40, 400))))
     else:
         holder[key] = _nudged(random, holder[key])
@@ -161,7 +164,7 @@ def _places(tree: Tree) -> list[tuple[Tree, Any]]:
     """Every holder with each of its keys."""
     found: list[tuple[Tree, Any]] = []
     waiting = [tree]
-    while waiting:
+    while waiting and len(found) < PLACES_MAX:
         holder = waiting.pop()
         if isinstance(holder, dict | list):
             for key in _keys(holder):

@@ -7,6 +7,7 @@ Not for: what a target does.
 from __future__ import annotations
 
 from tests.fuzz import (
+    targets_converter,
     targets_fleet,
     targets_machine,
     targets_models,
@@ -21,8 +22,8 @@ from tests.fuzz.target import Target
 TARGETS: dict[str, Target] = {
     target.name: target
     for room in (
-        targets_wire, targets_state, targets_worker, targets_yaml, targets_models, targets_machine,
-        targets_fleet
+        targets_wire, targets_state, targets_worker, targets_yaml, targets_models, targets_converter,
+        targets_machine, targets_fleet,
     )
     for target in room.TARGETS
 }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import base64
 from contextlib import suppress
 from functools import cache, partial
 from random import Random
@@ -17,17 +18,21 @@ from typing import Any
 import httpx
 import msgspec
 
+from fleet.adapters import broker_files
 from fleet.audit import AuditHead, checked, follow, genesis
 from fleet.audit_heads import exported, imported, read_head
 from fleet.bars import BarsAsk
 from fleet.enrolment_views import EnrolAsk
+from fleet.keys import KeysError
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.ports import Delivery
 from fleet.scopes import Scope
 from fleet.tokens import TokenAsk
+from fleet.verify_statement import expected_files, statement_fault
 from tests.fleet.site import Site
 from tests.fleet.twins import TOPICS, Harness
 from tests.fuzz.mutate import bent_json
+from tests.fuzz.places import filed
 from tests.fuzz.target import Target
 from tests.fuzz.targets_wire import honest
 from tests.wire.samples import MANIFEST
@@ -171,10 +176,50 @@ def _bent_lines(random: Random, data: bytes) -> bytes:
     return b"\n".join(lines)
 
 
+# --- records of the broker's files, and a signature to be given out
+
+
+def _broker_files(data: bytes) -> object:
+    path = filed("broker.json", data)
+    try:
+        return broker_files._load(path, broker_files._REVOKED)
+    except KeysError:
+        return broker_files._load(path, broker_files._SETUP)
+
+
+def _broker_records() -> dict[str, bytes]:
+    revoked = broker_files.Revoked(
+        devices={"roof-17": 1.0}, certificates={"ab": broker_files.RevokedCertificate(at=1.0, not_after=2.0)}
+    )
+    return {"revoked": msgspec.json.encode(revoked)}
+
+
+_EXPECTED = expected_files(MANIFEST, "ab" * 32)
+
+
+def _statement(data: bytes) -> object:
+    bundle = {"dsseEnvelope": {"payload": base64.b64encode(data).decode()}}
+    return statement_fault(msgspec.json.encode(bundle), _EXPECTED), statement_fault(data, _EXPECTED)
+
+
+def _statements() -> dict[str, bytes]:
+    named = [{"name": n, "digest": d, "algorithm": "sha256"} for n, d in _EXPECTED.items()]
+    return {"statement": msgspec.json.encode({"predicate": {"resources": named}})}
+
+
 _FROM_DEVICES = tuple(one for one in CHANNELS if one.sender == "agent" and one.kind is not None)
 
 TARGETS: tuple[Target, ...] = (
     *map(_ingest, (*_FROM_DEVICES, topics.SEED, topics.DESIRED)),
     *(_route(*route) for route in ROUTES),
+    Target(
+        name="fleet.broker_files",
+        run=_broker_files,
+        seeds=_broker_records,
+        mutate=bent_json,
+        memory_bytes_max=2 * broker_files.RECORD_BYTES_MAX,
+        weight=60,
+    ),
+    Target(name="fleet.statement", run=_statement, seeds=_statements, mutate=bent_json),
     Target(name="fleet.audit", run=_audited, seeds=_log, mutate=_bent_lines),
 )

@@ -7,6 +7,7 @@ Not for: configurations (`tests.fuzz.targets_yaml`), or what the worker leaves (
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from random import Random
 
 import msgspec
 
-from agent import believing, drift, install, journal, live, outbox, requests, statusing, trust
-from agent.adapters import live_files
+from agent import believing, drift, identity, install, journal, live, outbox, requests, statusing, trust
+from agent.adapters import ed25519, live_files
 from agent.deployment import Deployment
 from agent.home_assistant_link import FILE as HOME_ASSISTANT
 from agent.home_assistant_link import Remembered, remembered
+from agent.identities import ENROLLING, RENEWING, Identities, PendingEnrolment, PendingKey
 from agent.installed import damage, directory_name, release_info
 from agent.live_watch import _load, _Saved
 from agent.shortcuts import index_of
@@ -197,6 +199,54 @@ def _live_folder(data: bytes) -> object:
     return live_files.LiveFiles(folder).read([_MODEL])
 
 
+# --- who this device is: its key, its certificate, and an enrolment under way
+
+
+def _one() -> identity.Identity:
+    pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    home = identity.Home(url="https://a.example:1", host="b.example", port=8883, root="shallop/v1")
+    return identity.Identity(
+        device="roof-17", seed=b"s" * 32, public=DIGEST, pem=pem, authorities_pem=pem, not_before_s=1.0,
+        not_after_s=2.0, issued_at="", signed_s=1.0, home=home,
+    )  # fmt: skip
+
+
+def _identity_file(data: bytes) -> object:
+    return identity.encode(identity.decode(data, "identity.pem"))
+
+
+def _identity_body(data: bytes) -> object:
+    """Our own block as `data` has it, with the checksum that it should have."""
+    rest = identity.encode(_one()).partition(b"-----END SHALLOP IDENTITY-----\n")[2]
+    head = {"kind": "agent-identity", "version": 1, "sha256": hashlib.sha256(data + rest).hexdigest()}
+    block = identity._block("SHALLOP IDENTITY", json.dumps(head).encode() + b"\n" + data).encode()
+    return _identity_file(block + rest)
+
+
+def _identity_bodies() -> dict[str, bytes]:
+    block = identity.encode(_one()).partition(b"-----END SHALLOP IDENTITY-----\n")[0]
+    plain = base64.b64decode(block.partition(b"\n")[2])
+    return {"kept": plain.partition(b"\n")[2]}
+
+
+def _pending(data: bytes) -> object:
+    """A key and an enrolment that wait, as the daemon finds them when it starts."""
+    folder = emptied("identities")
+    known = Identities(folder)
+    for name in (RENEWING, ENROLLING):
+        known.path(name).parent.mkdir(parents=True, exist_ok=True)
+        known.path(name).write_bytes(data)
+    present = _one()
+    return known.enrolling(), known.complete, len(known.renewing(ed25519, present))
+
+
+def _pendings() -> dict[str, bytes]:
+    return {
+        "enrolling": msgspec.json.encode(PendingEnrolment(token="t", seed=b"s" * 32, answer=b"{}")),
+        "renewing": msgspec.json.encode(PendingKey(seed=b"s" * 32, after=DIGEST)),
+    }
+
+
 # --- a release's directory
 
 
@@ -302,6 +352,9 @@ def _plain(
 TARGETS: tuple[Target, ...] = (
     *_checksummed(),
     _plain("install", _identity, _identities, weight=30),
+    _plain("identity", _identity_file, lambda: {"identity": identity.encode(_one())}, mutate=havoc),
+    _plain("identity.body", _identity_body, _identity_bodies),
+    _plain("enrolling", _pending, _pendings, weight=30),
     _plain("outbox", _report, _reports, weight=20),
     _plain(
         "names", _names, lambda: {"names": b"rollback-fashion\n0000000000000004.json\n0000000000000003.mark"},

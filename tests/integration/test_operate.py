@@ -51,6 +51,7 @@ class Town:
             "broker.example:8883": f"localhost:{mqtt}",
             "--host broker.example": f"--host localhost --port {mqtt}",
             "0.0.0.0:8471": f"127.0.0.1:{enrol}",
+            "fleet.example:8471": f"localhost:{enrol}",
             "fleet.example": "localhost",
             "127.0.0.1:8470": f"127.0.0.1:{api}",
         }
@@ -137,9 +138,7 @@ class Town:
         """What is true after a step, beyond what it printed; and what a person waits for before the next."""
         both = ("roof-1", "roof-2")
         if "start shallop-fleet" in step.command:
-            wait_for(
-                "the registry", lambda: "listening on http" in self.machines.log("server", "shallop-fleet")
-            )
+            wait_for("the registry at work", self._at_work)
         if "restart shallop-agent" in step.command:
             wait_for("the agent", lambda: "connected as" in self._log(step.machine, "shallop-agent"))
         if "rollout start" in step.command:
@@ -155,9 +154,9 @@ class Town:
         return self.machines.log(machine, unit)
 
     def _at_work(self) -> bool:
-        """What anybody may ask."""
+        shown = {"Authorization": f"Bearer {self.machines.environment['server']['SHALLOP_TOKEN']}"}
         try:
-            return bool(httpx.get(f"{self._api}/api/health").json()["status"] == "ok")
+            return bool(httpx.get(f"{self._api}/api/health", headers=shown).json()["status"] == "ok")
         except httpx.TransportError:
             return False
 
