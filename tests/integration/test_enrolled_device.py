@@ -246,7 +246,7 @@ def test_an_ended_certificate_is_renewed_over_https(house: House) -> None:
     until(lambda: time.time() > before.not_after_s + 1, "the end of the certificate")
     with house.daemon():
         house.online(1)
-        assert house.identity.public != before.public
+        house.until(lambda: house.identity.public != before.public, "the new identity")
         assert [type(word).__name__ for word in house.registry.asked] == ["Enrol", "Renewal"]
 
 
