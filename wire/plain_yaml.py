@@ -82,8 +82,13 @@ def _measured(node: Any, known: dict[int, int], depth: int) -> int:  # noqa: ANN
 
 
 def _children(node: Any) -> list[Any]:  # noqa: ANN401 - as above
-    """Of a list its entries, of a mapping keys and values, of a scalar nothing."""
+    """Of a list its entries, of a mapping keys and values, of a scalar nothing.
+
+    Raises:
+        UnicodeEncodeError: a scalar is no text.
+    """
     if isinstance(node.value, str):
+        node.value.encode()  # half of a surrogate pair, by an escape, is text that nothing can write again
         return []
     return [child for entry in node.value for child in (entry if isinstance(entry, tuple) else (entry,))]
 

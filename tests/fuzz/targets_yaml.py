@@ -104,7 +104,7 @@ def _seeds(honest: bytes) -> Callable[[], dict[str, bytes]]:
 
 def _target(name: str, run: Callable[[bytes], object], honest: bytes) -> Target:
     return Target(
-        name=f"yaml.{name}", run=run, seeds=_seeds(honest), mutate=text_of(*WORDS), weight=12, guided=False
+        name=f"yaml.{name}", run=run, seeds=_seeds(honest), mutate=text_of(*WORDS), weight=30
     )  # fmt: skip
 
 

@@ -49,6 +49,7 @@ def test_anchors_and_merges_of_a_persons_size_are_read() -> None:
         "a: !!bool maybe", "a: !!int ''", "a: !!float ''", "a: !!timestamp x", "a: 2026-13-45",
         "a: !!python/name:os.x", "a: [", "a: 1\n---\nb: 2", "a: &a [*a]", "&a {x: {y: *a}}", "a: *b",
         "? [1]\n: 2", "\0", b"\xff\xfe\xff", "a: " + "9" * 5000, "%YAML 9.9\n--- a", "a: !other x",
+        'a: "\\ud800"',
     ],
 )  # fmt: skip
 def test_what_is_no_plain_yaml_is_named(text: str | bytes) -> None:
