@@ -388,7 +388,9 @@ def _broker_group(otherwise: int) -> int:
 def _load(path: Path, decoder: msgspec.json.Decoder[Document]) -> Document:
     try:
         with path.open("rb") as file:
-            return decoder.decode(file.read(RECORD_BYTES_MAX))
+            # A read of so much at once would take that much memory for a file of any size.
+            size_bytes = min(os.fstat(file.fileno()).st_size, RECORD_BYTES_MAX)
+            return decoder.decode(file.read(size_bytes))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise KeysError(
             "broker_files_unreadable", f"{path} cannot be used: {error}; put it back from a backup"

@@ -154,7 +154,8 @@ def test_a_rollout_without_devices_waits_and_is_aborted(
     assert rollout_id in {r["id"] for r in listed}
     shown = run("rollout", "show", rollout_id, server=registry.url).output
     ready = Path(registry.data).resolve() / "rollbacks" / f"{rollout_id}.json"
-    assert f"mosquitto_pub -q 1 -t shallop/v1/all/down/command -f {ready}" in shown
+    command = rf"mosquitto_pub -h 127\.0\.0\.1 -p \d+ -q 1 -t shallop/v1/all/down/command -f {ready}\n"
+    assert re.search(command, shown), shown
     assert json.loads(ready.read_bytes())["payloadType"] == "application/vnd.shallop.command.v1+json"
     assert_addresses_are_whole(registry, rollout_id)
     assert run("rollout", "pause", rollout_id, "--why", "lunch", server=registry.url).exit_code == 0
