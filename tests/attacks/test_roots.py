@@ -10,9 +10,12 @@ from msgspec.structs import replace
 
 from agent.adapters.ed25519 import verify
 from agent.believing import TrustState
+from agent.deployment import Deployment, Ordered
 from agent.metering import behind
 from agent.trust import Trust
 from examples.demo.house import wait_for
+from tests.agent.rig import ONE, Rig
+from tests.agent.twins import VARIANT, MemoryBroker
 from tests.attacks.cargo import cargo
 from tests.attacks.scene import DEVICE, THIEF, Scene
 from tests.keys import (
@@ -30,7 +33,7 @@ from tests.keys import (
 )
 from wire import topics, trust
 from wire.codec import encode
-from wire.messages import MODELS_MAX, Bars, Desired, Evaluate, OrderOutcome, Rollback
+from wire.messages import MODELS_MAX, Bars, Desired, Evaluate, OrderOutcome, Rollback, Slot
 from wire.roots import first_order
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -144,6 +147,21 @@ def test_a_table_of_models_filled_by_a_thief(new_scene: Scenes) -> None:
     scene.desire(scene.document(scene.entry(fresh), model="fresh"))
     assert scene.hand.wait_ended(DEVICE, "fresh", scene.number - 1).outcome is OrderOutcome.ACTIVE
     scene.obeys()
+
+
+def test_room_for_a_new_model(tmp_path: Path) -> None:
+    """Only a name that nothing was installed of gives way; where there is none, the fleet is told."""
+    rig = Rig(tmp_path, MemoryBroker())
+    rig.build()
+    slot = Slot(digest=ONE.digest, release="1", variant=VARIANT)
+    holding = [Deployment(model=f"kept-{n}", active=slot) for n in range(MODELS_MAX - 2)]
+    holding += [Deployment(model="kept-back", previous=slot), Deployment(model="empty")]
+    rig.runner.models.update({d.model: d for d in holding})
+    rig.runner.apply("fresh", Ordered(desired=ONE.order(1)))
+    assert set(rig.runner.models) == {d.model for d in holding} - {"empty"} | {"fresh"}
+    rig.runner.apply("another", Ordered(desired=ONE.order(2)))
+    assert "another" not in rig.runner.models
+    assert rig.refusals() == ["too_many_models"]
 
 
 def test_a_time_signed_by_a_thief(tmp_path: Path) -> None:

@@ -10,12 +10,6 @@ from tests.conftest import ROOT
 
 HERE = Path(__file__).parent
 COLUMNS = ["attacker", "ability", "what they get", "what stops them", "test"]
-COMING = frozenset({
-    "tests/agent/test_enrolling.py", "tests/agent/test_tls_time.py", "tests/fleet/test_enrol_server.py",
-    "tests/fleet/test_enrolling.py", "tests/integration/test_broker_door.py",
-    "tests/integration/test_broker_tls.py",
-})  # fmt: skip
-"""Files of rooms that are merged after this one; once a file is there, its tests must be."""
 NAMED = re.compile(r"^`(tests/[\w/]+\.py)::(test_\w+)`$")
 
 
@@ -50,9 +44,8 @@ def functions(path: Path) -> set[str]:
 
 
 def test_every_row_names_a_test_that_is_there() -> None:
-    here = {(path, name) for path, name in named() if path not in COMING or (ROOT / path).exists()}
-    files = {path: functions(ROOT / path) for path, _ in here}
-    assert {(path, name) for path, name in here if name not in files[path]} == set()
+    files = {path: functions(ROOT / path) for path, _ in named()}
+    assert {(path, name) for path, name in named() if name not in files[path]} == set()
 
 
 def test_every_attack_is_in_the_table() -> None:

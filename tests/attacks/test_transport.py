@@ -8,15 +8,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
+from agent.install import Install
+from tests.agent.rig import DEVICE as RIG_DEVICE
+from tests.agent.rig import ONE, deploy, running
+from tests.agent.twins import TOPICS, until
 from tests.attacks.cargo import cargo
 from tests.attacks.scene import DEVICE, THIEF, Scene
 from tests.crash.native import built
 from wire import topics, trust
 from wire.codec import encode
-from wire.messages import Ack, Diagnose
+from wire.messages import Ack, Diagnose, Status
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
 YEAR_2040 = 2208988800.0
@@ -105,6 +110,20 @@ def test_a_forged_status(scene: Scene) -> None:
         scene.stopped(0, "number_unbelievable")
         scene.restart(lambda: scene.put(topic, encode(forged)))
         scene.restart()
+
+
+def test_a_start_after_a_forged_status(tmp_path: Path) -> None:
+    """The broker's twin brings it when nothing keeps the agent from counting on from it."""
+    with running(tmp_path) as rig:
+        topic = TOPICS.topic(topics.STATUS, device=RIG_DEVICE)
+        until(lambda: rig.broker.heard("status"), "its status")
+        said = msgspec.json.decode(rig.broker.heard("status")[-1], type=Status)
+        rig.broker.tell(topic, encode(replace(said, online=False, number=2**53 - 1)))
+        until(lambda: "number_unbelievable" in rig.refusals(), "the refusal")
+        rig.stop()
+        rig.start()
+        deploy(rig, ONE)
+    assert Install(tmp_path).connections < 100
 
 
 class WallClock:
