@@ -9,6 +9,7 @@ Not for: making connections, or what an enrolment is (`agent.enrolling`).
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -179,10 +180,28 @@ def introduction(config: Config, identities: Identities, found: Identity | None)
 
 
 def judged_time(trusted: Trust, known: Introduction | None, clock: Clock) -> SignedTime:
-    """The time at which this device judges certificates."""
+    """The time at which this device judges certificates.
+
+    What was signed counts up to a ceiling that no order key moves: with a stolen one, or by a registry whose
+    clock stood wrong for a minute, a document of the year 2999 would else end every certificate, and with
+    them the way by which the next root comes.
+    """
 
     def signed_s() -> float:
         document = seconds_of(trusted.state.signed_at) if trusted.believes else None
-        return max(document or 0.0, known.signed_s if known is not None else 0.0)
+        signed = max(document or 0.0, known.signed_s if known is not None else 0.0)
+        return min(signed, _ceiling_s(trusted, known))
 
     return SignedTime(wall_s=time.time, boot_s=clock.boot_s, signed_s=signed_s)
+
+
+def _ceiling_s(trusted: Trust, known: Introduction | None) -> float:
+    """How far a signed time may move the judged one, seconds since 1970.
+
+    With a certificate of its own: two thirds of its life, when the next is due. Without one, and with a
+    clock that knows of the root, which only root keys sign: not at all.
+    """
+    if known is not None:
+        return known.ceiling_s
+    root_s = seconds_of(trusted.state.root.issued_at) if trusted.believes else None
+    return 0.0 if root_s is not None and time.time() >= root_s else math.inf

@@ -86,6 +86,7 @@ class Introduction:
         chosen: the file of the connection that was made last.
         attempts: to connect, since a connection stood.
         signed_s: highest time that came signed with a certificate.
+        ceiling_s: up to which signed times count: two thirds of the life of the certificate in use.
         heard: where the TLS leaves why it failed.
         told: who is told when the broker refuses the certificate.
     """
@@ -93,6 +94,7 @@ class Introduction:
     def __init__(self, identities: Identities, found: Identity) -> None:
         self._identities = identities
         self.chosen, self.attempts, self.signed_s = CURRENT, 0, found.signed_s
+        self.ceiling_s = renewing.due_s(found.not_before_s, found.not_after_s)
         self.heard = tls.Heard()
         self.told: Callable[[str], None] = log.warning
 
@@ -107,6 +109,8 @@ class Introduction:
             found = self._identities.usable(name)
             if found is not None:
                 self.chosen, self.signed_s = name, max(self.signed_s, found.signed_s)
+                if name == CURRENT:
+                    self.ceiling_s = renewing.due_s(found.not_before_s, found.not_after_s)
                 return found
         raise StateError(
             "identity_lost",

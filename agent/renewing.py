@@ -84,7 +84,7 @@ class Renewing(Struct, frozen=True, kw_only=True):
     @property
     def due_s(self) -> float:
         """When the next certificate is asked for."""
-        return self.not_before_s + (self.not_after_s - self.not_before_s) * (DUE + SPREAD * self.place)
+        return due_s(self.not_before_s, self.not_after_s, self.place)
 
 
 # --- events -------------------------------------------------------------------------------------------
@@ -265,3 +265,8 @@ TABLE: dict[tuple[Phase, type], Handler] = {
     (Phase.PROVING, Accepted): _accept,
     (Phase.PROVING, Rejected): _fail,
 }
+
+
+def due_s(not_before_s: float, not_after_s: float, place: float = 0.0) -> float:
+    """When a certificate of that life is renewed by the device of that place, seconds since 1970."""
+    return not_before_s + (not_after_s - not_before_s) * (DUE + SPREAD * place)

@@ -51,6 +51,7 @@ class Town:
             "broker.example:8883": f"localhost:{mqtt}",
             "--host broker.example": f"--host localhost --port {mqtt}",
             "0.0.0.0:8471": f"127.0.0.1:{enrol}",
+            "-h broker.example -p 8883": f"-h localhost -p {mqtt}",
             "fleet.example:8471": f"localhost:{enrol}",
             "fleet.example": "localhost",
             "127.0.0.1:8470": f"127.0.0.1:{api}",
@@ -129,6 +130,8 @@ class Town:
             return {"ROOT-KEY": next(place.glob("*.pem")).stem}
         if "tokens create" in step.command:
             return {"ANNAS-TOKEN": _one(r"shf_\S+", printed)}
+        if "rollout start" in step.command:
+            return {"ROLLOUT": _one(r"\bro-[0-9a-f]{12}\b", printed)}
         if "fleet enrol roof" in step.command:
             device = step.command.split()[2]
             return {f"{device.upper()}S-TOKEN": _one(r"shallop1\.\S+", printed)}
@@ -147,7 +150,7 @@ class Town:
         if "devices revoke" in step.command:
             self._shut_out("roof-2")
         if "rollback" in step.command:
-            assert [self.release(device) for device in both] == ["1", "2"]
+            wait_for("roof-1 back", lambda: [self.release(device) for device in both] == ["1", "2"])
             assert [self.root(device) for device in both] == [2, 1]
 
     def _log(self, machine: str, unit: str) -> str:
