@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -182,6 +183,8 @@ def _one(pattern: str, text: str) -> str:
 @pytest.fixture
 def town(tmp_path: Path) -> Iterator[Town]:
     require_mosquitto()
+    if shutil.which("mosquitto_pub") is None:
+        pytest.skip("mosquitto_pub is not installed: apt-get install mosquitto-clients")
     made = Town(tmp_path)
     try:
         yield made
