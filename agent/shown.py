@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
-import time
+import threading
 
 import msgspec
 
@@ -26,20 +27,24 @@ def status(config: Config, arguments: argparse.Namespace) -> int:
     """Shows what runs; again and again with --watch, until interrupted."""
     from agent import app  # noqa: PLC0415 - other commands need none of it
 
-    last = ""
-    try:
-        while True:
-            picture = app.status(config)
-            shown = _json(picture) if arguments.json else status_view.text(picture)
-            if shown != last:
-                sys.stdout.write((_HOME_AND_CLEAR if arguments.watch and sys.stdout.isatty() else "") + shown)
-                sys.stdout.flush()
-            if arguments.watch is None:
-                return 0
-            last = shown
-            time.sleep(arguments.watch)
-    except KeyboardInterrupt:
-        return 0
+    last, done = "", _interrupted(watching=arguments.watch is not None)
+    while True:
+        picture = app.status(config)
+        shown = _json(picture) if arguments.json else status_view.text(picture)
+        if shown != last:
+            sys.stdout.write((_HOME_AND_CLEAR if arguments.watch and sys.stdout.isatty() else "") + shown)
+            sys.stdout.flush()
+        if arguments.watch is None or done.wait(arguments.watch):
+            return 0
+        last = shown
+
+
+def _interrupted(*, watching: bool) -> threading.Event:
+    """Set by Ctrl-C while watching: an exception could come, and be lost, in the middle of anything."""
+    done = threading.Event()
+    if watching:
+        signal.signal(signal.SIGINT, lambda _number, _frame: done.set())
+    return done
 
 
 def doctor(config: Config, arguments: argparse.Namespace) -> int:

@@ -409,7 +409,8 @@ def test_no_flipped_bit_of_the_file_passes(bit: int, data: st.DataObject) -> Non
     try:
         found = identity.decode(bytes(hurt), "f")
     except StateError as error:
-        assert error.code == "identity_damaged"  # noqa: PT017
+        # One bit makes another version of the head's, which cannot be told from a newer program's file.
+        assert error.code in {"identity_damaged", "identity_version"}  # noqa: PT017
     else:
         # A line end that moved within base64 says the same.
         assert found == home(host="h")

@@ -84,7 +84,8 @@ def test_the_matrix_covers_each_kind_of_call(killpoint: Path) -> None:
 )
 def test_the_matrix_finds_a_planted_mistake(killpoint: Path, mutant: str, calls: str, words: str) -> None:
     scenario = "refused_trial" if mutant == "no_tidying_at_boot" else "update"
-    plan = Plan(scenario=scenario, points=2, calls=calls, mutant=f"tests.crash.mutants:{mutant}")
+    # Which call a number hits depends on whose turn it is: on a busy machine two points may miss the mistake.
+    plan = Plan(scenario=scenario, points=6, calls=calls, mutant=f"tests.crash.mutants:{mutant}")
     found = crash(killpoint, plan)
     assert any(words in violation for violation in found.violations), found.violations
 

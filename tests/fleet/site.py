@@ -26,8 +26,8 @@ class Site:
         token: shown with every request; None: none.
     """
 
-    def __init__(self) -> None:
-        self.harness = Harness()
+    def __init__(self, harness: Harness | None = None) -> None:
+        self.harness = harness or Harness()
         self.token: str | None = None
         self.woken = 0
         harness = self.harness

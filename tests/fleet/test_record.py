@@ -15,6 +15,7 @@ from fleet.cli import main
 from fleet.publish.upload import read_bundle
 from fleet.scopes import READING, ROUTES, UNRECORDED, Scope
 from tests.fleet.bundles import write_bundle
+from tests.fleet.enrolment import Registry as EnrolmentRegistry
 from tests.fleet.processes import RegistryProcess
 from tests.fleet.site import Site
 
@@ -162,7 +163,7 @@ def site() -> Iterator[Site]:
 def test_every_route_that_changes_something_is_tried_here() -> None:
     """A new one is added above, or to `fleet.scopes.UNRECORDED` with the reason."""
     changing = {(method, path) for method, path in ROUTES if method not in READING}
-    assert changing == VERBS.keys() | UNRECORDED.keys()
+    assert changing == VERBS.keys() | ENROLMENT.keys() | UNRECORDED.keys()
 
 
 @pytest.mark.parametrize(
@@ -305,3 +306,37 @@ def test_a_log_is_listed_exported_and_verified(tmp_path: Path) -> None:
     forged.write_text("{}")
     assert "[malformed]" in run("audit", "verify", *file, "--head", str(forged), code=2).output
     assert "[file_unreadable]" in run("audit", "verify", "--file", str(tmp_path / "none"), code=2).output
+
+
+def _make(site: Site) -> None:
+    assert site.ask("POST", "/api/enrolments", headers=WHY, json={"devices": ["dev-9"]})[0] == 200
+
+
+def _cancel(site: Site) -> None:
+    _make(site)
+    assert site.ask("POST", "/api/enrolments/dev-9/cancel", headers=WHY)[0] == 200
+
+
+def _revoke(site: Site) -> None:
+    site.harness.device("dev-9")
+    site.harness.settle()
+    assert site.ask("POST", "/api/devices/dev-9/revoke", headers=WHY)[0] == 200
+
+
+ENROLMENT: dict[tuple[str, str], tuple[str, Callable[[Site], None]]] = {
+    ("POST", "/api/enrolments"): ("enrol.make", _make),
+    ("POST", "/api/enrolments/{which}/cancel"): ("enrol.cancel", _cancel),
+    ("POST", "/api/devices/{device}/revoke"): ("device.revoke", _revoke),
+}
+"""On a registry that has keys and an authority."""
+
+
+@pytest.mark.parametrize(("what", "act"), ENROLMENT.values(), ids=lambda v: v if isinstance(v, str) else "")
+def test_a_verb_about_joining_writes_its_entry(
+    tmp_path: Path, what: str, act: Callable[[Site], None]
+) -> None:
+    site = Site(EnrolmentRegistry(tmp_path).harness)
+    site.token = site.made("ada", Scope.ADMINISTER)
+    act(site)
+    (entry,) = [e for e in site.entries() if e.what == what]
+    assert (entry.who, entry.why, entry.subject) == ("ada", "because of ü", "dev-9")
