@@ -18,6 +18,7 @@ import pytest
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from examples.demo.house import House
 from fleet.adapters import broker_process, embedded_broker
 from fleet.adapters.broker_process import BrokerProcess, BrokerStartError, answers, free_port
 from fleet.adapters.embedded_broker import BrokerKind, EmbeddedBroker, find_broker
@@ -433,3 +434,10 @@ def test_a_missing_mosquitto_skips_but_fails_in_ci(
     monkeypatch.setenv("CI", ci)
     with pytest.raises(outcome, match="apt-get install mosquitto"):
         require_mosquitto()
+
+
+def test_a_house_tells_which_broker_it_has(tmp_path: Path) -> None:
+    """The line above it, that it is for trying out, was once shown in its place."""
+    with House(tmp_path) as house:
+        house.start_broker()
+        assert house.broker_kind().endswith(f" on mqtt://127.0.0.1:{house.broker_port}")

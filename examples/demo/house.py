@@ -169,9 +169,9 @@ class House:
         self._wait_port("registry", self.server_port, self.registry)
 
     def broker_kind(self) -> str:
-        """What the embedded broker said it is, in its first line; `external` if it is not ours."""
+        """What the embedded broker said it is, and where; `external` if it is not ours."""
         said = self.broker.tail(lines=1000).splitlines() if self.broker is not None else []
-        return said[0] if said else "external"
+        return next((line for line in said if " on mqtt://" in line), "external")
 
     def stop(self) -> None:
         """Ends every process."""
