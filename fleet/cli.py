@@ -26,8 +26,10 @@ from fleet.cli_common import (
     NOT_COMPLETED,
     changing,
     fail,
+    failure_option,
     json_option,
     remote,
+    rollout_verb,
     server_option,
     token_of,
     token_option,
@@ -264,13 +266,7 @@ def rollout() -> None:
 @click.option("--gate", "gate_path", type=click.Path(path_type=Path), help="GATE.yaml; see fleet/gates.py.")
 @click.option("--soak", "soak_s", type=float, default=60.0, show_default=True, help="Seconds.")
 @click.option("--deadline", "deadline_s", type=float, default=86400.0, show_default=True, help="Seconds.")
-@click.option(
-    "--on-failure",
-    type=click.Choice([action.value for action in FailureAction]),
-    default=FailureAction.ROLLBACK_ALL.value,
-    show_default=True,
-    help="When a gate fails.",
-)
+@failure_option("--on-failure", "When a gate fails.")
 @click.option("--evaluate", is_flag=True, help="Trial and report, activate nothing.")
 @click.option("--approval", is_flag=True, help="After its first wave, wait for a second person.")
 @click.option("--pace", "pace_per_minute", type=int, help="Orders a minute at most.")
@@ -371,7 +367,7 @@ def rollout_pause(client: Client, as_json: bool, rollout_id: str) -> None:
 
     Example: shallop-fleet rollout pause ro-0123456789ab --why 'weekend'
     """
-    _verb(client, as_json, rollout_id, "pause", {})
+    rollout_verb(client, as_json, rollout_id, "pause", {})
 
 
 @rollout.command("resume")
@@ -382,30 +378,19 @@ def rollout_resume(client: Client, as_json: bool, rollout_id: str) -> None:
 
     Example: shallop-fleet rollout resume ro-0123456789ab
     """
-    _verb(client, as_json, rollout_id, "resume", {})
+    rollout_verb(client, as_json, rollout_id, "resume", {})
 
 
 @rollout.command("abort")
 @click.argument("rollout_id")
-@click.option(
-    "--action",
-    type=click.Choice([action.value for action in FailureAction]),
-    default=FailureAction.ROLLBACK_ALL.value,
-    show_default=True,
-    help="What becomes of the devices that it reached.",
-)
+@failure_option("--action", "What becomes of the devices that it reached.")
 @changing
 def rollout_abort(client: Client, as_json: bool, rollout_id: str, action: str) -> None:
     """End a rollout.
 
     Example: shallop-fleet rollout abort ro-0123456789ab --action rollback_all
     """
-    _verb(client, as_json, rollout_id, "abort", {"action": action})
-
-
-def _verb(client: Client, as_json: bool, rollout_id: str, verb: str, body: dict[str, str]) -> None:
-    found = client.verb(rollout_id, verb, body)
-    con.print_json(found) if as_json else con.console().print(con.rollouts_table([found]))
+    rollout_verb(client, as_json, rollout_id, "abort", {"action": action})
 
 
 for command in (rollout_approve, rollout_reject):

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import click
 
-from fleet.adapters import console as con
 from fleet.adapters.client import Client
-from fleet.cli_common import remote
-from fleet.rollout import FailureAction
+from fleet.cli_common import failure_option, remote, rollout_verb
 
 why_required = click.option("--why", required=True, help="Why, for the audit log.")
 
@@ -25,19 +23,12 @@ def rollout_approve(client: Client, as_json: bool, rollout_id: str) -> None:
 
     Example: shallop-fleet rollout approve ro-0123456789ab --why 'the canary ran through the night'
     """
-    found = client.verb(rollout_id, "approve", {})
-    con.print_json(found) if as_json else con.console().print(con.rollouts_table([found]))
+    rollout_verb(client, as_json, rollout_id, "approve", {})
 
 
 @click.command("reject")
 @click.argument("rollout_id")
-@click.option(
-    "--action",
-    type=click.Choice([action.value for action in FailureAction]),
-    default=FailureAction.ROLLBACK_ALL.value,
-    show_default=True,
-    help="What becomes of the devices that it reached.",
-)
+@failure_option("--action", "What becomes of the devices that it reached.")
 @why_required
 @remote
 def rollout_reject(client: Client, as_json: bool, rollout_id: str, action: str) -> None:
@@ -45,5 +36,4 @@ def rollout_reject(client: Client, as_json: bool, rollout_id: str, action: str) 
 
     Example: shallop-fleet rollout reject ro-0123456789ab --why 'too slow on the roof' --action rollback_all
     """
-    found = client.verb(rollout_id, "reject", {"action": action})
-    con.print_json(found) if as_json else con.console().print(con.rollouts_table([found]))
+    rollout_verb(client, as_json, rollout_id, "reject", {"action": action})

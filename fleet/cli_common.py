@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Concatenate, NoReturn, ParamSpec
+from typing import Concatenate, NoReturn, ParamSpec, TypeVar
 
 import click
 
+from fleet.adapters import console as con
 from fleet.adapters.client import Client, ServerUnreachableError
 from fleet.config import ConfigError
+from fleet.rollout import FailureAction
 from wire.errors import ShallopError
 
 BAD_INPUT, NOT_COMPLETED, UNREACHABLE = 2, 3, 4
@@ -27,6 +29,7 @@ TOKEN = "SHALLOP_TOKEN"  # noqa: S105 - the name of the environment's variable
 TOKEN_BYTES_MAX = 4096
 
 P = ParamSpec("P")
+Command = TypeVar("Command", bound=Callable[..., object])
 
 server_option = click.option(
     "--server", envvar="SHALLOP_SERVER", default=SERVER_DEFAULT, show_default=True, help="The registry."
@@ -37,6 +40,17 @@ token_option = click.option(
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON instead of words.")
 why_option = click.option("--why", default="", help="Why you do this, for the audit log.")
+
+
+def failure_option(name: str, words: str) -> Callable[[Command], Command]:
+    """The option of that name that says what becomes of devices which a failed rollout reached."""
+    return click.option(
+        name,
+        type=click.Choice([action.value for action in FailureAction]),
+        default=FailureAction.ROLLBACK_ALL.value,
+        show_default=True,
+        help=words,
+    )
 
 
 def fail(error: ShallopError) -> NoReturn:
@@ -87,3 +101,9 @@ def remote(command: Callable[Concatenate[Client, bool, P], None]) -> Callable[P,
 def changing(command: Callable[Concatenate[Client, bool, P], None]) -> Callable[P, None]:
     """As `remote`, for a command that changes something: it takes a --why for the audit log."""
     return why_option(remote(command))
+
+
+def rollout_verb(client: Client, as_json: bool, rollout_id: str, verb: str, body: dict[str, str]) -> None:
+    """Does something with a rollout, and shows it as it is afterwards."""
+    found = client.verb(rollout_id, verb, body)
+    con.print_json(found) if as_json else con.console().print(con.rollouts_table([found]))

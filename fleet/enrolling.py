@@ -35,11 +35,12 @@ from fleet.orders import Desk, desired_post, utc_text
 from fleet.ports import Clock, ConflictError, NotFoundError, Post, Store, Tx
 from fleet.publish.content import Rank, clearing
 from fleet.rates import Rates
+from fleet.verify import root_sha256
 from wire import topics as wt
 from wire.certificates import Certificate, CertificateRefused, Renewal
 from wire.codec import encode
 from wire.enrolment import SECRET_BYTES, BrokerAddress, Enrol, Enrolled, Token, write_token
-from wire.trust import SignatureCheck, seal, unwrap
+from wire.trust import SignatureCheck, seal
 
 _LOG = logging.getLogger("shallop.fleet.enrolling")
 
@@ -144,7 +145,7 @@ class Enrolling:
         )  # fmt: skip
         token = Token(
             url=url, device=device, ca_sha256=bytes.fromhex(authority.sha256), secret=secret,
-            root_sha256=bytes.fromhex(_payload_sha256(self._desk.roots[-1])),
+            root_sha256=bytes.fromhex(root_sha256(self._desk.roots[-1])),
             issued_at=int(now), expires_at=int(row.expires_at),
         )  # fmt: skip
         revocation = tx.revocation(device)
@@ -444,9 +445,3 @@ def _cancel_unused(tx: Tx, which: str, now: float, why: str) -> list[Enrolment]:
 
 def _of_serial(certificates: Sequence[Held], serial: str) -> Held:
     return next(held for held in certificates if held.serial == serial)
-
-
-def _payload_sha256(envelope: bytes) -> str:
-    """What a token pins of a root document."""
-    payload, _signatures = unwrap(envelope, wt.ROOT.kind or "", wt.ROOT.size_bytes_max)
-    return rules.secret_sha256(payload)

@@ -161,9 +161,18 @@ def _rootless(pin: str | None) -> Row:
     return failed("roots", f"there is no root here, and {pin[:SHORT]} is pinned")
 
 
+def root_sha256(envelope: bytes) -> str:
+    """What pins a root document: the digest of the payload in its envelope, none of it believed yet.
+
+    Raises:
+        WireError, TrustError: not the envelope of a root.
+    """
+    return digest(unwrap(envelope, "root", ROOT.size_bytes_max)[0])
+
+
 def _payload_sha256(envelope: bytes) -> str | None:
     try:
-        return digest(unwrap(envelope, "root", ROOT.size_bytes_max)[0])
+        return root_sha256(envelope)
     except ShallopError:
         return None
 

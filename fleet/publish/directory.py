@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fleet.publish.upload import manifest_bytes
 from fleet.verify import Named
-from wire.bundle import MANIFEST_BYTES_MAX, Chunk, File
+from wire.bundle import Chunk, File
 from wire.chunks import digest
 from wire.deltas import DeltaHint
 from wire.errors import ContentError
@@ -33,15 +34,7 @@ class DirectoryHolder:
         Raises:
             ContentError: `file_missing`.
         """
-        path = self._directory / MANIFEST
-        try:
-            with path.open("rb") as file:
-                return file.read(MANIFEST_BYTES_MAX + 1)
-        except OSError as error:
-            raise ContentError(
-                "file_missing",
-                f"{path} cannot be read ({error.strerror}); name a directory that shallop-convert wrote",
-            ) from None
+        return manifest_bytes(self._directory / MANIFEST)
 
     def envelope(self) -> bytes | None:
         """None: a directory is not signed."""

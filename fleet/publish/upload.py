@@ -65,7 +65,7 @@ def read_bundle(directory: Path) -> Bundle:
             manifest's own rules say.
         WireError, LimitsError: the manifest cannot be read.
     """
-    data = _read_manifest_bytes(directory / "manifest.json")
+    data = manifest_bytes(directory / "manifest.json")
     manifest = read_manifest(data)
     places: dict[str, Place] = {}
     for file in {file.path: file for file in manifest.all_files()}.values():
@@ -74,7 +74,12 @@ def read_bundle(directory: Path) -> Bundle:
     return Bundle(data=data, digest=manifest_digest(data), manifest=manifest, places=places)
 
 
-def _read_manifest_bytes(path: Path) -> bytes:
+def manifest_bytes(path: Path) -> bytes:
+    """What a manifest's file holds, and one byte above what is read where it holds more.
+
+    Raises:
+        ContentError: `file_missing`.
+    """
     try:
         with path.open("rb") as file:
             return file.read(MANIFEST_BYTES_MAX + 1)
