@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +19,7 @@ from fleet.bars import Bars
 from fleet.people_approval import Approvals
 from fleet.scopes import Scope
 from fleet.tokens import TokenAsk, Tokens
+from tests.fleet.bundles import write_bundle
 from tests.fleet.twins import Harness
 
 
@@ -101,3 +105,16 @@ class Site:
         """The whole audit log."""
         with self.harness.store.begin() as tx:
             return tx.audit_entries(0, 10_000)
+
+
+@contextmanager
+def site_with_a_release(folder: Path) -> Iterator[Site]:
+    """Two devices, and `camera@v1` published from a bundle in `folder`."""
+    made = Site()
+    for name in ("dev-0", "dev-1"):
+        made.harness.device(name)
+    write_bundle(folder / "v1", "v1", size_bytes=20_000)
+    made.harness.publish(folder / "v1")
+    made.harness.settle()
+    yield made
+    made.harness.store.close()

@@ -23,7 +23,7 @@ from tests.fleet.bundles import write_bundle
 from tests.fleet.driving import BrokenRuleError, Driver, drive, must
 from tests.fleet.processes import RegistryProcess
 from tests.fleet.simulator import NEW, RELEASE, Fate, Plan, Scenario, World
-from tests.fleet.site import Site
+from tests.fleet.site import Site, site_with_a_release
 from tests.fleet.test_rollout import fleets
 from tests.fleet.test_rollout_mutants import mutant
 
@@ -272,14 +272,8 @@ def test_mutant_is_killed(name: str) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site()
-    for name in ("dev-0", "dev-1"):
-        made.harness.device(name)
-    write_bundle(tmp_path / "v1", "v1", size_bytes=20_000)
-    made.harness.publish(tmp_path / "v1")
-    made.harness.settle()
-    yield made
-    made.harness.store.close()
+    with site_with_a_release(tmp_path) as made:
+        yield made
 
 
 ASK = {"model": "camera", "release": "v1", "waves": "1,100%", "soak_s": 0, "approval": True}

@@ -28,7 +28,7 @@ from fleet.scopes import Scope
 from fleet.signing import renew
 from tests.fleet.bundles import write_bundle
 from tests.fleet.processes import RegistryProcess
-from tests.fleet.site import Site
+from tests.fleet.site import Site, site_with_a_release
 from tests.fleet.twins import TOPICS, FakeClock
 from tests.keys import ORDER, ORDER_2, RELEASE, RELEASE_2, ROOT_1, Key, root_of, root_sha256, sealed_root
 from wire.codec import decode
@@ -269,14 +269,8 @@ def test_whatever_happens_the_signed_list_is_what_is_barred(steps: list[tuple[st
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site()
-    for name in ("dev-0", "dev-1"):
-        made.harness.device(name)
-    write_bundle(tmp_path / "v1", "v1", size_bytes=20_000)
-    made.harness.publish(tmp_path / "v1")
-    made.harness.settle()
-    yield made
-    made.harness.store.close()
+    with site_with_a_release(tmp_path) as made:
+        yield made
 
 
 def test_a_rollout_of_a_barred_release_is_neither_started_nor_let_on(site: Site) -> None:

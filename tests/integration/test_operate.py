@@ -144,7 +144,7 @@ class Town:
         if "start shallop-fleet" in step.command:
             wait_for("the registry at work", self._at_work)
         if "restart shallop-agent" in step.command:
-            wait_for("the agent", lambda: "connected as" in self._log(step.machine, "shallop-agent"))
+            wait_for("the agent", lambda: "connected as" in self.machines.log(step.machine, "shallop-agent"))
         if "rollout start" in step.command:
             name = step.command.split("@")[1].split()[0]
             assert [self.release(device) for device in both] == [name, name]
@@ -153,9 +153,6 @@ class Town:
         if "rollback" in step.command:
             wait_for("roof-1 back", lambda: [self.release(device) for device in both] == ["1", "2"])
             assert [self.root(device) for device in both] == [2, 1]
-
-    def _log(self, machine: str, unit: str) -> str:
-        return self.machines.log(machine, unit)
 
     def _at_work(self) -> bool:
         shown = {"Authorization": f"Bearer {self.machines.environment['server']['SHALLOP_TOKEN']}"}
@@ -168,7 +165,7 @@ class Town:
         """It says that it is refused, and what it runs goes on."""
 
         def told() -> bool:
-            return "revoked" in self._log(device, "shallop-agent")
+            return "revoked" in self.machines.log(device, "shallop-agent")
 
         wait_for(f"{device} shut out", told)
         assert self.release(device) == "2"
