@@ -26,15 +26,6 @@ def fsync_dir(path: Path) -> None:
         os.close(fd)
 
 
-def fsync_file(path: Path) -> None:
-    """Makes the content of a file last."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def write_file(
     path: Path, data: bytes, *, durable: bool = True, private: bool = False, copy: Path | None = None
 ) -> None:
