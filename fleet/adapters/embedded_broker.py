@@ -187,8 +187,17 @@ class _Terminated(BaseException):
     """SIGTERM or SIGINT came."""
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise _Terminated
+def _terminated_once() -> Callable[[int, FrameType | None], None]:
+    """A handler that raises at the first signal only: a second one would break into what the first began."""
+    came = False
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal came
+        if not came:
+            came = True
+            raise _Terminated
+
+    return handle
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -200,10 +209,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--kind", type=BrokerKind, choices=list(BrokerKind), help="the first found by default"
     )
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
-    signal.signal(signal.SIGINT, _terminate)
+    handle = _terminated_once()
     broker = None
     try:
+        # `timeout` and terminals signal the program and its group, so signals come in twos.
+        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGINT, handle)
         broker = EmbeddedBroker(options.data, port=options.port, kind=options.kind, dies_with_us=True)
         broker.start()
         sys.stderr.write(f"{TRYING_OUT}\n")
@@ -216,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     except _Terminated:
         return 0
     finally:
-        # `timeout` and terminals signal the program and its group: the second one must not end the stop.
+        # The interpreter's own end puts handlers back to what kills; it leaves what is ignored.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if broker is not None:
