@@ -174,7 +174,9 @@ def test_a_delta_that_the_broker_does_not_hold_is_given_up_for_the_chunks(tmp_pa
         rig.broker.hold(NEW)
         rig.broker.desire(DEVICE, {"digits": NEW.order(2, deltas=(Delta().hint,))})
         until(lambda: rig.runner.models["digits"].phase == "fetching", "fetching")
-        for _ in range(6):
+        for _ in range(60):
+            if (rig.deployment.order, rig.deployment.outcome) == (2, OrderOutcome.ACTIVE):
+                break
             rig.clock.ahead_s += 6.0
             threading.Event().wait(0.35)
         rig.wait(2, OrderOutcome.ACTIVE)
