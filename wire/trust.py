@@ -1,8 +1,9 @@
-"""PURE. Envelope, roles and the rules of sequence: what a device may believe.
+"""PURE. Envelope and roles: what a device may believe.
 
-For: wrapping and opening the DSSE envelope in which releases, desired documents and commands travel, and
-comparing order numbers. Verification comes before parsing of what is inside.
-Not for: cryptography itself, which stands behind the `Signer` and `Verifier` ports, or for keys.
+For: wrapping and opening the DSSE envelope in which releases, desired documents and commands travel.
+Verification comes before parsing of what is inside.
+Not for: cryptography itself, which stands behind the `Signer` and `Verifier` ports, or for keys; nor for
+order numbers, whose rules each side has in its own table.
 
 Format: DSSE 1.0 (github.com/secure-systems-lab/dsse, protocol.md): a JSON object with `payload` (base64),
 `payloadType` and `signatures`; what is signed is the pre-authentication encoding `pae()`.
@@ -173,18 +174,3 @@ def _believe(kind: str, payload: bytes, signatures: Sequence[tuple[str, bytes]],
             f"the {kind} carries no signature; for a trial without keys set `insecure_unsigned: true`",
         )
     raise TrustError("no_trust_state", f"the {kind} is signed, but no trusted keys are known here")
-
-
-class Freshness(StrEnum):
-    """An order number against the highest one seen."""
-
-    NEWER = "newer"
-    SAME = "same"
-    STALE = "stale"
-
-
-def freshness(order: int, highest: int) -> Freshness:
-    """Newer orders are taken up, the same one is resumed, a lower one is refused as `stale_order`."""
-    if order > highest:
-        return Freshness.NEWER
-    return Freshness.SAME if order == highest else Freshness.STALE

@@ -134,12 +134,5 @@ def test_arbitrary_bytes_raise_only_our_errors(data: bytes) -> None:
         trust.open_envelope(data, "desired", UNSIGNED, CAP)
 
 
-@given(st.integers(0, 100), st.integers(0, 100))
-def test_order_numbers_only_rise(order: int, highest: int) -> None:
-    freshness = trust.freshness(order, highest)
-    assert (freshness is trust.Freshness.NEWER) == (order > highest)
-    assert (freshness is trust.Freshness.STALE) == (order < highest)
-
-
 def test_an_error_says_its_code_and_its_message() -> None:
     assert str(TrustError("unsigned", "no signature")) == "no signature [unsigned]"
