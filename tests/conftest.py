@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as paho
 import pytest
 from hypothesis import HealthCheck, settings
+from paho.mqtt.enums import MQTTErrorCode
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,6 +24,25 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # A developer's own fleet is none of the tests' business.
 for name in ("SHALLOP_SERVER", "SHALLOP_TOKEN", "SHALLOP_TOKEN_FILE"):
     os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _mqtt_clients_close_what_wakes_them() -> Iterator[None]:
+    """Paho leaves the two sockets that wake its thread to `__del__`.
+
+    A client stands in a cycle with its callbacks; where the collector comes to the sockets first, that is a
+    ResourceWarning in whichever test happens to run then.
+    """
+    stop = paho.Client.loop_stop
+
+    def stop_and_close(client: paho.Client) -> MQTTErrorCode:
+        result = stop(client)
+        client._reset_sockets(sockpair_only=True)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paho.Client, "loop_stop", stop_and_close)
+        yield
 
 
 @pytest.fixture(scope="session")
