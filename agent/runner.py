@@ -22,6 +22,7 @@ from agent import recovery
 from agent.deployment import (
     Booted,
     Bounds,
+    Cancelled,
     Damaged,
     DeadlinePassed,
     Deployment,
@@ -112,6 +113,7 @@ class Runner:
         self._state = recovery.load(journal, slots)
         self._models: dict[str, Deployment] = dict(self._state.models)
         self._ticked_s: dict[str, float] = {}
+        self._late_s: dict[str, float] = {}
         self._saved_s = clock.boot_s()
         self._sent_up_to = 0
         self._resend_at_s = 0.0
@@ -237,7 +239,7 @@ class Runner:
         for model in self._in_flight():
             if now_s - self._ticked_s.get(model, now_s) >= self._pace.tick_s:
                 self._tick(model)
-                if self._models[model].left_s <= 0:
+                if self._models[model].left_s <= 0 and now_s >= self._late_s.get(model, now_s):
                     self.apply(model, DeadlinePassed())
         if self._in_flight() and now_s - self._saved_s >= self._pace.save_s:
             # A full disk must not keep the watchdog from being fed; the next try is as far away as this one.
@@ -281,7 +283,7 @@ class Runner:
             self._save({**self._models, model: after})
         except OSError as error:
             log.error("cannot save, %s waits: %s", type(event).__name__, error)  # noqa: TRY400
-            self.after(self._pace.save_retry_s, lambda: self._again(model, event))
+            self._later(before, event)
             return ()
         self._models[model] = after
         noticed = tuple(notice for notice in after.notices if notice not in before.notices)
@@ -313,8 +315,20 @@ class Runner:
         log.error("%s is refused: %s", model, detail)
         return False
 
-    def _again(self, model: str, event: Event) -> None:
-        self.apply(model, event)
+    def _later(self, d: Deployment, event: Event) -> None:
+        """Tries an event again that could not be saved, as long as it is about what it was about."""
+        model, orders = d.model, _orders(d)
+        if isinstance(event, DeadlinePassed):
+            # The clock finds it again; a timer for each time it did would end the orders that follow.
+            self._late_s[model] = self._clock.boot_s() + self._pace.save_retry_s
+            return
+
+        def again() -> None:
+            known = self._models.get(model)
+            if not isinstance(event, Cancelled) or (known is not None and orders == _orders(known)):
+                self.apply(model, event)
+
+        self.after(self._pace.save_retry_s, again)
 
     def _tick(self, model: str) -> Deployment:
         now_s = self._clock.boot_s()
@@ -419,6 +433,11 @@ class Runner:
         for lane in self._lanes.values():
             if not lane.close(self._pace.stop_s):
                 log.warning("a piece of work did not end in time; it is taken up again at the next start")
+
+
+def _orders(d: Deployment) -> tuple[int, int | None]:
+    """The order that was taken up last, and the one that waits: a document that came since changes one."""
+    return d.order, d.waiting.desired.order if d.waiting else None
 
 
 def _summary(models: dict[str, Deployment]) -> str:

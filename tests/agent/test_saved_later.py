@@ -1,0 +1,77 @@
+"""What could not be saved is tried again: the same thing once, and not what it no longer is."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from agent.deployment import Cancelled, DeadlinePassed, Ordered
+from agent.journal import JournalFile
+from tests.agent.rig import DEVICE, ONE, PACE, TWO, Rig, deploy, running
+from tests.agent.twins import MemoryBroker, release, until
+from wire.messages import OrderOutcome, Phase
+
+FULL = OSError(errno.ENOSPC, "no space left on device")
+THREE = release("3", changes=b"three")
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """An agent whose loop does not run: the test is the loop."""
+    rig = Rig(tmp_path, MemoryBroker())
+    rig.build()
+    yield rig
+    rig.runner._close()
+
+
+def test_a_deadline_that_could_not_be_saved_ends_no_later_order(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        deploy(rig)
+        for one in (TWO, THREE):
+            rig.broker.hold(one)
+        rig.trials.hangs = True
+        rig.broker.desire(DEVICE, {"digits": TWO.order(2)})
+        until(lambda: len(rig.trials.jobs) > 1, "the trial")
+        with mock.patch.object(JournalFile, "save", side_effect=FULL) as save:
+            rig.clock.ahead_s += 10**6
+            until(lambda: save.call_count > 20, "a deadline that cannot be saved")
+            rig.trials.hangs = False
+            rig.broker.desire(DEVICE, {"digits": THREE.order(3)})
+            until(lambda: save.call_count > 60, "an order that cannot be saved")
+            assert len(rig.runner._timers) < 10, "what cannot be saved piles up"
+        rig.wait(3, OrderOutcome.ACTIVE)
+        assert rig.running == THREE.digest
+
+
+def test_a_cancellation_that_could_not_be_saved_calls_no_later_order_off(rig: Rig) -> None:
+    rig.runner.apply("digits", Ordered(desired=ONE.order(1)))
+    with mock.patch.object(JournalFile, "save", side_effect=FULL):
+        rig.runner.apply("digits", Cancelled())
+    rig.runner.apply("digits", Ordered(desired=TWO.order(2)))
+    rig.clock.ahead_s += PACE.save_retry_s + 1
+    rig.runner._due()
+    assert rig.deployment.desired is not None, "an order was called off by an older document"
+    assert (rig.deployment.order, rig.deployment.phase) == (2, Phase.ADMITTING)
+
+
+def test_a_cancellation_that_could_not_be_saved_is_not_forgotten(rig: Rig) -> None:
+    rig.runner.apply("digits", Ordered(desired=ONE.order(1)))
+    with mock.patch.object(JournalFile, "save", side_effect=FULL):
+        rig.runner.apply("digits", Cancelled())
+    rig.clock.ahead_s += PACE.save_retry_s + 1
+    rig.runner._due()
+    assert rig.deployment.outcome is OrderOutcome.SUPERSEDED
+
+
+def test_a_deadline_is_tried_again_at_the_pace_of_saves(rig: Rig) -> None:
+    rig.runner.apply("digits", Ordered(desired=ONE.order(1)))
+    with mock.patch.object(JournalFile, "save", side_effect=FULL):
+        for _ in range(3):
+            rig.runner.apply("digits", DeadlinePassed())
+    rig.clock.ahead_s += ONE.order(1).deadline_s + 1
+    rig.runner._due()
+    assert rig.deployment.outcome is OrderOutcome.FAILED
