@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ from agent.adapters.thermal import raised_flags
 from agent.adapters.trial_process import TrialProcess, installed_runtimes
 from agent.adapters.trial_socket import TrialSocket
 from agent.adapters.units import SystemdUnits
-from agent.again import Again, start_again
+from agent.again import Again
 from agent.config import Config
 from agent.connection import Connection
 from agent.deployment import Deployment, RollbackAsked
@@ -124,6 +124,10 @@ def opened(config: Config) -> Iterator[State]:
     Raises:
         StateError: `state_locked` or `state_unusable`.
     """
+    # Whoever has the lock is told of wishes by this, a command too, and an agent before it can listen. Not
+    # SIG_IGN, which a hook would inherit.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     try:
         Path(config.state_dir).mkdir(parents=True, exist_ok=True)
         state = State(config)
@@ -147,12 +151,12 @@ def run(config: Config) -> None:
         trust = Trust(state.root, verify)
         config, found = belonging.taken_up(config, state.identities, trust, state.root, ed25519, verify)
         again = _serve(config, found, state, trust)
-    if again is not None:
-        start_again(again)
+    if again.asked:
+        again.start()
 
 
-def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -> Mapping[str, str] | None:
-    """Returns with what environment the daemon is to start again; None where it has ended."""
+def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -> Again:
+    """Returns whether the daemon is to start again."""
     device = state.journal.device = device_of(config)
     # What a trial left that was killed together with the daemon.
     if (state.root / "trials").exists():
@@ -178,7 +182,7 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
         jobs=_jobs(config, state, machine, fetcher, sources, store, live, trust), clock=clock,
         supervisor=supervisor, bounds=config.bounds(), board=board,
     )  # fmt: skip
-    again = Again(runner)
+    again = Again(runner, supervisor.environment)
     renewal = None
     if introduction is not None and found is not None:
         from agent.renewal import Parts, RenewalWork  # noqa: PLC0415 - only a device that is enrolled
@@ -194,7 +198,7 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
         uplink=uplink, install=install, runner=runner, clock=clock, disk=SystemDisk(), state_dir=state.root,
         board=board, renewal=renewal,
     )  # fmt: skip
-    _signals(runner, connection, state, again.ask)
+    _signals(runner, connection, state, again)
     where = f"{config.broker.host}:{config.broker.port}"
     log.info("device %s, state in %s, broker %s", device, state.root, where)
     if renewal is not None:
@@ -210,7 +214,7 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
         transport.stop(connection.farewell())
         board.connection(up=False, detail="the agent was stopped")
     log.info("stopped")
-    return supervisor.environment if again.asked else None
+    return again
 
 
 def _self(config: Config, device: str, machine: Machine) -> Self:
@@ -317,16 +321,16 @@ def _trial_runner(config: Config, scratch: Path) -> TrialRunner:
     return TrialProcess(scratch, limits, trial.python or sys.executable)
 
 
-def _signals(runner: Runner, connection: Connection, state: State, restart: Callable[[], None]) -> None:
+def _signals(runner: Runner, connection: Connection, state: State, again: Again) -> None:
     """SIGTERM and SIGINT stop; SIGHUP looks for local requests, and for an enrolment that is complete."""
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: runner.stop())
+        signal.signal(number, lambda _number, _frame: again.end())
 
     def look() -> None:
         for model in state.requests.take():
             connection.rollback_locally(model)
         if state.identities.complete:
-            restart()
+            again.ask()
 
     signal.signal(signal.SIGHUP, lambda _number, _frame: runner.post(look))
     runner.post(look)
@@ -415,7 +419,8 @@ def rollback(config: Config, model: str) -> str:
     state.requests.put(model)
     holder = state.lock.holder()
     if holder is not None:
-        os.kill(holder, signal.SIGHUP)
+        with contextlib.suppress(ProcessLookupError):  # one that has just begun, and looks by itself
+            os.kill(holder, signal.SIGHUP)
     return f"asked the running agent to roll {model} back; see `shallop-agent status`"
 
 

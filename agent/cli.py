@@ -13,6 +13,7 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,8 @@ EXIT_CODES = """exit codes:
   3  doctor: something does not work
   4  the state directory is in use, or does not hold what was asked for"""
 
+INTERRUPTED = 128 + signal.SIGINT
+"""What shells say of a program that a person broke off."""
 SELDOM = ("ctypes", "shutil", "ssl", "statistics", "subprocess", "tempfile", "urllib.request")
 """What a daemon at rest does without, 4 MiB together. paho imports `urllib.request` for proxies and `ssl` for
 TLS at its top; the others are for new devices, deployments and trials."""
@@ -62,6 +65,9 @@ def _run(config: Config, _arguments: argparse.Namespace) -> None:
     from agent.app import run  # noqa: PLC0415 - other commands need none of it
 
     run(config)
+    # Signals come in twos and more; the interpreter's own end puts handlers back to what kills.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _status(config: Config, arguments: argparse.Namespace) -> int:
@@ -266,6 +272,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ShallopError, OSError) as error:
         sys.stderr.write(f"shallop-agent: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
