@@ -363,7 +363,7 @@ class Connection:
         if self._barred_way_back(self._runner.models[action.model], action.from_):
             return self._uplink.reply(command, "refused", reason=BARRED)
         notices = self._runner.apply(action.model, RollbackAsked(digest=action.from_, order=action.order))
-        return self._answer(command, action.model, refusal_in(notices))
+        return self._answer(command, action.model, notices)
 
     def _evaluate(self, command: str, action: Evaluate) -> Reply:
         known = self._runner.models.get(action.model)
@@ -383,10 +383,10 @@ class Connection:
             rollout=action.desired.rollout,
         )
         notices = self._runner.apply(action.model, Ordered(desired=wanted, source="command"))
-        return self._answer(command, action.model, refusal_in(notices))
+        return self._answer(command, action.model, notices)
 
-    def _answer(self, command: str, model: str, refusal: OrderRefused | None) -> Reply:
-        d = self._runner.models.get(model)
+    def _answer(self, command: str, model: str, notices: tuple[Notice, ...] | None) -> Reply:
+        d, refusal = self._runner.models.get(model), refusal_in(notices)
         highest = d.order_highest if d else 0
         states = {model: model_state(d)} if d else {}
         if refusal is not None:
@@ -394,7 +394,7 @@ class Connection:
             return self._uplink.reply(
                 command, told, reason=refusal.reason, order_highest=highest, models=states
             )
-        done = d is None or d.phase is Phase.IDLE
+        done = notices is not None and (d is None or d.phase is Phase.IDLE)
         result = "done" if done else "accepted"
         return self._uplink.reply(command, result, order_highest=highest, models=states)
 

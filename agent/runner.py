@@ -259,16 +259,18 @@ class Runner:
 
     # --- events
 
-    def apply(self, model: str, event: Event) -> tuple[Notice, ...]:
+    def apply(self, model: str, event: Event) -> tuple[Notice, ...] | None:
         """Lets an event happen: decide, persist, report, work.
 
         Returns:
-            What it gave rise to report.
+            What it gave rise to report; None where it could not be saved and has yet to happen.
         """
         before = self._models.get(model)
         if before is None:
-            if not self._room_for(model):
-                return ()
+            crowded = self._crowded(model)
+            if crowded is not None:
+                self.notice(model, crowded)
+                return (crowded,)
             before = Deployment(model=model)
         elif before.phase is not Phase.IDLE:
             before = self._tick(model)
@@ -284,7 +286,7 @@ class Runner:
         except OSError as error:
             log.error("cannot save, %s waits: %s", type(event).__name__, error)  # noqa: TRY400
             self._later(before, event)
-            return ()
+            return None
         self._models[model] = after
         noticed = tuple(notice for notice in after.notices if notice not in before.notices)
         # What cannot be told now stays in the journal; it never holds the work up.
@@ -295,25 +297,23 @@ class Runner:
         self._begin(model, before, after, work)
         return noticed
 
-    def _room_for(self, model: str) -> bool:
-        """Whether one model more can be carried; one that nothing was ever installed of gives way to it.
+    def _crowded(self, model: str) -> Notice | None:
+        """Why no model more can be carried; one that nothing was ever installed of gives way to it.
 
         Else whoever once held an order key could fill the table for ever with names that mean nothing.
         """
         if len(self._models) < MODELS_MAX:
-            return True
+            return None
         for name, d in self._models.items():
             if d.phase is Phase.IDLE and d.active is None and d.previous is None and not d.notices:
                 del self._models[name]
                 lane = self._lanes.pop(name, None)
                 if lane is not None:
                     lane.end()
-                return True
+                return None
         detail = f"this agent carries {MODELS_MAX} models at most, and has them"
-        refusal = OrderRefused(reason=Reason(code="too_many_models", detail=detail))
-        self.notice(model, Notice(event=refusal))
         log.error("%s is refused: %s", model, detail)
-        return False
+        return Notice(event=OrderRefused(reason=Reason(code="too_many_models", detail=detail)))
 
     def _later(self, d: Deployment, event: Event) -> None:
         """Tries an event again that could not be saved, as long as it is about what it was about."""
@@ -455,6 +455,6 @@ def _why(d: Deployment) -> str:
     return f": {', '.join(words)}" if words else ""
 
 
-def refusal_in(notices: tuple[Notice, ...]) -> OrderRefused | None:
+def refusal_in(notices: tuple[Notice, ...] | None) -> OrderRefused | None:
     """The refusal among what an event gave rise to, if it was refused."""
-    return next((n.event for n in notices if isinstance(n.event, OrderRefused)), None)
+    return next((n.event for n in notices or () if isinstance(n.event, OrderRefused)), None)
