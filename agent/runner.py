@@ -31,7 +31,7 @@ from agent.deployment import (
     Ticked,
     Work,
 )
-from agent.errors import LifecycleError, StateError
+from agent.errors import DISK_ERRNOS, LifecycleError, StateError
 from agent.jobs import Jobs
 from agent.journal import JournalFile
 from agent.lanes import Lane
@@ -166,9 +166,12 @@ class Runner:
     def _guarded(self, item: Item) -> None:
         try:
             item()
-        except Exception:
+        except Exception as error:
             # The loop outlives its own mistakes; the state it holds is the last that was saved.
-            log.exception("an event could not be handled")
+            if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+                log.error("the disk refused what an event needs: %s", error)  # noqa: TRY400 - it says all
+            else:
+                log.exception("an event could not be handled")
 
     def _boot(self) -> None:
         for model in list(self._models):

@@ -75,3 +75,15 @@ def test_a_deadline_is_tried_again_at_the_pace_of_saves(rig: Rig) -> None:
     rig.clock.ahead_s += ONE.order(1).deadline_s + 1
     rig.runner._due()
     assert rig.deployment.outcome is OrderOutcome.FAILED
+
+
+def test_a_full_disk_is_a_line_in_the_log_and_a_mistake_of_ours_its_whole_story(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mock.patch("agent.outbox.write_file", side_effect=FULL):
+        rig.runner.apply("digits", Ordered(desired=ONE.order(1)))
+    assert "no space left on device" in caplog.text
+    assert "Traceback" not in caplog.text
+    with mock.patch("agent.outbox.write_file", side_effect=RuntimeError("ours")):
+        rig.runner.apply("digits", Cancelled())
+    assert "Traceback" in caplog.text
