@@ -9,11 +9,12 @@ from unittest import mock
 
 import pytest
 
-from agent.deployment import Cancelled, DeadlinePassed, Ordered
+from agent.deployment import Cancelled, DeadlinePassed, Failed, Ordered
 from agent.journal import JournalFile
+from agent.lanes import Lane
 from tests.agent.rig import DEVICE, ONE, PACE, TWO, Rig, deploy, running
 from tests.agent.twins import MemoryBroker, release, until
-from wire.messages import OrderOutcome, Phase
+from wire.messages import OrderOutcome, Phase, Reason
 
 FULL = OSError(errno.ENOSPC, "no space left on device")
 THREE = release("3", changes=b"three")
@@ -87,3 +88,15 @@ def test_a_full_disk_is_a_line_in_the_log_and_a_mistake_of_ours_its_whole_story(
     with mock.patch("agent.outbox.write_file", side_effect=RuntimeError("ours")):
         rig.runner.apply("digits", Cancelled())
     assert "Traceback" in caplog.text
+
+
+def test_a_retry_of_work_that_was_dropped_meanwhile_disturbs_nothing(rig: Rig) -> None:
+    with mock.patch.object(Lane, "submit") as submit:
+        rig.runner.apply("digits", Ordered(desired=ONE.order(1)))
+        busy = Reason(code="network", lasting="retry")
+        rig.runner.apply("digits", Failed(serial=rig.deployment.serial, reason=busy, jitter=0.9))
+        rig.runner.apply("digits", Ordered(desired=TWO.order(2)))
+        begun = submit.call_count
+        rig.clock.ahead_s += 60.0
+        rig.runner._due()
+        assert submit.call_count == begun, "the newer order's work was called off for older work"
