@@ -61,7 +61,7 @@ from agent.statusing import Board
 from agent.store import BlobStore
 from agent.trust import Trust
 from agent.uplink import Self, Uplink
-from wire.messages import Hardware, OrderOutcome
+from wire.messages import Hardware, OrderOutcome, Slot
 from wire.roots import Root
 from wire.topics import ROOT as ROOT_DOCUMENT
 from wire.topics import Topics
@@ -124,8 +124,7 @@ def opened(config: Config) -> Iterator[State]:
     Raises:
         StateError: `state_locked` or `state_unusable`.
     """
-    # Whoever has the lock is told of wishes by this, a command too, and an agent before it can listen. Not
-    # SIG_IGN, which a hook would inherit.
+    # Whoever has the lock is told of wishes by it, before it can listen, too; hooks would inherit SIG_IGN.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     try:
@@ -416,6 +415,11 @@ def rollback(config: Config, model: str) -> str:
         if error.code != "state_locked":
             raise
     state = State(config)
+    journal = None
+    with contextlib.suppress(StateError):  # one that is damaged is the agent's to mend
+        journal = state.journal.load()
+    if journal is not None:
+        _require_active(journal, model)
     state.requests.put(model)
     holder = state.lock.holder()
     if holder is not None:
@@ -435,12 +439,17 @@ def _rollback_offline(config: Config, state: State, model: str) -> str:
         state.slots.activate(model, standing.active if standing else None, None)
         hooks.activate(model, state.models_dir / model / "current", threading.Event())
 
+    active, d = _require_active(journal, model), journal.models[model]
+    asked = RollbackAsked(digest=active.digest, order=d.order_highest)
+    after = roll_back(d, asked, switch, lambda changed: _save(state, journal, changed), config.bounds())
+    return f"{model} is back at {after.active.release if after.active else 'nothing'}"
+
+
+def _require_active(journal: Journal, model: str) -> Slot:
     d = journal.models.get(model)
     if d is None or d.active is None:
         raise StateError("unknown_model", f"there is no active release of {model} on this device")
-    asked = RollbackAsked(digest=d.active.digest, order=d.order_highest)
-    after = roll_back(d, asked, switch, lambda changed: _save(state, journal, changed), config.bounds())
-    return f"{model} is back at {after.active.release if after.active else 'nothing'}"
+    return d.active
 
 
 def _save(state: State, journal: Journal, changed: Deployment) -> None:

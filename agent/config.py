@@ -178,7 +178,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     device: DeviceId | None = None
-    state_dir: str = "/var/lib/shallop"
+    state_dir: Annotated[str, Meta(min_length=1)] = "/var/lib/shallop"
     broker: BrokerConfig = BrokerConfig()
     insecure_unsigned: bool = False
     labels: Annotated[dict[str, str], Meta(max_length=64)] = {}
@@ -188,7 +188,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hooks: dict[ModelName, HookConfig] = {}
     soak: SoakConfig = SoakConfig()
     home_assistant: HomeAssistantConfig = HomeAssistantConfig()
-    live_dir: str = "/run/shallop/live"
+    live_dir: Annotated[str, Meta(min_length=1)] = "/run/shallop/live"
     live: LiveConfig = LiveConfig()
 
     def bounds(self) -> Bounds:

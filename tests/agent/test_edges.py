@@ -62,6 +62,7 @@ def test_an_empty_file_is_all_defaults() -> None:
         ("limits: {boots_max: three}", "boots_max"),
         ("hooks: {digits: {activate: systemctl}}", "activate"),
         ("hooks: {'../x': {}}", "hooks"),
+        ("state_dir: ''", "state_dir"),
         ("insecure_unsigned: perhaps", "insecure_unsigned"),
         ("a: [", "configuration"),
         ("!!python/object/apply:os.system [true]", "configuration"),
@@ -181,6 +182,8 @@ def test_a_rollback_with_the_daemon_is_a_request(config_file: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT) as daemon:
         assert daemon.stdout is not None
         assert daemon.stdout.readline() == b"locked\n"
+        with pytest.raises(StateError, match="no active release of cats"):
+            app.rollback(load(config_file), "cats")
         assert "asked the running agent" in app.rollback(load(config_file), "digits")
         assert daemon.wait(20) == 7, "the daemon was not told to look"
     assert requests.take() == ["digits"]
