@@ -114,6 +114,7 @@ class Runner:
         self._models: dict[str, Deployment] = dict(self._state.models)
         self._ticked_s: dict[str, float] = {}
         self._late_s: dict[str, float] = {}
+        self._to_mend: set[str] = set()
         self._saved_s = clock.boot_s()
         self._sent_up_to = 0
         self._resend_at_s = 0.0
@@ -203,8 +204,14 @@ class Runner:
         self.apply(model, event)
         if isinstance(event, Damaged) and all(hurt.repaired for hurt in event.hurts):
             self._tidy_content()
-        else:
-            self.after(self._pace.mend_s, lambda: self._look(model))
+        elif model not in self._to_mend:
+            # One chain of looks for each model: the daily look finds the same damage again.
+            self._to_mend.add(model)
+            self.after(self._pace.mend_s, lambda: self._look_again(model))
+
+    def _look_again(self, model: str) -> None:
+        self._to_mend.discard(model)
+        self._look(model)
 
     def _tidy_model(self, model: str) -> None:
         """A crash may have come between the end of an order and the removal of what it left."""

@@ -9,12 +9,12 @@ from unittest import mock
 
 import pytest
 
-from agent.deployment import Cancelled, DeadlinePassed, Failed, Ordered
+from agent.deployment import Cancelled, Damaged, DeadlinePassed, Deployment, Failed, Hurt, Ordered
 from agent.journal import JournalFile
 from agent.lanes import Lane
 from tests.agent.rig import DEVICE, ONE, PACE, TWO, Rig, deploy, running
 from tests.agent.twins import MemoryBroker, release, until
-from wire.messages import OrderOutcome, Phase, Reason
+from wire.messages import OrderOutcome, Phase, Reason, Slot
 
 FULL = OSError(errno.ENOSPC, "no space left on device")
 THREE = release("3", changes=b"three")
@@ -100,3 +100,17 @@ def test_a_retry_of_work_that_was_dropped_meanwhile_disturbs_nothing(rig: Rig) -
         rig.clock.ahead_s += 60.0
         rig.runner._due()
         assert submit.call_count == begun, "the newer order's work was called off for older work"
+
+
+def test_damage_that_cannot_be_mended_is_looked_at_hourly_however_many_days_it_lasts(rig: Rig) -> None:
+    """Each daily look finds it anew; a chain of its own for each would hash the model without a pause one day."""
+    slot = Slot(digest=ONE.digest, release="1", variant="onnxruntime/one")
+    rig.runner.models["digits"] = Deployment(model="digits", active=slot)
+    found = Damaged(hurts=(Hurt(slot=slot, detail="a bit"),))
+    with mock.patch.object(Lane, "submit") as submit:
+        for looks in range(1, 4):
+            for _ in range(3):
+                rig.runner._looked("digits", found)
+            rig.clock.ahead_s += PACE.mend_s + 1
+            rig.runner._due()
+            assert submit.call_count == looks
