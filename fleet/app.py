@@ -189,7 +189,7 @@ def assemble(config: Config) -> Parts:
         health=lambda: replace(
             _health(store, broker, publisher, conductor, ingest, desk, tokens),
             trust=enrolling.health(),
-            broker_trouble=door.gate.trouble,
+            broker_trouble=door.gate.trouble or broker.trouble,
         ),
         wake=loop.ask,
         enrolling=enrolling,

@@ -87,7 +87,9 @@ class Ingest:
                 self._one(tx, delivery, views, taken, now)
             except ShallopError as error:
                 self.refused[error.code] += 1
-                _LOG.warning("refused %d bytes on %s: %s", len(delivery.payload), delivery.topic, error)
+                _LOG.warning(
+                    "refused %d bytes on %s: %s", len(delivery.payload), _shown(delivery.topic), error
+                )
         for key in taken.acks:
             taken.acks[key] = tx.contiguous(*key)
         for device in taken.changed:
@@ -191,6 +193,11 @@ class Ingest:
                 "order_unbelievable", f"order {highest} is far above our own highest, {known}; not counted"
             )
         return highest
+
+
+def _shown(topic: str) -> str:
+    """A topic may be 64 KiB long and hold line ends, which would make lines of the log of their own."""
+    return topic[:200] if topic[:200].isprintable() else ascii(topic[:200])
 
 
 def _require_own(sender: str, device: str) -> None:

@@ -22,10 +22,11 @@ from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from fleet.adapters.mqtt_bounded import BoundedClient
 from fleet.ports import BrokerError, Delivery, Outgoing
 
 _LOG = logging.getLogger("shallop.fleet.mqtt")
@@ -36,7 +37,6 @@ INBOX_MAX = 50_000
 """Messages kept until they are drained; more are dropped and counted."""
 INBOX_BYTES_MAX = 256 * 1024 * 1024
 KEEPALIVE_S = 20
-RECONNECT_S_MAX = 10
 
 
 def parse_url(url: str) -> tuple[str, int]:
@@ -82,16 +82,10 @@ class MqttBroker:
         self._acks_changed = threading.Condition()
         self._wake: Callable[[], None] = lambda: None
         self._connected = threading.Event()
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            clean_session=False,
-            protocol=MQTTProtocolVersion.MQTTv311,
-        )
+        client = BoundedClient(client_id)
         if tls is not None:
             client.tls_set_context(tls)
         client.max_inflight_messages_set(INFLIGHT_MAX)
-        client.reconnect_delay_set(1, RECONNECT_S_MAX)
         client.on_socket_open = _no_delay
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
@@ -110,6 +104,11 @@ class MqttBroker:
     def session(self) -> int:
         """Counts connections."""
         return self._session
+
+    @property
+    def trouble(self) -> str | None:
+        """What the broker did lately that it should not; None if nothing."""
+        return self._client.trouble
 
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         """Subscribes (again), so that the broker sends retained messages; kept over reconnects."""
@@ -166,7 +165,7 @@ class MqttBroker:
         """Messages received since the last call, at most `limit`."""
         with self._lock:
             taken = [self._inbox.popleft() for _ in range(min(limit, len(self._inbox)))]
-            self._inbox_bytes -= sum(len(delivery.payload) for delivery in taken)
+            self._inbox_bytes -= sum(_size_bytes(delivery) for delivery in taken)
         return taken
 
     def take_overflow(self) -> int:
@@ -224,13 +223,14 @@ class MqttBroker:
         except UnicodeDecodeError:
             _LOG.warning("a topic that is not UTF-8 was ignored")
             return
+        size_bytes = _size_bytes(delivery)
         with self._lock:
             full = len(self._inbox) >= INBOX_MAX
-            if full or self._inbox_bytes + len(delivery.payload) > INBOX_BYTES_MAX:
+            if full or self._inbox_bytes + size_bytes > INBOX_BYTES_MAX:
                 self._overflow += 1
                 return
             self._inbox.append(delivery)
-            self._inbox_bytes += len(delivery.payload)
+            self._inbox_bytes += size_bytes
         self._wake()
 
     def _on_publish(
@@ -244,6 +244,11 @@ class MqttBroker:
         with self._acks_changed:
             self._acks.add(mid)
             self._acks_changed.notify_all()
+
+
+def _size_bytes(delivery: Delivery) -> int:
+    """A topic may be 64 KiB long, and the payload empty."""
+    return len(delivery.topic) + len(delivery.payload)
 
 
 def _no_delay(_client: mqtt.Client, _userdata: object, sock: object) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import paho.mqtt.client as mqtt
 from msgspec import Struct
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fleet.adapters.broker_tls import client_context
+from fleet.adapters.mqtt_bounded import BoundedClient
 from fleet.adapters.mqtt_broker import encrypted, parse_url
 from fleet.ports import BrokerError
 
@@ -35,6 +36,7 @@ class _Ear:
 
     def __init__(self) -> None:
         self.heard: dict[str, str] = {}
+        self._wanted: frozenset[str] = frozenset()
         self._changed = threading.Condition()
         self._connected = False
         self._refused = ""
@@ -53,10 +55,14 @@ class _Ear:
             self._changed.notify_all()
 
     def on_message(self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
-        """One retained message."""
-        if message.retain:
-            with self._changed:
-                self.heard[message.topic] = hashlib.sha256(message.payload).hexdigest()
+        """One retained message; of topics outside the window nothing is kept."""
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            return
+        with self._changed:
+            if message.retain and topic in self._wanted and topic not in self.heard:
+                self.heard[topic] = hashlib.sha256(message.payload).hexdigest()
                 self._changed.notify_all()
 
     def wait_connected(self, url: str) -> None:
@@ -70,6 +76,11 @@ class _Ear:
                 raise BrokerError("broker_unreachable", f"no broker answers at {url} in {CONNECT_S_MAX:g} s")
             if self._refused:
                 raise BrokerError("broker_refused", f"the broker at {url} refused: {self._refused}")
+
+    def want(self, topics: Sequence[str]) -> None:
+        """From now on only these are heard."""
+        with self._changed:
+            self._wanted = frozenset(topics)
 
     def wait_window(self, topics: Sequence[str]) -> None:
         """Returns once every topic was heard, or nothing more came for `STALL_S_MAX`."""
@@ -119,7 +130,7 @@ def retained(look: Look, topics: Sequence[str]) -> dict[str, str | None]:
     url, (host, port) = look.url, parse_url(look.url)
     context = look.context()
     ear = _Ear()
-    client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="", protocol=MQTTProtocolVersion.MQTTv311)
+    client = BoundedClient("")
     client.on_connect = ear.on_connect
     client.on_message = ear.on_message
     if context is not None:
@@ -133,10 +144,16 @@ def retained(look: Look, topics: Sequence[str]) -> dict[str, str | None]:
         ear.wait_connected(url)
         for start in range(0, len(topics), WINDOW):
             window = list(topics[start : start + WINDOW])
+            ear.want(window)
             code, _ = client.subscribe([(topic, 1) for topic in window])
             if code != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                raise BrokerError("broker_lost", f"the broker at {url} went away: {mqtt.error_string(code)}")
+                raise BrokerError(
+                    "broker_lost",
+                    f"the broker at {url} went away: {client.trouble or mqtt.error_string(code)}",
+                )
             ear.wait_window(window)
+            if client.left:
+                raise BrokerError("broker_lost", f"the broker at {url} was left: {client.trouble}")
             client.unsubscribe(window)
     finally:
         client.disconnect()

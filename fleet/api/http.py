@@ -84,7 +84,8 @@ class Health(Struct, frozen=True, kw_only=True):
     Attributes:
         access: `tokens`, or `open` while none was ever made and everybody who reaches the registry may do
             everything.
-        broker_trouble: what is wrong at the broker's door (`fleet.adapters.gate`); None if nothing is known.
+        broker_trouble: what is wrong at the broker's door (`fleet.adapters.gate`), or what the broker sent
+            lately that it should not (`fleet.adapters.mqtt_bounded`); None if nothing is known.
     """
 
     status: str
