@@ -12,6 +12,7 @@ from __future__ import annotations
 import socket
 import ssl
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -26,6 +27,9 @@ from fleet.adapters.authority import Authority
 from fleet.ports import BrokerError
 
 VISIT_S_MAX = 5.0
+"""For one step of a visit: to connect, the handshake, one packet."""
+WHOLE_VISIT_S_MAX = 30.0
+"""For all that the broker may send after the handshake, however it spreads it."""
 PACKET_BYTES_MAX = 64 * 1024
 TAKEOVER_LIFE_S = 300.0
 """Longer than broker's and registry's clocks differ where both are kept."""
@@ -152,6 +156,7 @@ class _Visit:
         except BaseException:
             plain.close()
             raise
+        self._until = time.monotonic() + WHOLE_VISIT_S_MAX
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -217,6 +222,8 @@ class _Visit:
     def _exactly(self, count: int) -> bytes:
         found = b""
         while len(found) < count:
+            if time.monotonic() > self._until:
+                raise EOFError(f"the broker came to no end in {WHOLE_VISIT_S_MAX:g} s")
             more = self._link.recv(count - len(found))
             if not more:
                 raise EOFError("the broker ended the connection")

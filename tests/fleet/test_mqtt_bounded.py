@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,15 +16,15 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from fleet.adapters import mqtt_bounded
+from fleet.adapters import broker_tls, mqtt_bounded
 from fleet.adapters.client import Client
 from fleet.adapters.mqtt_broker import INBOX_BYTES_MAX, MqttBroker
 from fleet.adapters.retained import Look, retained
 from fleet.adapters.sql_store import SqlStore
-from fleet.broker_rules import PACKET_BYTES_MAX
+from fleet.broker_rules import CA, PACKET_BYTES_MAX, PROBE, SERVER
 from fleet.ingest import Ingest
 from fleet.ports import BrokerError, Delivery
-from tests.brokers import Mosquitto
+from tests.brokers import Mosquitto, TlsMosquitto
 from tests.fleet.processes import RegistryProcess, start_devices, wait_for
 from wire import topics as wt
 from wire.topics import CHANNELS, Topics
@@ -54,8 +55,8 @@ MARK = message(b"mark", b"x")
 class HostileBroker:
     """Serves whoever comes in one way after the other, as often as they come; the last one over and over."""
 
-    def __init__(self, *ways: Way, port: int = 0) -> None:
-        self._ways = ways
+    def __init__(self, *ways: Way, port: int = 0, reads: bool = True) -> None:
+        self._ways, self._reads = ways, reads
         self.served = 0
         self._peer: socket.socket | None = None
         self._server = socket.create_server(("127.0.0.1", port))
@@ -71,7 +72,8 @@ class HostileBroker:
                 self._peer = peer
                 with peer, contextlib.suppress(OSError):
                     peer.settimeout(20)
-                    peer.recv(4096)
+                    if self._reads:
+                        peer.recv(4096)
                     self._ways[min(self.served, len(self._ways) - 1)](peer)
                 self.served += 1
 
@@ -85,8 +87,8 @@ class HostileBroker:
 
 
 @contextlib.contextmanager
-def hostile(*ways: Way) -> Iterator[HostileBroker]:
-    broker = HostileBroker(*ways)
+def hostile(*ways: Way, reads: bool = True) -> Iterator[HostileBroker]:
+    broker = HostileBroker(*ways, reads=reads)
     try:
         yield broker
     finally:
@@ -276,6 +278,35 @@ def test_what_nobody_asked_for_is_not_kept_and_a_broken_protocol_is_named() -> N
     unasked = b"".join(message(b"other/%d" % n, b"x", retain) for n in range(50))
     with hostile(stays(unasked + message(b"wanted", b"x", retain))) as broker:
         assert list(retained(Look(url=broker.url), ["wanted"])) == ["wanted"]
+
+
+# --- visits of the broker's door ----------------------------------------------------------------------
+
+
+@pytest.mark.broker
+def test_a_visit_ends_though_the_broker_goes_on_and_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages in the place of the answer to a ping kept the registry's look at the door for ever."""
+    monkeypatch.setattr(broker_tls, "WHOLE_VISIT_S_MAX", 0.3)
+    files = TlsMosquitto(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.out / SERVER)
+
+    def on_and_on(plain: socket.socket) -> None:
+        with context.wrap_socket(plain, server_side=True) as peer:
+            peer.sendall(ACCEPTED)
+            while True:
+                peer.sendall(MARK * 100)
+
+    with hostile(on_and_on, reads=False) as broker:
+        seen = broker_tls.knock(
+            ("127.0.0.1", broker.port),
+            broker_tls.client_context(files.out / CA, files.files.program(PROBE)),
+            "trespass",
+        )
+    assert seen.answer is broker_tls.Answer.SILENT
+    assert "came to no end" in seen.detail
 
 
 # --- processes ----------------------------------------------------------------------------------------
