@@ -118,12 +118,11 @@ def publish(
     bundle = read_bundle(directory) if raw else compressed(read_bundle(directory))
     signers = [opened(path) for path in release_keys]
     envelope = seal("release", bundle.data, signers) if signers else None
-    answer: dict[str, Any] = {}
-    con.with_upload_bar(lambda progress: answer.update(client.upload(bundle, progress, envelope)))
+    answer = con.with_upload_bar(lambda progress: client.upload(bundle, progress, envelope))
     if as_json:
         con.print_json(answer)
     else:
-        click.echo(f"published {answer['model']}@{answer['release']} {answer['digest']}")
+        click.echo(f"published {answer.model}@{answer.release} {answer.digest}")
 
 
 @main.command()

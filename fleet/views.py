@@ -31,6 +31,7 @@ from wire.messages import (
     TrialSummary,
     VariantRefused,
 )
+from wire.types import Digest
 
 
 class ReleaseView(Struct, frozen=True, kw_only=True):
@@ -318,6 +319,16 @@ class RollbackLine(Struct, frozen=True, kw_only=True):
     order: int
     state: str
     detail: str
+
+
+class BundleView(Struct, frozen=True, kw_only=True):
+    """A bundle that is given to the registry, and the blobs that it still needs of it."""
+
+    digest: Digest
+    model: str
+    release: str
+    state: str
+    missing: list[Digest]
 
 
 class RollbackShow(Struct, frozen=True, kw_only=True):

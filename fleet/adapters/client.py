@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -22,13 +22,15 @@ from fleet.enrolment_views import EnrolAsk, EnrolmentView, RevokedView, TokenSho
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.upload import Bundle
 from fleet.tokens import TokenAsk, TokenMade, TokenView
-from fleet.views import DeviceView, ReleaseView, RollbackShow, RolloutShow, RolloutView
+from fleet.views import BundleView, DeviceView, ReleaseView, RollbackShow, RolloutShow, RolloutView
 from wire.errors import ShallopError
 
 TIMEOUT_S = 60.0
 UPLOADS_AT_ONCE = 4
 """The registry waits for its disk once a blob, and disks like several to wait for."""
-ERROR_BYTES_MAX = 64 * 1024
+UPLOAD_ROUNDS_MAX = 8
+"""Blobs that were lost on the registry's disk meanwhile are asked for again; not without end."""
+ERROR_BYTES_MAX, ERROR_CHARS_MAX = 64 * 1024, 16 * 1024
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
 
 T = TypeVar("T")
@@ -63,7 +65,9 @@ class Client:
     def __init__(self, server: str, token: str | None = None, why: str = "") -> None:
         """Raises TokenInClearError where the token would travel unencrypted over a network."""
         self._server = server
-        headers = {} if not why else {WHY_HEADER: quote(why.encode(errors="replace"))}
+        headers = {"Accept-Encoding": "identity"}
+        if why:
+            headers[WHY_HEADER] = quote(why.encode(errors="replace"))
         try:
             where = urlsplit(server)
             if token is not None:
@@ -102,24 +106,11 @@ class Client:
         Raises:
             RefusedError: also `oversized`.
         """
-        body = bytearray()
-        try:
-            with self._http.stream("GET", path) as response:
-                cap = size_bytes_max if response.status_code < 400 else ERROR_BYTES_MAX
-                for piece in response.iter_bytes():
-                    body += piece
-                    if len(body) > cap:
-                        words = f"{path} holds more than the {cap} bytes that are read"
-                        raise RefusedError("oversized", words, response.status_code)
-        except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-            raise self._unreachable(error) from None
-        if response.status_code >= 400:
-            raise _refusal(bytes(body), str(response.url), response.status_code)
-        return bytes(body)
+        return self._exchange("GET", path, size_bytes_max)
 
     def upload(
         self, bundle: Bundle, progress: Callable[[int, int], None], envelope: bytes | None = None
-    ) -> dict[str, Any]:
+    ) -> BundleView:
         """Publishes a bundle; only what the registry lacks is sent.
 
         Args:
@@ -127,17 +118,31 @@ class Client:
             progress: called with bytes sent and bytes to send.
             envelope: its manifest, signed here; None where the registry holds the release key.
         """
-        begun = self._ask("PUT", "/api/bundles", dict[str, Any], content=bundle.data)
-        sent, missing = 0, begun["missing"]
-        while missing:
+        missing, sent = self._missing(bundle), 0
+        for _ in range(UPLOAD_ROUNDS_MAX):
+            if not missing:
+                finish = f"/api/bundles/{bundle.digest}/finish"
+                return self._ask("POST", finish, BundleView, content=envelope or b"")
             total = sent + sum(bundle.places[digest].size_bytes for digest in missing)
             with ThreadPoolExecutor(UPLOADS_AT_ONCE) as pool:
                 for size in pool.map(lambda digest: self._upload_blob(bundle, digest), missing):
                     sent += size
                     progress(sent, total)
-            missing = self._ask("PUT", "/api/bundles", dict[str, Any], content=bundle.data)["missing"]
-        finish = f"/api/bundles/{bundle.digest}/finish"
-        return self._ask("POST", finish, dict[str, Any], content=envelope or b"")
+            missing = self._missing(bundle)
+        raise ServerUnreachableError(
+            "upload_without_end",
+            f"{self._server} still lacks {len(missing)} blobs that it took {UPLOAD_ROUNDS_MAX} times; "
+            "look into its log, and at its disk",
+        )
+
+    def _missing(self, bundle: Bundle) -> list[str]:
+        """What the registry lacks, each of it ours to give."""
+        missing = self._ask("PUT", "/api/bundles", BundleView, content=bundle.data).missing
+        if not bundle.places.keys() >= set(missing):
+            raise ServerUnreachableError(
+                "not_a_registry", f"{self._server} asks for blobs that are none of this bundle's"
+            )
+        return missing
 
     def _upload_blob(self, bundle: Bundle, digest: str) -> int:
         data = bundle.blob(digest)
@@ -228,6 +233,8 @@ class Client:
         """The whole log, oldest first, page by page."""
         after = 0
         while page := self._ask("GET", "/api/audit", list[AuditEntry], params={"after": str(after)}):
+            if page[-1].number <= after:
+                raise self._other(f"the audit log's entries after {after} with {page[-1].number}")
             yield from page
             after = page[-1].number
 
@@ -262,18 +269,41 @@ class Client:
         params: dict[str, str] | None = None,
     ) -> T:
         body = content if json is None else msgspec.json.encode(json)
+        found = self._exchange(method, path, ANSWER_BYTES_MAX, body, params)
         try:
-            response = self._http.request(method, path, content=body, params=params)
+            return msgspec.json.decode(found, type=expected)
+        except _UNREADABLE as error:
+            raise self._other(f"something else: {str(error)[:200]}") from None
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        size_bytes_max: int,
+        content: bytes | None = None,
+        params: dict[str, str] | None = None,
+    ) -> bytes:
+        """The body of an answer; of a longer one the rest is left unread."""
+        body = bytearray()
+        try:
+            with self._http.stream(method, path, content=content, params=params) as response:
+                # Nobody asked for it, and what is unpacked may be a thousand times what came.
+                if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                    raise self._other("by a Content-Encoding that was not asked for")
+                cap = size_bytes_max if response.status_code < 400 else ERROR_BYTES_MAX
+                for piece in response.iter_raw():
+                    body += piece
+                    if len(body) > cap:
+                        words = f"{path} holds more than the {cap} bytes that are read"
+                        raise RefusedError("oversized", words, response.status_code)
         except (httpx.TransportError, httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise self._unreachable(error) from None
         if response.status_code >= 400:
-            raise _refusal(response.content, str(response.url), response.status_code)
-        try:
-            return msgspec.json.decode(response.content, type=expected)
-        except _UNREADABLE as error:
-            raise ServerUnreachableError(
-                "not_a_registry", f"{self._server} answered something else: {error}"
-            ) from None
+            raise _refusal(bytes(body), str(response.url), response.status_code)
+        return bytes(body)
+
+    def _other(self, what: str) -> ServerUnreachableError:
+        return ServerUnreachableError("not_a_registry", f"{self._server} answered {what}")
 
     def _unreachable(self, error: Exception) -> ServerUnreachableError:
         return ServerUnreachableError(
@@ -294,8 +324,8 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Error(msgspec.Struct):
-    code: str
-    message: str
+    code: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,62}(?!\n)$")]
+    message: Annotated[str, msgspec.Meta(max_length=ERROR_CHARS_MAX)]
 
 
 class _Refusal(msgspec.Struct):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -25,6 +25,8 @@ from fleet.audit import AuditEntry
 from fleet.bars import BarsShow
 from fleet.tokens import TokenView
 from fleet.views import DeviceLine, DeviceView, ReleaseView, RollbackShow, RolloutShow, RolloutView
+
+T = TypeVar("T")
 
 UNKNOWN = "unknown"
 WIDTH_WITHOUT_TERMINAL = 180
@@ -289,12 +291,12 @@ def rollback_table(show: RollbackShow) -> Table:
     return _table(("device", "model", "from", "order", "state", "detail"), rows)
 
 
-def with_upload_bar(work: Callable[[Callable[[int, int], None]], None]) -> None:
-    """Runs an upload with a bar on standard error."""
+def with_upload_bar(work: Callable[[Callable[[int, int], None]], T]) -> T:
+    """Runs an upload with a bar on standard error, and gives what it gives."""
     columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("upload", total=None)
-        work(lambda sent, total: progress.update(task, completed=sent, total=total))
+        return work(lambda sent, total: progress.update(task, completed=sent, total=total))
 
 
 @contextmanager

@@ -70,6 +70,7 @@ from fleet.people import People, RollbackAsk, RolloutAsk
 from fleet.publish.archive import Archive
 from fleet.publish.intake import Intake
 from fleet.rollout import FailureAction
+from fleet.views import BundleView
 from wire import topics as wt
 from wire.bundle import MANIFEST_BYTES_MAX
 from wire.errors import ShallopError
@@ -132,16 +133,6 @@ class Services(Struct, frozen=True, kw_only=True):
     archive: Archive
 
 
-class BundleAnswer(Struct, frozen=True, kw_only=True):
-    """What an upload still needs."""
-
-    digest: str
-    model: str
-    release: str
-    state: str
-    missing: list[str]
-
-
 class _Verb(Struct, frozen=True, forbid_unknown_fields=True):
     why: Annotated[str, Meta(max_length=2000)] = ""
     action: FailureAction = FailureAction.ROLLBACK_ALL
@@ -179,9 +170,7 @@ class Api:
         data = await read_body(request, MANIFEST_BYTES_MAX)
         row, missing = await run_in_threadpool(self._services.intake.begin, data, by_of(request))
         return answer(
-            BundleAnswer(
-                digest=row.digest, model=row.model, release=row.name, state=row.state, missing=missing
-            )
+            BundleView(digest=row.digest, model=row.model, release=row.name, state=row.state, missing=missing)
         )
 
     async def bundle_blob(self, request: Request) -> Response:
@@ -203,7 +192,7 @@ class Api:
         row = await run_in_threadpool(self._services.intake.finish, release, envelope, by)
         self._services.wake()
         return answer(
-            BundleAnswer(digest=row.digest, model=row.model, release=row.name, state=row.state, missing=[])
+            BundleView(digest=row.digest, model=row.model, release=row.name, state=row.state, missing=[])
         )
 
     async def devices(self, request: Request) -> Response:
