@@ -9,6 +9,12 @@ from __future__ import annotations
 MODEL_BYTES_MAX = 2 * 1024**3 - 1
 """What one protobuf can hold."""
 
+FIELDS_MAX = 4_000_000
+"""Of a model's protobuf, in all: eight times what a device looks at, and eight seconds of work on x86-64."""
+
+NODES_MAX = 1_000_000
+"""Of a model whose functions are written out."""
+
 ARRAYS_BYTES_MAX = 4 * 1024**3
 """Of one `.npz`, unpacked: it is held in memory as it is stored."""
 

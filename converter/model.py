@@ -16,6 +16,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from converter.errors import InputError
 from converter.limits import MODEL_BYTES_MAX
+from converter.opening import require_expandable, require_external, require_onnx
 from converter.passes.intake import intake
 from converter.passes.walk import dtype_name, graphs, tensors
 from converter.quantized_input import dequantized, is_quantized
@@ -80,13 +81,10 @@ def read_model(path: Path) -> SourceModel:
     """
     content = read_bytes(path, MODEL_BYTES_MAX, "model")
     digest = hashlib.sha256(content)
-    try:
-        proto = onnx.load_model_from_string(content)
-    except Exception as error:
-        raise _not_onnx(path, error) from error
+    proto = _loaded(path, content)
     external = _take_in_external(path, proto, len(content))
     for name in external:
-        digest.update((path.parent / name).read_bytes())
+        digest.update(read_bytes(path.parent / name, MODEL_BYTES_MAX, "model"))
     try:
         onnx.checker.check_model(proto if external else content)
     except Exception as error:
@@ -104,8 +102,24 @@ def read_model(path: Path) -> SourceModel:
     )  # fmt: skip
 
 
+def _loaded(path: Path, content: bytes) -> onnx.ModelProto:
+    """The file as the onnx package reads it, once it was looked at."""
+    try:
+        require_onnx(content)
+        proto = onnx.load_model_from_string(content)
+        require_expandable(proto)
+    except InputError as error:
+        if error.code == "model_not_onnx":
+            raise _not_onnx(path, error) from error
+        raise InputError(error.code, f"{path} is not opened: {error.args[0]}") from error
+    except Exception as error:
+        raise _not_onnx(path, error) from error
+    return proto
+
+
 def _not_onnx(path: Path, error: Exception) -> InputError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = str(error.args[0]) if isinstance(error, InputError) else str(error)
+    first = (said.strip() or type(error).__name__).splitlines()[0]
     return InputError(
         "model_not_onnx",
         f"{path} is not a valid ONNX model ({first[:200]}); "
@@ -142,22 +156,22 @@ def _take_in_external(path: Path, proto: onnx.ModelProto, size_bytes: int) -> li
     try:
         # The checker holds the names against the folder: no link, and nothing outside of it.
         onnx.checker.check_model(str(path))
-        size_bytes += sum((path.parent / name).stat().st_size for name in names)
-        fits = size_bytes <= MODEL_BYTES_MAX
-        if fits:
-            load_external_data_for_model(proto, str(path.parent))
+        size_of = {name: (path.parent / name).stat().st_size for name in names}
+        if size_bytes + sum(size_of.values()) > MODEL_BYTES_MAX:
+            raise InputError(
+                "model_too_large", f"with external data it is larger than {MODEL_BYTES_MAX} bytes"
+            )
+        require_external(outside, size_of, size_bytes)
+        load_external_data_for_model(proto, str(path.parent))
+    except InputError as error:
+        raise InputError(error.code, f"{path} is not opened: {error.args[0]}") from error
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             "model_external_data",
-            f"{path} keeps weights in {', '.join(names)}, which cannot be read ({first[:200]}); "
+            f"{path} keeps weights in {', '.join(names)[:200]}, which cannot be read ({first[:200]}); "
             "put those files beside the model",
         ) from error
-    if not fits:
-        raise InputError(
-            "model_too_large",
-            f"{path} and its external data hold {size_bytes} bytes, at most {MODEL_BYTES_MAX} are read",
-        )
     return names
 
 

@@ -49,8 +49,8 @@ _BITS = {
 """Of one element, by TensorProto.DataType; text has no fixed size."""
 _TYPED = frozenset({4, 5, 6, 7, 10, 11})
 """Fields that hold values by their type."""
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}", re.ASCII)
-_PATH_CHARS_MAX = 200
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*){0,7}", re.ASCII)
+PATH_CHARS_MAX = 200
 
 
 class Edge(Struct, frozen=True):
@@ -88,14 +88,21 @@ class Examined(Struct, frozen=True, kw_only=True):
     external: tuple[External, ...]
 
 
-def examined(content: bytes | memoryview) -> Examined:
+def examined(
+    content: bytes | memoryview, *, fields_max: int = FIELDS_MAX, paths: re.Pattern[str] = PLAIN
+) -> Examined:
     """What the model in these bytes takes, gives and needs.
+
+    Args:
+        content: of the whole file.
+        fields_max: that are looked at; a host has more time than a device.
+        paths: what a file of weights may be called.
 
     Raises:
         WalkError: `not_protobuf`: they are cut off, or no protobuf; `not_onnx`: it is no model, or asks for
             more than is there; `external_path`: weights that lie somewhere else than beside the model.
     """
-    found = _Found(memoryview(content))
+    found = _Found(memoryview(content), fields_max, paths)
     found.walk()
     if not found.graphs or not found.opsets:
         raise WalkError("not_onnx", "it holds no graph or names no operator set")
@@ -110,9 +117,10 @@ def examined(content: bytes | memoryview) -> Examined:
 class _Found:
     """One walk over a file, with what it came upon."""
 
-    def __init__(self, view: memoryview) -> None:
+    def __init__(self, view: memoryview, fields_max: int, paths: re.Pattern[str]) -> None:
         self._view = view
-        self._left = FIELDS_MAX
+        self._left = self._fields_max = fields_max
+        self._paths = paths
         self.graphs = 0
         self.opsets = 0
         self.inputs: list[Edge] = []
@@ -166,7 +174,7 @@ class _Found:
         while position < end:
             self._left -= 1
             if self._left < 0:
-                raise WalkError("not_onnx", f"it has more than {FIELDS_MAX} fields")
+                raise WalkError("not_onnx", f"it has more than {self._fields_max} fields")
             field = _field(self._view, position, end)
             position = field.end
             yield field
@@ -233,7 +241,7 @@ class _Found:
             }
             told[pair.get(1, "")] = pair.get(2, "")
         path = told.get("location", "")
-        if not _PLAIN.fullmatch(path) or len(path) > _PATH_CHARS_MAX:
+        if not self._paths.fullmatch(path) or len(path) > PATH_CHARS_MAX:
             raise WalkError(
                 "external_path",
                 f"the weights of {_shown(name)} are said to lie in {_shown(path)}, no file beside it",

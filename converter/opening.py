@@ -1,0 +1,120 @@
+"""A model's file looked at before any library opens it: the person's own is a file from outside too.
+
+For: every file that `convert` and `inspect` read. The onnx package, ONNX Runtime and LiteRT are in C++ and
+believe most of what a file says; what is cut off, asks for more bytes than it has, lies within itself too
+deep, or stands for a thousand times its size, is refused by name before they see it.
+Not for: what operators mean; the runtime says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from graphlib import CycleError, TopologicalSorter
+
+import onnx
+
+from converter.errors import InputError
+from converter.limits import FIELDS_MAX, MODEL_BYTES_MAX, NODES_MAX, REASON_CHARS_MAX
+from wire import tflite_walk
+from wire.errors import ShallopError
+from wire.onnx_check import examined
+
+_PATHS = re.compile(r"(?!/)(?!(?:.*/)?\.\.(?:/|$))[^\x00-\x1f\x7f\\]+")
+"""Of weights in other files: exporters name them as people name models, with blanks and in any script."""
+
+_Key = tuple[str, str, str]
+
+
+def require_onnx(content: bytes) -> None:
+    """Returns if the bytes can be an ONNX model.
+
+    Raises:
+        InputError: `model_not_onnx`, `model_external_data`; the message is the reason alone.
+    """
+    try:
+        examined(content, fields_max=FIELDS_MAX, paths=_PATHS)
+    except ShallopError as error:
+        code = "model_external_data" if error.code == "external_path" else "model_not_onnx"
+        raise InputError(code, str(error.args[0])[:REASON_CHARS_MAX]) from error
+
+
+def require_tflite(content: bytes) -> None:
+    """Returns if the bytes can be a TFLite model.
+
+    Raises:
+        WalkError: `not_tflite`.
+    """
+    tflite_walk.walk(content)
+    tflite_walk.require_payloads(content)
+
+
+def require_expandable(proto: onnx.ModelProto) -> None:
+    """Returns if the model's functions, each written out wherever it is called, are no more than can be read.
+
+    Two dozen functions of which each calls the next one twice stand for sixteen million nodes, and checker,
+    inliner and runtime write them out.
+
+    Raises:
+        InputError: `model_too_large`, or `model_not_onnx`: a function calls itself.
+    """
+    bodies = {(one.domain, one.name, one.overload): one.node for one in proto.functions}
+    held: dict[_Key, Counter[_Key | None]] = {key: _called(nodes, bodies) for key, nodes in bodies.items()}
+    sizes: dict[_Key, int] = {}
+    try:
+        calls = {key: [one for one in found if one is not None] for key, found in held.items()}
+        for key in TopologicalSorter(calls).static_order():
+            sizes[key] = _size(held[key], sizes)
+    except CycleError as error:
+        raise InputError("model_not_onnx", f"its function {error.args[1][0][1]!r} calls itself") from error
+    if _size(_called(proto.graph.node, bodies), sizes) > NODES_MAX:
+        raise InputError(
+            "model_too_large",
+            f"its functions, written out, are more than {NODES_MAX} nodes, which is too many",
+        )
+
+
+def _called(nodes: Iterable[onnx.NodeProto], functions: Iterable[_Key]) -> Counter[_Key | None]:
+    """How often each function is called in these nodes and the graphs within them; None counts the rest."""
+    known = set(functions)
+    found: Counter[_Key | None] = Counter()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        # Whatever type the attribute claims: a library may look at what it holds.
+        for one in node.attribute:
+            held = [*one.graphs, one.g] if one.HasField("g") else one.graphs
+            waiting += [inner for graph in held for inner in graph.node]
+        key = (node.domain, node.op_type, node.overload)
+        found[key if key in known else None] += 1
+    return found
+
+
+def _size(called: Counter[_Key | None], sizes: dict[_Key, int]) -> int:
+    found = sum(count * (1 if key is None else sizes[key]) for key, count in called.items())
+    return min(found, NODES_MAX + 1)
+
+
+def require_external(tensors: Iterable[onnx.TensorProto], size_of: dict[str, int], more_bytes: int) -> None:
+    """Returns if the model can be held in memory with its weights in other files: each tensor reads its own.
+
+    Args:
+        tensors: whose values lie elsewhere.
+        size_of: by path: bytes of those files.
+        more_bytes: of the model itself.
+
+    Raises:
+        InputError: `model_too_large`: a file of one gigabyte may be named by a thousand tensors.
+        KeyError, ValueError: without a place, or with an offset or a length that is no number.
+    """
+    for tensor in tensors:
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        to_end = size_of[told["location"]] - int(told.get("offset", "0"))
+        # onnx reads to the end of the file where no length is given, and where it is 0.
+        more_bytes += int(told.get("length", "0")) or max(0, to_end)
+    if more_bytes > MODEL_BYTES_MAX:
+        raise InputError(
+            "model_too_large",
+            f"with its external data it holds {more_bytes} bytes, at most {MODEL_BYTES_MAX} are read",
+        )
