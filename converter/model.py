@@ -157,11 +157,7 @@ def _take_in_external(path: Path, proto: onnx.ModelProto, size_bytes: int) -> li
         # The checker holds the names against the folder: no link, and nothing outside of it.
         onnx.checker.check_model(str(path))
         size_of = {name: (path.parent / name).stat().st_size for name in names}
-        if size_bytes + sum(size_of.values()) > MODEL_BYTES_MAX:
-            raise InputError(
-                "model_too_large", f"with external data it is larger than {MODEL_BYTES_MAX} bytes"
-            )
-        require_external(outside, size_of, size_bytes)
+        require_external(outside, size_of, MODEL_BYTES_MAX - size_bytes)
         load_external_data_for_model(proto, str(path.parent))
     except InputError as error:
         raise InputError(error.code, f"{path} is not opened: {error.args[0]}") from error

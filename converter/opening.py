@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
@@ -96,25 +96,29 @@ def _size(called: Counter[_Key | None], sizes: dict[_Key, int]) -> int:
     return min(found, NODES_MAX + 1)
 
 
-def require_external(tensors: Iterable[onnx.TensorProto], size_of: dict[str, int], more_bytes: int) -> None:
-    """Returns if the model can be held in memory with its weights in other files: each tensor reads its own.
+def require_external(
+    tensors: Iterable[onnx.TensorProto], size_of: Mapping[str, int], size_bytes_max: int
+) -> None:
+    """Returns if the weights in other files can be held in memory: each tensor reads a copy of its own.
 
     Args:
         tensors: whose values lie elsewhere.
         size_of: by path: bytes of those files.
-        more_bytes: of the model itself.
+        size_bytes_max: of the files, and of what is read of them.
 
     Raises:
         InputError: `model_too_large`: a file of one gigabyte may be named by a thousand tensors.
         KeyError, ValueError: without a place, or with an offset or a length that is no number.
     """
+    read_bytes = 0
     for tensor in tensors:
         told = {entry.key: entry.value for entry in tensor.external_data}
         to_end = size_of[told["location"]] - int(told.get("offset", "0"))
         # onnx reads to the end of the file where no length is given, and where it is 0.
-        more_bytes += int(told.get("length", "0")) or max(0, to_end)
-    if more_bytes > MODEL_BYTES_MAX:
+        read_bytes += int(told.get("length", "0")) or max(0, to_end)
+    if max(read_bytes, sum(size_of.values())) > size_bytes_max:
         raise InputError(
             "model_too_large",
-            f"with its external data it holds {more_bytes} bytes, at most {MODEL_BYTES_MAX} are read",
+            f"its tensors read {read_bytes} bytes of {sum(size_of.values())} in other files; with the model "
+            f"itself at most {MODEL_BYTES_MAX} are read",
         )
