@@ -8,49 +8,27 @@ Not for: measuring accuracy or latency, or judging an SLA.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-import onnx
 from msgspec import Struct
 
-from converter.candidates import Fusion
+from converter.confined import looked
 from converter.errors import InputError
-from converter.fusion import audit
-from converter.graph_summary import GraphSummary, summarize
-from converter.limits import MODEL_BYTES_MAX
-from converter.measured import reason_of
+from converter.look import Job, Model
 from converter.model import read_bytes
 from converter.targets.detect import Machine, detect_machine, meets
 from converter.targets.loader import all_targets
-from converter.tflite_summary import TFLiteModel, summarize_tflite
+from converter.tflite_summary import TFLiteModel
 from wire.bundle import MANIFEST_BYTES_MAX, File, Manifest, Variant, check
 from wire.codec import decode
 from wire.errors import ContentError
-from wire.tflite_walk import IDENTIFIER
 
 Progress = Callable[[str, int, int], None]
 
 _MANIFEST_NAME, _CANDIDATES_NAME = "manifest.json", "candidates.json"
 _READ_BYTES = 1024 * 1024
 _NAMED_MAX = 5
-
-
-class Model(Struct, frozen=True, kw_only=True):
-    """One ONNX file.
-
-    Attributes:
-        graph: what it holds.
-        fusion: what this host's runtime really executes; None where it cannot run the graph.
-        fusion_note: why it cannot; empty where it can.
-    """
-
-    path: str
-    size_bytes: int
-    sha256: str
-    graph: GraphSummary
-    fusion: Fusion | None
-    fusion_note: str = ""
 
 
 class InspectedVariant(Struct, frozen=True, kw_only=True):
@@ -94,10 +72,7 @@ def inspect(path: Path, progress: Progress | None = None) -> Bundle | Model | TF
         raise InputError(
             "nothing_there", f"{path} does not exist; name a bundle's directory, an .onnx or a .tflite file"
         )
-    content = read_bytes(path, MODEL_BYTES_MAX, "model")
-    if content[4:8] == IDENTIFIER or path.suffix == ".tflite":
-        return summarize_tflite(content, path.name)
-    return model_of(content, path.name, {})
+    return next(looked([Job(path=str(path), name=path.name, tflite=path.suffix == ".tflite")]))
 
 
 def _bundle(directory: Path, progress: Progress | None) -> Bundle:
@@ -170,15 +145,20 @@ def _unlisted(directory: Path, files: tuple[File, ...]) -> tuple[str, ...]:
 
 
 def _variants(directory: Path, manifest: Manifest, progress: Progress | None) -> list[InspectedVariant]:
-    found = []
+    machine = detect_machine()
+    jobs = {
+        variant.id: Job(
+            path=str(directory / variant.model_path),
+            name=variant.model_path,
+            tflite=variant.model_path.endswith(".tflite"),
+            config=session_config(manifest, variant, machine),
+        )
+        for variant in manifest.variants
+        if variant.model_path.endswith((".onnx", ".tflite"))
+    }
+    models, found = looked(list(jobs.values())), []
     for i, variant in enumerate(manifest.variants, start=1):
-        model: Model | TFLiteModel | None = None
-        if variant.model_path.endswith(".onnx"):
-            content = read_bytes(directory / variant.model_path, MODEL_BYTES_MAX, "model")
-            model = model_of(content, variant.model_path, session_config(manifest, variant, detect_machine()))
-        elif variant.model_path.endswith(".tflite"):
-            content = read_bytes(directory / variant.model_path, MODEL_BYTES_MAX, "model")
-            model = summarize_tflite(content, variant.model_path)
+        model = next(models) if variant.id in jobs else None
         found.append(InspectedVariant(variant=variant, model=model))
         if progress is not None:
             progress("look into variants", i, len(manifest.variants))
@@ -196,32 +176,3 @@ def session_config(manifest: Manifest, variant: Variant, machine: Machine) -> di
     if target is None or variant.precision.startswith("fp") or meets(machine, variant.requires):
         return config
     return config | target.rules.emulation_config.value
-
-
-def model_of(content: bytes, path: str, config: Mapping[str, str]) -> Model:
-    """One ONNX file's content.
-
-    Args:
-        content: the whole file; weights in other files are not needed.
-        path: that it is called by.
-        config: session entries with which the runtime opens it.
-
-    Raises:
-        InputError: `model_not_onnx`.
-    """
-    try:
-        proto = onnx.load_model_from_string(content)
-    except Exception as error:
-        raise InputError(
-            "model_not_onnx", f"{path} is no ONNX file ({reason_of(error)}); name an .onnx file or a bundle"
-        ) from error
-    if not proto.graph.node:
-        raise InputError("model_not_onnx", f"{path} holds no graph; name an .onnx file or a bundle")
-    try:
-        fusion, note = audit(content, config, None).fusion, ""
-    except Exception as error:  # noqa: BLE001 - a graph that does not run here is still worth a look
-        fusion, note = None, reason_of(error)
-    return Model(
-        path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest(),
-        graph=summarize(proto), fusion=fusion, fusion_note=note,
-    )  # fmt: skip

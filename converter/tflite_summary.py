@@ -12,10 +12,9 @@ from collections import Counter
 
 from msgspec import Struct
 
-from converter import litert
 from converter.candidates import Fusion
 from converter.errors import InputError
-from converter.limits import REASON_CHARS_MAX
+from converter.opening import require_tflite
 from converter.tflite.schema import operator_name
 from converter.tflite_audit import audit_tflite, in_integers
 from wire.tflite_walk import Graph, Tensor, WalkError, metadata_of, walk
@@ -70,7 +69,7 @@ class TFLiteModel(Struct, frozen=True, kw_only=True):
 
 
 def summarize_tflite(content: bytes, path: str) -> TFLiteModel:
-    """One file's content.
+    """One file's content, as one that LiteRT did not open yet.
 
     Args:
         content: the whole file.
@@ -80,12 +79,12 @@ def summarize_tflite(content: bytes, path: str) -> TFLiteModel:
         InputError: `model_not_tflite`.
     """
     try:
+        require_tflite(content)
         graph, metadata, audited = walk(content), metadata_of(content), audit_tflite(content)
     except WalkError as error:
         raise InputError(
             "model_not_tflite", f"{path} is no TFLite file ({error.args[0]}); name another file or a bundle"
         ) from error
-    note = _why_not(content)
     weights = Counter(one.dtype for one in graph.tensors if one.constant and one.scales)
     return TFLiteModel(
         path=path, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest(),
@@ -94,17 +93,8 @@ def summarize_tflite(content: bytes, path: str) -> TFLiteModel:
         outputs=tuple(_edge(graph.tensors[place]) for place in graph.outputs),
         weight_types=dict(sorted(weights.items())),
         metadata={name: len(value) for name, value in sorted(metadata.items())},
-        runs=not note, runs_note=note,
+        runs=False,
     )  # fmt: skip
-
-
-def _why_not(content: bytes) -> str:
-    """What LiteRT says against the file; empty where it takes it."""
-    try:
-        litert.open_session(content)
-    except Exception as error:  # noqa: BLE001 - a file that does not run here is still worth a look
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"[:REASON_CHARS_MAX]
-    return ""
 
 
 def _used(graph: Graph) -> tuple[Used, ...]:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from converter.inspect import Bundle, Model
+from converter.inspect import Bundle
+from converter.look import Model
 from converter.report import words
 from converter.tflite_summary import Edge, TFLiteModel
 from wire.bundle import Manifest, TensorSpec

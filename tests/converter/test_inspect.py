@@ -18,7 +18,8 @@ from rich.console import Console
 
 from converter.cli.inspection import show_inspection
 from converter.graph_summary import summarize
-from converter.inspect import Bundle, Model, inspect, session_config
+from converter.inspect import Bundle, inspect, session_config
+from converter.look import Model
 from converter.pipeline import run
 from converter.targets.detect import Machine
 from tests.converter.builders import Workshop, conv_net
