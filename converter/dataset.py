@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -19,11 +19,13 @@ import yaml
 from msgspec import Meta, Struct, structs
 from numpy.typing import NDArray
 
+from converter.archive import head, opened
 from converter.errors import InputError
 from converter.limits import (
     ARRAYS_BYTES_MAX,
     ARRAYS_MAX,
     PREPROCESS_BATCH,
+    REASON_CHARS_MAX,
     SAMPLES_MAX,
     TEXT_BYTES_MAX,
 )
@@ -254,7 +256,7 @@ def _sha256(path: Path) -> str:
 def _read_arrays(path: Path, kind: str, wanted: set[str], others: Others) -> dict[str, Array]:
     """The wanted arrays of an `.npz`, and those of the others that are there."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as archive:
             names = {entry.filename.removesuffix(".npy") for entry in archive.infolist()}
             _check_names(path, kind, names, wanted, others)
             _check_size(path, kind, archive)
@@ -267,7 +269,8 @@ def _read_arrays(path: Path, kind: str, wanted: set[str], others: Others) -> dic
     except Exception as error:
         raise InputError(
             f"{kind}_malformed",
-            f"{path} is not an .npz file of plain arrays ({error}); write it with numpy.savez",
+            f"{path} is not an .npz file of plain arrays ({str(error)[:REASON_CHARS_MAX]}); "
+            "write it with numpy.savez",
         ) from error
 
 
@@ -287,9 +290,14 @@ def _check_names(path: Path, kind: str, names: set[str], inputs: set[str], other
     if missing or extra:
         raise InputError(
             f"{kind}_names",
-            f"{path} holds {', '.join(sorted(names)) or 'nothing'}, needed are {', '.join(sorted(wanted))}"
-            f" (missing: {', '.join(missing) or 'none'}; unknown: {', '.join(extra) or 'none'})",
+            f"{path} holds {_listed(names) or 'nothing'}, needed are {_listed(wanted)}"
+            f" (missing: {_listed(missing) or 'none'}; unknown: {_listed(extra) or 'none'})",
         )
+
+
+def _listed(names: Iterable[str]) -> str:
+    whole = ", ".join(sorted(names))
+    return whole if len(whole) <= REASON_CHARS_MAX else f"{whole[:REASON_CHARS_MAX]}..."
 
 
 def dtypes_of(path: Path) -> dict[str, np.dtype[Any]]:
@@ -298,12 +306,12 @@ def dtypes_of(path: Path) -> dict[str, np.dtype[Any]]:
     What is wrong with such a file is told when it is read as a whole.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as archive:
             entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")][:ARRAYS_MAX]
             found = {}
             for entry in entries:
                 with archive.open(entry) as file:
-                    found[entry.filename.removesuffix(".npy")] = _header(file)[1]
+                    found[entry.filename.removesuffix(".npy")] = head(file)[1]
             return found
     except Exception:  # noqa: BLE001 - a header is parsed as Python, and raises what that does
         return {}
@@ -313,7 +321,7 @@ def _read_array(archive: zipfile.ZipFile, path: Path, name: str) -> Array:
     """One array; its header is compared with its size before any memory is taken."""
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as file:
-        shape, dtype = _header(file)
+        shape, dtype = head(file)
     if dtype.hasobject or int(np.prod(shape, dtype=object)) * dtype.itemsize > entry.file_size:
         raise ValueError(f"array {name} holds Python objects or is cut short")
     with archive.open(entry) as file:
@@ -322,15 +330,6 @@ def _read_array(archive: zipfile.ZipFile, path: Path, name: str) -> Array:
         except zipfile.BadZipFile as error:
             raise ValueError(f"array {name} of {path.name} is damaged") from error
     return array
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    read: Callable[..., Any] = (
-        np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    )
-    shape, _, dtype = read(file)
-    return shape, dtype
 
 
 def _count(path: Path, kind: str, arrays: dict[str, Array]) -> int:
