@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import tempfile
 import threading
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +31,8 @@ Array = NDArray[Any]
 _CHILD = Path(__file__).with_name("neighbour_child.py")
 _ANSWER_SECONDS_MAX = 300.0
 _LINE_BYTES_MAX = 1 << 20
+_ARRAY_BYTES_MAX = 1 << 31
+_TAIL_BYTES = 4096
 _SAID_CHARS_MAX = 300
 
 
@@ -195,20 +200,36 @@ class Neighbour:
             if code == "neighbour_missing":
                 raise InputError(code, f"no tflite-runtime answers there: {said}")
             raise RecipeError(code, f"the neighbour's runtime failed: {said}")
-        told = json.loads(line)
+        try:
+            told = json.loads(line)
+            arrays = [_array(stdout, dtype, shape) for dtype, shape in told.get("arrays", [])]
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            # Its runtime prints, or was taken over: what follows on the pipe means nothing any more.
+            self._process.kill()
+            words = f"what the neighbour says cannot be read: {str(error)[:_SAID_CHARS_MAX]}"
+            raise RecipeError("neighbour_failed", words) from error
         if "error" in told:
             raise RecipeError("neighbour_failed", str(told["error"])[:_SAID_CHARS_MAX])
-        arrays = []
-        for dtype, shape in told.get("arrays", []):
-            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-            arrays.append(np.frombuffer(stdout.read(size), dtype=dtype).reshape(shape))
         return told, arrays
 
     def _last_words(self) -> str:
         """The end of what it said on standard error, in one line."""
-        self._errors.seek(0)
-        lines = [one for one in self._errors.read().decode(errors="replace").splitlines() if one.strip()]
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        tail = self._errors.read(_TAIL_BYTES)
+        lines = [one for one in tail.decode(errors="replace").splitlines() if one.strip()]
         return lines[-1].strip()[:_SAID_CHARS_MAX] if lines else ""
+
+
+def _array(pipe: IO[bytes], dtype: str, shape: Sequence[int]) -> Array:
+    """The next array, as large as it was announced.
+
+    Raises:
+        ValueError, TypeError: it is none of numbers, is larger than any tensor here, or is cut short.
+    """
+    kind, size = np.dtype(dtype), prod(shape)
+    if kind.hasobject or not 0 <= size * kind.itemsize <= _ARRAY_BYTES_MAX or any(n < 0 for n in shape):
+        raise ValueError(f"an array of {str(shape)[:80]} {str(dtype)[:40]}")
+    return np.frombuffer(pipe.read(size * kind.itemsize), dtype=kind).reshape(shape)
 
 
 def _detail(told: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from fleet.adapters import console as con
+from fleet.adapters import x509_parts
 from fleet.adapters.authority import DAY_S, Authority, read_certificate
 from fleet.adapters.broker_files import BrokerFiles
 from fleet.adapters.door_check import check
@@ -273,7 +274,7 @@ def _step(
     if files.exist:
         # Unreadable it would stop us half way.
         _ = files.revoked
-    encrypted = b"ENCRYPTED" in (keys / "ca-key.pem").read_bytes()
+    encrypted = b"ENCRYPTED" in x509_parts.read(keys / "ca-key.pem")
     after.save(keys, passphrase if encrypted else None)
     if files.exist:
         if after.sha256 != before.sha256:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fleet.adapters.durable import fsync_directory, write_durably
 from wire.errors import ContentError
+from wire.topics import BLOB
 
 
 class BlobFiles:
@@ -68,7 +69,8 @@ class BlobFiles:
             ContentError: `blob_lost` or `hash_mismatch`: the disk does not hold what it held.
         """
         try:
-            content = (self._root / self.relative_path(digest)).read_bytes()
+            with (self._root / self.relative_path(digest)).open("rb") as file:
+                content = file.read(BLOB.size_bytes_max + 1)
         except OSError as error:
             raise ContentError(
                 "blob_lost", f"blob {digest} cannot be read ({error.strerror}); upload its bundle again"

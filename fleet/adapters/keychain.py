@@ -28,6 +28,7 @@ from wire.chunks import digest
 from wire.codec import encode
 from wire.errors import ShallopError
 from wire.roots import Root
+from wire.topics import ROOT
 from wire.trust import Role
 
 NAME_CHARS = 12
@@ -89,7 +90,8 @@ def load_chain(folder: Path) -> Chain:
         if not path.exists():
             break
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = file.read(ROOT.size_bytes_max + 1)
             before, payload = follow(before, data, key_files.verify)
         except (ShallopError, OSError) as error:
             raise KeysError("chain_broken", f"{path} cannot be used: {error}") from None

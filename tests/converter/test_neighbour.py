@@ -76,3 +76,30 @@ def test_a_process_that_dies_is_named(written: Written) -> None:
         with pytest.raises(RecipeError, match=r"ended|failed") as caught:
             neighbour.invoke()
     assert caught.value.code == "neighbour_failed"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hello there",
+        "[" * 200_000,
+        "7",
+        '{"arrays": [["O", [1]]]}',
+        '{"arrays": [["float32", [-1]]]}',
+        '{"arrays": [["float32", [4000000000, 4]]]}',
+        '{"arrays": [["float32", [8]]]}',
+        '{"arrays": [["no type", [8]]]}',
+        '{"arrays": [7]}',
+    ],
+)
+def test_what_is_no_frame_is_a_failed_recipe_and_takes_no_memory(tmp_path: Path, line: str) -> None:
+    """The other runtime printed between the frames, or was taken over by the file that it opened."""
+    (tmp_path / "said").write_text('{"version": "1", "arrays": []}\n' + line + "\nabc")
+    liar = tmp_path / "python"
+    liar.write_text(f"#!/bin/sh\ncat {tmp_path}/said\nexec sleep 20\n")
+    if '"float32", [8]' in line:
+        liar.write_text(f"#!/bin/sh\ncat {tmp_path}/said\n")
+    liar.chmod(0o755)
+    with Neighbour(str(liar)) as neighbour, pytest.raises(RecipeError) as caught:
+        neighbour.get_signature_list()
+    assert caught.value.code == "neighbour_failed"
