@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import paho.mqtt.client as paho
 from msgspec import Struct
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.ports import Listener, Randomness
@@ -75,11 +75,14 @@ class Address(Struct, frozen=True, kw_only=True):
     barred: Callable[[str], None] | None = None
 
 
+_QOS_2, _CONNACK, _REFUSES_PROTOCOL = 0x34, 0x20, b"\x01"
+
+
 class _Bounded(paho.Client):
-    """Ends a connection that brings a packet larger than any message of the contract.
+    """Ends a connection that brings a packet larger than any message of the contract, or breaks the protocol.
 
     paho reads a packet whole before it hands it on, up to the 256 MB that MQTT allows: a hostile broker could
-    fill a small device's memory. MQTT 3.1.1 has no limit to ask for, and paho-mqtt 2.1 no hook but this.
+    fill a small device's memory. MQTT 3.1.1 has no limit to ask for, and paho-mqtt 2.1 no hook but these.
     """
 
     def _sock_recv(self, bufsize: int) -> bytes:
@@ -87,6 +90,24 @@ class _Bounded(paho.Client):
             log.warning("packet_too_large: the broker sends %d bytes; the connection is ended", bufsize)
             raise ConnectionAbortedError(f"a packet of {bufsize} bytes")
         return super()._sock_recv(bufsize)
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        command, packet = self._in_packet["command"], self._in_packet["packet"]
+        if command & 0xF4 == _QOS_2:
+            # Nobody subscribes with it, and paho keeps each such message until it is released.
+            return self._broken("a message with QoS 2, which was not asked for")
+        if command == _CONNACK and packet[1:] == _REFUSES_PROTOCOL:
+            # paho would go back to MQTT 3.1 for good, and raise where nobody listens by then.
+            return self._broken("it refuses MQTT 3.1.1")
+        try:
+            return super()._packet_handle()
+        except Exception as error:  # noqa: BLE001 - it would end paho's thread, and nobody would notice
+            return self._broken(f"{type(error).__name__}: {error}"[:200])
+
+    @staticmethod
+    def _broken(why: str) -> MQTTErrorCode:
+        log.warning("packet_malformed: the broker breaks the protocol: %s; the connection is ended", why)
+        return MQTTErrorCode.MQTT_ERR_PROTOCOL
 
 
 class MqttTransport:
