@@ -47,7 +47,8 @@ with_option = click.option(
 encrypt_option = click.option(
     "--encrypt",
     is_flag=True,
-    help=f"Ask for a passphrase for the new keys ({PASSPHRASE} where no one can be asked).",
+    help=f"Ask for a passphrase for the new keys ({PASSPHRASE} where no one can be asked). Keys that follow "
+    "encrypted ones are encrypted in any case.",
 )
 dry_option = click.option("--dry-run", is_flag=True, help="Say what would happen, and do nothing.")
 
@@ -222,7 +223,10 @@ def _meant(chain: Chain, keyid: str) -> tuple[Role, str]:
 def _next(chain: Chain, role: Role, retired: tuple[str, ...], ask: Ask) -> None:
     signers = () if ask.dry_run else tuple(opened(path) for path in ask.signer_paths)
     change = keychain.retire(chain.root, role, retired, _now())
-    _do(change, ask, signers, _passphrase(ask.encrypt and not ask.dry_run))
+    # A key that follows an encrypted one lies there no more openly than that one did.
+    others = ask.signer_paths if role is Role.ROOT else ()
+    encrypt = ask.encrypt or keychain.encrypted(chain, ask.folder, role, others)
+    _do(change, ask, signers, _passphrase(encrypt and not ask.dry_run))
 
 
 def _do(change: Change, ask: Ask, signers: tuple[KeyPair, ...], passphrase: str | None) -> None:
@@ -295,7 +299,9 @@ def _passphrase(wanted: bool) -> str | None:
     if given:
         return given
     if not sys.stdin.isatty():
-        raise KeysError("passphrase_needed", f"--encrypt needs a terminal to ask on, or {PASSPHRASE}")
+        raise KeysError(
+            "passphrase_needed", f"new keys are to be encrypted: that needs a terminal to ask on, or {PASSPHRASE}"
+        )
     return str(
         click.prompt("Passphrase for the new keys", hide_input=True, confirmation_prompt=True, err=True)
     )

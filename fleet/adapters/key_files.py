@@ -6,7 +6,11 @@ Not for: which key may do what (`wire.roots`), or where keys lie (`fleet.adapter
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import secrets
+import stat
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -19,10 +23,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from fleet.adapters.durable import fsync_directory
 from fleet.keys import KeysError
 from wire.roots import keyid
 
+_LOG = logging.getLogger("shallop.fleet.keys")
+
 FILE_BYTES_MAX = 64 * 1024
+_ENCRYPTED = b"BEGIN ENCRYPTED PRIVATE KEY"
 PASSPHRASE = "SHALLOP_PASSPHRASE"  # noqa: S105 - the name of the environment's variable
 
 
@@ -67,21 +75,62 @@ def verify(public: bytes, message: bytes, signature: bytes) -> bool:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Writes a file that only its owner reads, makes it last, and replaces nothing.
+    """Writes a file that only its owner reads, whole or not at all, makes it last, and replaces nothing.
+
+    Half a root document would stand in the way of every later one, so it gets its name when it is whole.
 
     Raises:
         KeysError: `key_exists` or `key_unwritable`.
     """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _name_anew(draft, path)
+        fsync_directory(path.parent)
     except FileExistsError:
         raise KeysError("key_exists", f"{path} is there already and is not replaced") from None
     except OSError as error:
-        raise KeysError("key_unwritable", f"{path} cannot be written: {error}") from None
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        raise KeysError("key_unwritable", f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _name_anew(draft: Path, path: Path) -> None:
+    """Gives a file its name, which nobody has; a medium such as a USB stick's FAT knows no second names."""
+    try:
+        path.hardlink_to(draft)
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+            raise
+        if path.exists():
+            raise FileExistsError(path) from None
+        draft.rename(path)
+
+
+def make_directory(path: Path) -> None:
+    """A directory for keys, its owner's alone, with what is above it; one that is there is left as it is.
+
+    Raises:
+        KeysError: `key_unwritable`.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise KeysError(
+            "key_unwritable", f"the directory {path} cannot be made: {error.strerror or error}; name another"
+        ) from None
+
+
+def is_encrypted(path: Path) -> bool:
+    """Whether the key in a file asks for a passphrase; not so where no file can be read."""
+    try:
+        with path.open("rb") as file:
+            return _ENCRYPTED in file.read(FILE_BYTES_MAX)
+    except OSError:
+        return False
 
 
 def load(path: Path, passphrase: str | None = None) -> KeyPair:
@@ -92,19 +141,31 @@ def load(path: Path, passphrase: str | None = None) -> KeyPair:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(FILE_BYTES_MAX)
+            data, mode = file.read(FILE_BYTES_MAX), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     except OSError as error:
-        raise KeysError("key_unreadable", f"the key {path} cannot be read: {error}") from None
-    encrypted = b"BEGIN ENCRYPTED PRIVATE KEY" in data
+        raise KeysError(
+            "key_unreadable",
+            f"the key {path} cannot be read: {error.strerror or error}; run this as its owner, or name "
+            "another file",
+        ) from None
+    encrypted = _ENCRYPTED in data
+    if mode & 0o007 and not encrypted:
+        # Not refused: a medium such as a USB stick's FAT knows no owners.
+        _LOG.warning("everybody on this machine may read the key %s; chmod 600 it", path)
     if encrypted and not passphrase:
         raise KeysError(
-            "passphrase_needed", f"the key {path} is encrypted; give --passphrase or SHALLOP_PASSPHRASE"
+            "passphrase_needed", f"the key {path} is encrypted; set {PASSPHRASE} to its passphrase"
         )
     try:
         private = load_pem_private_key(data, passphrase.encode() if encrypted and passphrase else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        code = "passphrase_wrong" if encrypted else "key_unreadable"
-        raise KeysError(code, f"the key {path} cannot be opened: {error}") from None
+        if encrypted:
+            raise KeysError(
+                "passphrase_wrong", f"the key {path} cannot be opened: {error}; see {PASSPHRASE}"
+            ) from None
+        raise KeysError(
+            "key_unreadable", f"{path} holds no private key in PEM (PKCS#8); put it back from a backup"
+        ) from None
     if not isinstance(private, Ed25519PrivateKey):
         raise KeysError("wrong_key_kind", f"{path} holds another kind of key; Shallop signs with Ed25519")
     return KeyPair(private)

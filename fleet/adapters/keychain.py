@@ -19,7 +19,6 @@ from msgspec import Struct
 
 from fleet import keys
 from fleet.adapters import key_files
-from fleet.adapters.durable import fsync_directory
 from fleet.adapters.key_files import KeyPair
 from fleet.keys import KeysError
 from fleet.verify import follow
@@ -60,15 +59,26 @@ class Online(Struct, frozen=True, kw_only=True):
 
 
 def exists(folder: Path) -> bool:
-    """Whether a chain was begun there."""
-    return (folder / "root-1.json").exists()
+    """Whether a chain was begun there.
+
+    Raises:
+        KeysError: `keys_unreadable`: nobody but its owner may look.
+    """
+    try:
+        return (folder / "root-1.json").exists()
+    except OSError as error:
+        raise KeysError(
+            "keys_unreadable",
+            f"{folder} cannot be looked at: {error.strerror or error}; run this as its owner, such as "
+            "`sudo -u shallop-fleet`",
+        ) from None
 
 
 def require_new(folder: Path) -> None:
     """Returns if no chain was begun there.
 
     Raises:
-        KeysError: `keys_exist`.
+        KeysError: `keys_exist` or `keys_unreadable`.
     """
     if exists(folder):
         raise KeysError("keys_exist", f"{folder} holds a fleet's keys already; `keys show` lists them")
@@ -78,7 +88,7 @@ def load_chain(folder: Path) -> Chain:
     """The chain, each root checked against the one before it.
 
     Raises:
-        KeysError: `no_keys` or `chain_broken`.
+        KeysError: `no_keys`, `keys_unreadable` or `chain_broken`.
     """
     if not exists(folder):
         raise KeysError("no_keys", f"there are no keys in {folder}; begin with `shallop-fleet keys init`")
@@ -117,6 +127,12 @@ def load_online(folder: Path, passphrase: str | None = None) -> Online:
         names = ", ".join(file_name(Role.ORDER, name) for name in chain.root.order.keyids)
         raise KeysError("no_order_key", f"{needed} of {names} must lie in {folder} for orders to be signed")
     return Online(chain=chain, order=held[Role.ORDER], release=held[Role.RELEASE])
+
+
+def encrypted(chain: Chain, folder: Path, role: Role, others: Sequence[Path]) -> bool:
+    """Whether a private key of a role asks for a passphrase: among those that lie here, and `others`."""
+    here = [folder / file_name(role, name) for name in chain.root.of(role).keyids]
+    return any(key_files.is_encrypted(path) for path in (*here, *others))
 
 
 def _held(folder: Path, root: Root, role: Role, passphrase: str | None) -> tuple[KeyPair, ...]:
@@ -184,22 +200,22 @@ def carry_out(
         The files that were written, the root document last.
 
     Raises:
-        KeysError: `root_keys_missing`, `key_exists` or `key_unwritable`.
+        KeysError: `root_keys_missing`, `key_exists` or `key_unwritable`: nothing counts that was written.
     """
     own = change.made.get(Role.ROOT, ())
     signing = {key.keyid: key for key in (*signers, *own)}
     named = {n for role in keys.signatures_needed(change.before, change.after).values() for n in role.keyids}
     keys.require_signers(change.before, change.after, list(signing))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # All of them first: what cannot be made is found out before a key lies anywhere.
+    for where in (folder, root_folder) if Role.ROOT in change.made else (folder,):
+        key_files.make_directory(where)
     written: list[Path] = []
     for role, pairs in change.made.items():
         where = root_folder if role is Role.ROOT else folder
-        where.mkdir(mode=0o700, parents=True, exist_ok=True)
         for pair in pairs:
             written.append(where / file_name(role, pair.keyid))
             key_files.write_new(written[-1], pair.pem(passphrase))
     using = [signing[name] for name in sorted(named) if name in signing]
     written.append(folder / f"root-{change.after.number}.json")
     key_files.write_new(written[-1], trust.seal("root", encode(change.after), using))
-    fsync_directory(folder)
     return written

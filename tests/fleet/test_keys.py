@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from agent.adapters.ed25519 import verify
 from fleet.adapters import key_files, keychain
 from fleet.cli import main
 from fleet.keys import KeysError, rotated
+from tests.conftest import ROOT
 from wire.errors import ShallopError
 from wire.roots import first_order, keyid
 from wire.trust import Role
@@ -247,3 +251,121 @@ def test_no_role_is_left_without_its_threshold(keys: Keys) -> None:
 def test_adding_an_order_key_opens_no_epoch(keys: Keys) -> None:
     after = rotated(keys.chain.root, Role.ORDER, (), [key_files.generate().public], "")
     assert (after.number, after.epoch, len(after.order.keyids)) == (2, 0, 2)
+
+
+def test_a_key_that_follows_an_encrypted_one_is_encrypted_too(tmp_path: Path) -> None:
+    """Nobody has to remember --encrypt: after a rotation the order key would lie there for all to use."""
+    made = Keys(tmp_path)
+    made.run("init", "--encrypt", env=SECRET)
+    for role in ("order", "release", "root"):
+        made.run("rotate", role, *made.roots(), env=SECRET)
+        (root,) = made.chain.root.of(Role(role)).keyids
+        where = made.offline if role == "root" else made.folder
+        assert key_files.is_encrypted(where / keychain.file_name(Role(role), root)), role
+    made.run("revoke", made.chain.root.order.keyids[0], *made.roots(), env=SECRET)
+    keychain.load_online(made.folder, SECRET["SHALLOP_PASSPHRASE"])
+    assert code_of(lambda: keychain.load_online(made.folder)) == "passphrase_needed"
+
+
+def test_a_missing_passphrase_is_told_by_the_way_to_give_it(tmp_path: Path) -> None:
+    made = Keys(tmp_path)
+    made.run("init", "--encrypt", env=SECRET)
+    said = made.run("rotate", "order", *made.roots(), code=2).output
+    assert "SHALLOP_PASSPHRASE" in said
+    assert "--passphrase" not in said
+
+
+@pytest.mark.parametrize("which", ["--keys", "--root-keys"])
+def test_a_directory_that_cannot_be_made_is_named_before_any_key_lies_anywhere(
+    tmp_path: Path, which: str
+) -> None:
+    (tmp_path / "file").touch()
+    places = {"--keys": tmp_path / "keys", "--root-keys": tmp_path / "offline", which: tmp_path / "file" / "x"}
+    words = [str(word) for pair in places.items() for word in pair]
+    result = CliRunner().invoke(main, ["keys", "init", *words])
+    assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
+    assert "[key_unwritable]" in result.output
+    assert not list(tmp_path.rglob("*.pem"))
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_a_root(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a root-2.json would end the registry's next start, and stand in the way of the whole one."""
+    real, left = os.fsync, [1]
+
+    def full(fd: int) -> None:
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] -= 1
+        real(fd)
+
+    before = keys.chain
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        for room in range(4):
+            left[0] = room
+            assert "[key_unwritable]" in keys.run("rotate", "order", *keys.roots(), code=2).output
+            if (keys.folder / "root-2.json").exists():
+                break  # whole already; only its name was not made to last
+            assert keys.chain == before
+    assert not list(keys.folder.glob(".*"))
+    if keys.chain == before:
+        keys.run("rotate", "order", *keys.roots())
+    assert keys.chain.root.number == 2
+
+
+def test_a_root_key_lasts_before_the_root_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut between the two must not leave a fleet whose root key is gone."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def note(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink().name)
+        real(fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", note)
+        Keys(tmp_path).run("init")
+    root = next(at for at, name in enumerate(synced) if name.startswith(".root-1.json"))
+    assert "offline" in synced[:root]
+    assert "keys" in synced[:root]
+    assert synced[-1] == "keys"
+
+
+def test_a_medium_that_knows_no_second_names_holds_keys_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The FAT of a USB stick, where `link` is not permitted."""
+
+    def never(*_: object, **_named: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", never)
+    made = Keys(tmp_path)
+    made.run("init")
+    assert made.chain.root.number == 1
+    with pytest.raises(KeysError, match="is not replaced") as caught:
+        key_files.write_new(made.folder / "root-1.json", b"other")
+    assert caught.value.code == "key_exists"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes somebody who may not look: sudo make test")
+def test_a_directory_of_somebody_else_is_named(keys: Keys, tmp_path: Path) -> None:
+    os.chown(keys.folder, 65534, 65534)
+    words = ["serve", "--keys", str(keys.folder), "--data", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]
+    drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps=-all"]
+    command = [*drop, sys.executable, "-m", "fleet.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "[keys_unreadable]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_key_that_everybody_may_read_is_told(keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
+    (order,) = keys.folder.glob("order-*.pem")
+    keychain.load_online(keys.folder)
+    assert not caplog.records
+    order.chmod(0o644)
+    keychain.load_online(keys.folder)
+    assert f"everybody on this machine may read the key {order}" in caplog.text
