@@ -30,6 +30,9 @@ PACKET_BYTES_MAX = 6 * 1024 * 1024
 CA, SERVER, REVOKED, ACCESS, CONFIG = "ca.pem", "server.pem", "crl.pem", "access.acl", "mosquitto.conf"
 
 Host = Annotated[str, Meta(min_length=1, max_length=253)]
+Address = Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:_%-]{1,253}(?!\n)$")]
+Folder = Annotated[str, Meta(pattern=r"^[^\x00-\x1f\x7f]{1,1000}(?!\n)$")]
+"""In a line of Mosquitto's configuration: a line's end in it would begin another line."""
 HomePrefix = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,63}(/[A-Za-z0-9_-]{1,63}){0,3}(?!\n)$")]
 
 
@@ -47,10 +50,10 @@ class Setup(Struct, frozen=True, kw_only=True):
 
     hosts: Annotated[tuple[Host, ...], Meta(min_length=1, max_length=32)]
     port: Annotated[int, Meta(ge=1, le=65535)] = PORT_DEFAULT
-    bind: Host | None = None
+    bind: Address | None = None
     root: str = ROOT_DEFAULT
     home_assistant: HomePrefix | None = None
-    directory: str = DIRECTORY_DEFAULT
+    directory: Folder = DIRECTORY_DEFAULT
 
 
 # --- who may do what ----------------------------------------------------------------------------------

@@ -22,12 +22,13 @@ import msgspec
 from msgspec import Struct
 
 from fleet.adapters import console as con
-from fleet.adapters import x509_parts
 from fleet.adapters.authority import DAY_S, Authority, read_certificate
+from fleet.adapters.authority import KEYS as AUTHORITY_KEYS
 from fleet.adapters.broker_files import BrokerFiles
 from fleet.adapters.door_check import check
-from fleet.adapters.key_files import PASSPHRASE
-from fleet.broker_rules import CONFIG, PORT_DEFAULT, REGISTRY, SERVER, Setup
+from fleet.adapters.key_files import PASSPHRASE, is_encrypted
+from fleet.adapters.x509_parts import general_name
+from fleet.broker_rules import CONFIG, PORT_DEFAULT, REGISTRY, SERVER, Setup, access_list
 from fleet.keys import KeysError
 from wire.errors import ShallopError
 from wire.topics import ROOT_DEFAULT
@@ -112,6 +113,7 @@ def broker_init(  # noqa: PLR0913 - options
     files, passphrase = BrokerFiles(out, keys), os.environ.get(PASSPHRASE)
     if encrypt and not passphrase:
         raise KeysError("passphrase_needed", f"--encrypt needs {PASSPHRASE}")
+    _require_usable(setup)
     if dry_run:
         _explain(files, setup)
         return
@@ -119,13 +121,13 @@ def broker_init(  # noqa: PLR0913 - options
     files.prepare()
     if Authority.exists(keys):
         authority = Authority.load(keys, passphrase)
+        if encrypt and not is_encrypted(keys / AUTHORITY_KEYS):
+            authority.save(keys, passphrase)
+            click.echo(f"encrypted the authority's key in {keys}")
     else:
         authority = Authority.create(keys, "Shallop fleet", passphrase if encrypt else None, now)
         click.echo(f"made the authority {authority.sha256[:12]} in {keys}")
-    try:
-        files.begin(setup, authority, now, forget_revoked=forget_revoked)
-    except ValueError as error:
-        raise KeysError("bad_root", str(error)) from None
+    files.begin(setup, authority, now, forget_revoked=forget_revoked)
     for line in _advice(files, setup):
         click.echo(line)
 
@@ -135,6 +137,20 @@ def _setup(values: dict[str, object]) -> Setup:
         return msgspec.convert(values, Setup)
     except msgspec.ValidationError as error:
         raise KeysError("bad_setup", f"this broker cannot be set up: {error}") from None
+
+
+def _require_usable(setup: Setup) -> None:
+    """Returns if a broker can be made of it; a dry run must not promise what would be refused.
+
+    Raises:
+        KeysError: `bad_host` or `bad_root`.
+    """
+    for host in setup.hosts:
+        general_name(host)
+    try:
+        access_list(setup)
+    except ValueError as error:
+        raise KeysError("bad_root", str(error)) from None
 
 
 def _explain(files: BrokerFiles, setup: Setup) -> None:
@@ -266,20 +282,17 @@ def _step(
 ) -> None:
     passphrase, files, now = os.environ.get(PASSPHRASE), BrokerFiles(out, keys), time.time()
     before = Authority.load(keys, passphrase)
+    # Without its files the broker would go on with the old authorities, and refuse who comes by a new one.
+    _ = files.setup, files.revoked
     after = change(before)
     names = ", ".join(name[:12] for name in after.sha256s)
     if dry_run:
         click.echo(f"would accept {names}; {after.sha256[:12]} would sign")
         return
-    if files.exist:
-        # Unreadable it would stop us half way.
-        _ = files.revoked
-    encrypted = b"ENCRYPTED" in x509_parts.read(keys / "ca-key.pem")
-    after.save(keys, passphrase if encrypted else None)
-    if files.exist:
-        if after.sha256 != before.sha256:
-            _renew_all(files, after, now)
-        files.rewrite(after, now)
+    after.save(keys, passphrase if is_encrypted(keys / AUTHORITY_KEYS) else None)
+    if after.sha256 != before.sha256:
+        _renew_all(files, after, now)
+    files.rewrite(after, now)
     click.echo(f"accepted: {names}; {after.sha256[:12]} signs")
     click.echo(advice)
 

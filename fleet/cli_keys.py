@@ -300,7 +300,8 @@ def _passphrase(wanted: bool) -> str | None:
         return given
     if not sys.stdin.isatty():
         raise KeysError(
-            "passphrase_needed", f"new keys are to be encrypted: that needs a terminal to ask on, or {PASSPHRASE}"
+            "passphrase_needed",
+            f"new keys are to be encrypted: that needs a terminal to ask on, or {PASSPHRASE}",
         )
     return str(
         click.prompt("Passphrase for the new keys", hide_input=True, confirmation_prompt=True, err=True)

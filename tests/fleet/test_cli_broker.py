@@ -236,3 +236,39 @@ def test_what_root_makes_is_the_directorys_owners(tmp_path: Path) -> None:
     owners = {(Path(path).name, Path(path).stat().st_uid) for path in commands.contents()}
     assert {uid for _, uid in owners} == {4711}
     assert commands.keys.stat().st_uid == commands.out.stat().st_uid == 4711
+
+
+@pytest.mark.parametrize("host", ["bad host", "a/+#", "*.example", "a\nb"])
+def test_a_dry_run_promises_nothing_that_would_be_refused(tmp_path: Path, host: str) -> None:
+    commands = Commands(tmp_path)
+    assert "[bad_host]" in commands.run("init", "--host", host, "--dry-run", code=2).output
+    assert "[bad_host]" in commands.run("init", "--host", host, code=2).output
+    assert not commands.contents()
+
+
+@pytest.mark.parametrize("option", ["--bind", "--directory"])
+def test_no_option_writes_a_line_of_its_own_into_mosquittos_configuration(
+    tmp_path: Path, option: str
+) -> None:
+    commands = Commands(tmp_path)
+    for text in ("127.0.0.1\nallow_anonymous true", "127.0.0.1\n", ""):
+        if text or option == "--bind":
+            assert "[bad_setup]" in commands.run("init", *HOST, option, text, code=2).output, text
+    assert not commands.contents()
+
+
+def test_the_key_of_an_authority_that_is_there_is_encrypted_on_request_too(commands: Commands) -> None:
+    before = Authority.load(commands.keys).sha256
+    commands.run("init", *HOST, "--encrypt", env=SECRET)
+    assert b"ENCRYPTED" in (commands.keys / "ca-key.pem").read_bytes()
+    assert Authority.load(commands.keys, SECRET["SHALLOP_PASSPHRASE"]).sha256 == before
+
+
+@pytest.mark.parametrize("step", ["rotate", "switch", "drop"])
+def test_no_authority_changes_where_the_brokers_files_are_not(commands: Commands, step: str) -> None:
+    """By another --out the broker would go on with the old one, and refuse every device that renewed."""
+    before = commands.contents()
+    commands.out.rename(commands.out.with_name("elsewhere"))
+    assert "[no_broker]" in commands.run("ca", step, code=2).output
+    commands.out.with_name("elsewhere").rename(commands.out)
+    assert commands.contents() == before

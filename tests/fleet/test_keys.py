@@ -280,7 +280,8 @@ def test_a_directory_that_cannot_be_made_is_named_before_any_key_lies_anywhere(
     tmp_path: Path, which: str
 ) -> None:
     (tmp_path / "file").touch()
-    places = {"--keys": tmp_path / "keys", "--root-keys": tmp_path / "offline", which: tmp_path / "file" / "x"}
+    usual = {"--keys": tmp_path / "keys", "--root-keys": tmp_path / "offline"}
+    places = {**usual, which: tmp_path / "file" / "x"}
     words = [str(word) for pair in places.items() for word in pair]
     result = CliRunner().invoke(main, ["keys", "init", *words])
     assert (result.exit_code, result.exception.__class__) == (2, SystemExit)
