@@ -23,7 +23,7 @@ from agent.config import Config, load
 from agent.deployment import Deployment
 from agent.errors import ConfigError, StateError
 from agent.packages import put_off
-from wire.errors import ShallopError
+from wire.errors import ShallopError, one_line
 
 CONFIG_DEFAULT = "/etc/shallop/agent.yaml"
 EXIT_CODES = """exit codes:
@@ -43,7 +43,14 @@ _PRIORITY = {
 }  # fmt: skip
 
 
-class _JournalFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """What is logged quotes strangers; a line's end in it would let them write lines of their own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        return one_line(super().formatMessage(record))
+
+
+class _JournalFormatter(_Formatter):
     """systemd's journal takes the level from a prefix, and knows the time itself."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -56,7 +63,7 @@ def _logging(level: str) -> None:
     if "JOURNAL_STREAM" in os.environ:
         handler.setFormatter(_JournalFormatter("%(name)s: %(message)s"))
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        handler.setFormatter(_Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 

@@ -24,6 +24,7 @@ from fleet.cli_bars import bar, bars, unbar
 from fleet.cli_broker import broker_group
 from fleet.cli_common import (
     NOT_COMPLETED,
+    OneLine,
     changing,
     fail,
     failure_option,
@@ -45,7 +46,7 @@ from fleet.publish.compress import compressed
 from fleet.publish.upload import read_bundle
 from fleet.rollout import FailureAction
 from fleet.views import RolloutShow
-from wire.errors import ShallopError
+from wire.errors import ShallopError, one_line
 from wire.trust import seal
 
 POLL_S = 0.5
@@ -81,9 +82,9 @@ def serve(config_path: Path | None, **options: Any) -> None:  # noqa: ANN401 - a
 
     Example: shallop-fleet serve --data ./fleet-data --broker mqtt://127.0.0.1:1883 --insecure-unsigned
     """
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for chatty in ("alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
@@ -316,7 +317,8 @@ def _waited(client: Client, rollout_id: str) -> RolloutShow:
 def _end_with(show: RolloutShow, as_json: bool) -> None:
     _print_rollout(show, as_json)
     if show.rollout.state != "completed":
-        click.echo(f"the rollout is {show.rollout.state}: {show.rollout.reason}", err=True)
+        # It quotes what a device says.
+        click.echo(one_line(f"the rollout is {show.rollout.state}: {show.rollout.reason}"), err=True)
         sys.exit(NOT_COMPLETED)
 
 
@@ -327,7 +329,7 @@ def _print_rollout(show: RolloutShow, as_json: bool) -> None:
     for part in con.rollout_tables(show):
         # A line that a person pastes must not be broken in two, nor a `[` in it be read as markup.
         if isinstance(part, str):
-            click.echo(part)
+            click.echo(con.harmless(part))
         else:
             con.console().print(part)
 

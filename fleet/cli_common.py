@@ -6,6 +6,7 @@ Not for: any command.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import sys
@@ -20,7 +21,7 @@ from fleet.adapters import console as con
 from fleet.adapters.client import Client, ServerUnreachableError
 from fleet.config import ConfigError
 from fleet.rollout import FailureAction
-from wire.errors import ShallopError
+from wire.errors import ShallopError, one_line
 
 BAD_INPUT, NOT_COMPLETED, UNREACHABLE = 2, 3, 4
 
@@ -51,6 +52,14 @@ def failure_option(name: str, words: str) -> Callable[[Command], Command]:
         show_default=True,
         help=words,
     )
+
+
+class OneLine(logging.Formatter):
+    """What is logged quotes strangers; a line's end in it would let them write lines of their own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+        """The line; a traceback stands below it as ever."""
+        return one_line(super().formatMessage(record))
 
 
 def fail(error: ShallopError) -> NoReturn:

@@ -10,6 +10,7 @@ ETC=/etc/shallop
 LIB=/usr/local/lib
 POLKIT=/etc/polkit-1/rules.d
 MOSQUITTO=/etc/mosquitto/conf.d/shallop.conf
+OPENSSL=/etc/mosquitto/shallop-openssl.cnf
 BROKER_FILES=/var/lib/shallop-broker
 # Seconds for which a new daemon must stay up before the old environment goes.
 SETTLE_S=${SHALLOP_SETTLE_S:-3}
@@ -277,6 +278,7 @@ allow_restarts() {
 set_up_mosquitto() {
   [ "$WITH_MOSQUITTO" = yes ] || return 0
   install -m 644 -D -t "$LIB/systemd/system/mosquitto.service.d" "$HERE/units/mosquitto.service.d/shallop.conf"
+  install -m 644 "$HERE/mosquitto/openssl.cnf" "$OPENSSL"
   install -m 644 -D -t "$LIB/systemd/system" "$HERE"/units/shallop-broker-reload.*
   # The registry writes there, the broker reads: what is made in it belongs to the broker's group.
   [ "$ROLE" = agent ] || install -d -m 2750 -o shallop-fleet -g mosquitto "$BROKER_FILES"

@@ -30,6 +30,7 @@ from wire.topics import ROOT_DEFAULT
 
 START_S_MAX = 20.0
 PRODUCTION = Path(__file__).parent.parent / "systemd" / "mosquitto" / "shallop.conf"
+OPENSSL = PRODUCTION.with_name("openssl.cnf")
 
 _found = find_broker(BrokerKind.MOSQUITTO)
 MOSQUITTO: str | None = str(_found) if _found else None
@@ -157,7 +158,9 @@ class TlsMosquitto:
         self._thread: threading.Thread | None = None
         config = self.folder / CONFIG
         self._process = BrokerProcess(
-            [require_mosquitto(), "-c", str(config)], self.port, self.folder / "mosquitto.log",
+            # As the unit's drop-in says it.
+            ["env", f"OPENSSL_CONF={OPENSSL}", require_mosquitto(), "-c", str(config)],
+            self.port, self.folder / "mosquitto.log",
             ready=lambda _: self._takes_in(),
         )  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,11 @@ MESSAGE_CHARS_MAX = 2000
 """An error that quotes its input must not carry a hostile one into logs, reports and answers."""
 
 
+def one_line(text: str) -> str:
+    """The text without what a terminal obeys and without line ends, by which words pass for a log's own."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
 class ShallopError(Exception):
     """Base of everything that Shallop raises on purpose.
 
@@ -22,7 +27,7 @@ class ShallopError(Exception):
     def __init__(self, code: str, message: str) -> None:
         if len(message) > MESSAGE_CHARS_MAX:
             message = f"{message[:MESSAGE_CHARS_MAX]} ..."
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.code = code
 
     def __str__(self) -> str:

@@ -94,12 +94,15 @@ class Knock(Struct, frozen=True, kw_only=True):
         server_not_after: when the certificate that the broker showed ends, seconds since 1970; None where
             none was seen.
         trespassed: whether a message on a topic that nobody may use came through; None where not tried.
+        ticket: whether it gave one by which the same client comes again without its certificate (RFC 8446,
+            4.6.1); None where it took nobody in.
     """
 
     answer: Answer
     detail: str = ""
     server_not_after: float | None = None
     trespassed: bool | None = None
+    ticket: bool | None = None
 
 
 def knock(
@@ -130,7 +133,9 @@ def knock(
                     server_not_after=seen,
                 )
             came = None if trespass is None else visit.trespasses(trespass)
-            return Knock(answer=Answer.TAKEN_IN, server_not_after=seen, trespassed=came)
+            return Knock(
+                answer=Answer.TAKEN_IN, server_not_after=seen, trespassed=came, ticket=visit.has_ticket
+            )
     except ssl.SSLCertVerificationError as error:
         return Knock(
             answer=Answer.SILENT, detail=f"its certificate is not the broker's: {error.verify_message}"
@@ -167,6 +172,12 @@ class _Visit:
         """When the broker's certificate ends."""
         ends = (self._link.getpeercert() or {}).get("notAfter")
         return ssl.cert_time_to_seconds(ends) if isinstance(ends, str) else None
+
+    @property
+    def has_ticket(self) -> bool:
+        """Whether a ticket came; it does before whatever the broker says first."""
+        session = self._link.session
+        return session is not None and session.has_ticket
 
     def connect(self, listen_s: float) -> int:
         """The return code of CONNACK, after listening for a refusal."""

@@ -315,7 +315,7 @@ def watch(look: Callable[[], tuple[str, bool]], every_s: float) -> None:
     with Console(stderr=True).status("waiting") as status:
         while True:
             words, ended = look()
-            status.update(words)
+            status.update(escape(harmless(words)))
             if ended:
                 return
             time.sleep(every_s)

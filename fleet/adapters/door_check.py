@@ -61,6 +61,7 @@ def check(files: BrokerFiles, address: Address, now: float) -> list[Finding]:
         _finding("refuses one without a certificate", _listening(address, _nobody(ca_file)), Answer.REFUSED),
         _stranger(address, ca_file, now),
         _finding("speaks no TLS 1.2", _listening(address, _old(ca_file, own)), Answer.REFUSED),
+        _ticket(probe),
         Finding(ok=not answers_plainly(address), what="speaks no MQTT without TLS there", seen="tried"),
     ]
     if probe.server_not_after is not None:
@@ -73,6 +74,13 @@ def _trespass(probe: Knock) -> Finding:
     seen = {None: "not tried", False: "refused", True: "a message came through"}[probe.trespassed]
     what = "lets nobody write where the contract does not say"
     return Finding(ok=probe.trespassed is False, what=what, seen=seen)
+
+
+def _ticket(probe: Knock) -> Finding:
+    """By a ticket one comes again whose certificate ended, and nobody looks at it."""
+    remedy = "it gives one: OPENSSL_CONF of its unit, docs/broker.md"
+    seen = {None: "not tried", False: "none is given", True: remedy}[probe.ticket]
+    return Finding(ok=probe.ticket is False, what="asks for the certificate each time", seen=seen)
 
 
 def _finding(what: str, seen: Knock, wanted: Answer) -> Finding:

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 import pytest
 from msgspec.structs import replace
+from paho.mqtt import publish
 
 from examples.demo.house import House, HouseError, wait_for
 from fleet.ingest import ORDER_JUMP_MAX
@@ -25,7 +26,7 @@ from tests.integration.hand import Hand
 from tests.integration.test_trust import Signed
 from wire import messages, topics
 from wire.bundle import MANIFEST_BYTES_MAX
-from wire.codec import encode
+from wire.codec import decode, encode
 from wire.topics import Topics
 
 pytestmark = [pytest.mark.broker, pytest.mark.slow]
@@ -109,6 +110,62 @@ def test_a_devices_words_on_a_persons_terminal(signed: Signed, hand: Hand) -> No
         assert "\x07" not in said
         assert "[red]" in said
     signed.house.fleet("devices", "forget", "evil-2")
+
+
+def test_a_devices_reason_on_a_persons_terminal(signed: Signed, hand: Hand) -> None:
+    """Why it failed is a device's own words, and ends a rollout that a person waits for."""
+    house, install = signed.house, "d" * 32
+    greet(hand, "evil-3", install)
+    honest = TOPICS.topic(topics.IDENTITY, device="roof-1")
+    payload = wait_for("the honest one", lambda: next((p for t, p in hand.seen if t == honest), None))
+    like = replace(decode(payload, messages.Identity, len(payload)), device="evil-3", install_id=install)
+    hand.raw(TOPICS.topic(topics.IDENTITY, device="evil-3"), encode(like), retain=True)
+    wait_for("it", lambda: [v for v in house.fleet("devices") if v["device"] == "evil-3" and v["arch"]])
+    begun = house.fleet(
+        "rollout", "start", "tiny@1", "--select", "device = evil-3", "--waves", "100%", "--soak", "0",
+    )  # fmt: skip
+    order = house.fleet("rollout", "show", begun["id"])["rollback"]["order"] - 1
+    reason = messages.Reason(code="odd", detail=f"{ESCAPE}[/nope]\n2026-11-21 INFO all is well")
+    state = messages.ModelState(
+        order=order, order_highest=order, outcome=messages.OrderOutcome.FAILED, reason=reason
+    )
+    words = [sys.executable, "-m", "fleet.cli", "rollout", "show", begun["id"], "--wait"]
+    with subprocess.Popen(
+        [*words, "--server", house.server], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as waiting:  # fmt: skip
+        said = messages.Reported(device="evil-3", install_id=install, number=2, models={"tiny": state})
+        hand.raw(TOPICS.topic(topics.REPORTED, device="evil-3"), encode(said))
+        printed = "".join(waiting.communicate(timeout=60))
+        assert waiting.returncode == 3, printed
+    assert "stolen" in printed
+    assert "[/nope]" in printed
+    assert not {"\x1b", "\x07"} & set(printed)
+    assert not any(line.startswith("2026-11-21 INFO") for line in printed.splitlines())
+    house.fleet("devices", "forget", "evil-3")
+
+
+def test_a_line_of_ones_own_in_the_registrys_log(signed: Signed) -> None:
+    """What is refused is quoted in the log; a line's end in it must not begin a line of the log."""
+    forged = "2026-11-21 20:00:00,000 INFO shallop.fleet: all is well"
+    event = {"type": f"x\n{forged}\x1b[2J"}
+    junk = {
+        "kind": "report",
+        "version": 1,
+        "device": "evil-4",
+        "install_id": "4" * 32,
+        "number": 1,
+        "event": event,
+    }
+    publish.single(
+        TOPICS.topic(topics.REPORT, device="evil-4"), msgspec.json.encode(junk), qos=1,
+        hostname="127.0.0.1", port=signed.house.broker_port,
+    )  # fmt: skip
+    path = signed.house.folder / "logs" / "registry.log"
+    wait_for("the refusal", lambda: "all is well" in path.read_text())
+    log = path.read_text()
+    assert not any(line.startswith(forged) for line in log.splitlines())
+    assert "\x1b" not in log
 
 
 def test_a_stolen_state_directory(signed: Signed, tmp_path: Path) -> None:

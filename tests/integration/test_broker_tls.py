@@ -162,6 +162,48 @@ def test_an_expired_certificate_is_refused(broker: TlsMosquitto) -> None:
     assert answer(broker, broker.context(*expired)) == (Answer.REFUSED, "SSLV3_ALERT_CERTIFICATE_EXPIRED")
 
 
+def visited_again(broker: TlsMosquitto, context: ssl.SSLContext, ticket: ssl.SSLSession | None) -> object:
+    """One visit, by the ticket of an earlier one: CONNACK and the next ticket, or what was refused."""
+    plain = socket.create_connection((broker.host, broker.port), WAIT_S_MAX)
+    with context.wrap_socket(plain, server_hostname=broker.host, session=ticket) as link:
+        try:
+            link.sendall(b"\x10\x12\x00\x04MQTT\x04\x02\x00\x3c\x00\x06roof-1")
+            came = link.recv(4)
+        except OSError as error:
+            return type(error)
+        return came, link.session
+
+
+def test_no_ticket_lets_one_come_whose_certificate_ended(broker: TlsMosquitto) -> None:
+    """OpenSSL asks for no certificate where a ticket is shown, so for neither its end nor the list."""
+    now = time.time()
+    context = broker.context(*broker.device("roof-1", life_s=4.0))
+    first = visited_again(broker, context, None)
+    assert isinstance(first, tuple)
+    assert first[0] == b"\x20\x02\x00\x00"
+    time.sleep(max(0.0, now + 5.1 - time.time()))
+    assert not isinstance(visited_again(broker, context, first[1]), tuple)
+
+
+def test_a_broker_that_gives_tickets_is_found_out(broker: TlsMosquitto) -> None:
+    probe = broker.files.program(PROBE)
+    assert knock((broker.host, broker.port), broker.context(probe)).ticket is False
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(broker.out / "server.pem")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        served = threading.Thread(target=_takes_in, args=(listener, context))
+        served.start()
+        assert knock(listener.getsockname(), broker.context(probe)).ticket is True
+        served.join()
+
+
+def _takes_in(listener: socket.socket, context: ssl.SSLContext) -> None:
+    """A broker as OpenSSL has it by itself, for one visit."""
+    with context.wrap_socket(listener.accept()[0], server_side=True) as link:
+        link.recv(100)
+        link.sendall(b"\x20\x02\x00\x00")
+
+
 def test_a_certificate_of_tomorrow_is_refused(broker: TlsMosquitto) -> None:
     early = broker.device("roof-1", not_before=time.time() + DAY_S)
     assert answer(broker, broker.context(*early))[0] is Answer.REFUSED

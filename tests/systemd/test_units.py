@@ -115,3 +115,13 @@ def test_what_is_commented_out_can_be_used_too(name: str, tmp_path: Path) -> Non
         assert config.hooks["digits"].activate[0] == "systemctl"
     else:
         assert load_fleet(path, {}).insecure_unsigned
+
+
+def test_the_brokers_drop_in_names_what_is_installed_and_roots() -> None:
+    """A missing file would be passed over; from a folder of anybody else OpenSSL would load their library."""
+    drop_in = (UNITS / "mosquitto.service.d" / "shallop.conf").read_text()
+    (named,) = re.findall(r"^Environment=OPENSSL_CONF=(\S+)$", drop_in, re.MULTILINE)
+    script = (SYSTEMD / "install.sh").read_text()
+    assert f"\nOPENSSL={named}\n" in script
+    assert 'install -m 644 "$HERE/mosquitto/openssl.cnf" "$OPENSSL"' in script
+    assert Path(named).parent == Path("/etc/mosquitto")
