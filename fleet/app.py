@@ -23,7 +23,7 @@ from fleet.adapters import keychain
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
 from fleet.adapters.door import open_door
-from fleet.adapters.durable import DurableFile
+from fleet.adapters.durable import DurableFile, keep_from_others
 from fleet.adapters.enrolment_office import EnrolmentOffice
 from fleet.adapters.gate import BrokerGate, NoGate
 from fleet.adapters.key_files import PASSPHRASE, verify
@@ -38,7 +38,7 @@ from fleet.audit_log import AuditLog
 from fleet.audit_watch import AuditWatch
 from fleet.bars import Bars
 from fleet.conductor import OPEN_STATES, Conductor, Ports
-from fleet.config import Config
+from fleet.config import Config, ConfigError
 from fleet.ingest import Ingest
 from fleet.keys import KeysError
 from fleet.orders import Desk
@@ -132,9 +132,18 @@ def locked(data: Path) -> Iterator[None]:
 
     Raises:
         ConflictError: `already_running`.
+        ConfigError: `data_unusable`.
     """
-    data.mkdir(parents=True, exist_ok=True)
-    with (data / "lock").open("w") as file:
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        opened = (data / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            "data_unusable",
+            f"the registry's directory {data} cannot be used: {error.strerror or error}; run this as its "
+            "owner, or name another --data",
+        ) from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -329,6 +338,7 @@ def serve(config: Config) -> None:
         BrokerError: the broker's URL cannot be read.
     """
     host, port = config.listen_address
+    keep_from_others()
     with locked(Path(config.data)):
         parts = assemble(config)
         parts.loop.start()

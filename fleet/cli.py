@@ -10,6 +10,7 @@ aborted, or waiting for a person), or a rollback failed on a device; 4 no regist
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from pathlib import Path
@@ -40,7 +41,7 @@ from fleet.cli_keys import keys_group, opened
 from fleet.cli_people import audit_group, tokens_group
 from fleet.cli_signature import export_signature_command
 from fleet.cli_verify import verify_command
-from fleet.config import Config, load, read_mapping
+from fleet.config import Config, ConfigError, load, read_mapping
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.publish.compress import compressed
 from fleet.publish.upload import read_bundle
@@ -51,8 +52,28 @@ from wire.trust import seal
 
 POLL_S = 0.5
 
+_LOG = logging.getLogger("shallop.fleet.cli")
+
+
+class _Main(click.Group):
+    """A file that cannot be used ends every command in words."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """As ever; a broken pipe is click's own matter."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            if ctx.invoked_subcommand == "serve":
+                _LOG.exception("the registry ended")
+            where = f"{error.filename}: " if error.filename else ""
+            said = f"{where}{error.strerror or error}; run this as the file's owner, or name another one"
+            fail(ConfigError("file_unusable", said))
+
 
 @click.group(
+    cls=_Main,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog='Shell completion: eval "$(_SHALLOP_FLEET_COMPLETE=bash_source shallop-fleet)" (zsh_source, '
     "fish_source alike). Exit codes: 0 done, 2 bad input or refused, 3 not completed, 4 no registry answers.",

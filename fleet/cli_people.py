@@ -23,6 +23,7 @@ from msgspec import Struct
 from fleet.adapters import console as con
 from fleet.adapters import key_files, keychain
 from fleet.adapters.client import Client, RefusedError
+from fleet.adapters.durable import keep_from_others
 from fleet.audit import AuditEntry, By, Checked, checked
 from fleet.audit_heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, believed_head, exported, imported, read_head
 from fleet.cli_common import (
@@ -82,7 +83,11 @@ def _at_machine(config: Config, why: str) -> Iterator[_Desk]:
     # Imported only here: the other commands need no database.
     from fleet.adapters.sql_store import SqlStore  # noqa: PLC0415 - as said
 
-    store = SqlStore(config.database_url, secrets.token_hex(16))
+    before = keep_from_others()
+    try:
+        store = SqlStore(config.database_url, secrets.token_hex(16))
+    finally:
+        os.umask(before)
     try:
         yield _AtMachine(Tokens(store, _Clock()), By(who=f"local:{_user()}", why=why))
     finally:
@@ -105,9 +110,20 @@ def _user() -> str:
 def _require_owner(config: Config) -> None:
     """A database that root made would be closed to the registry's own user."""
     data = Path(config.data)
-    if config.database is not None or not data.exists() or data.stat().st_uid == os.geteuid():
+    if config.database is not None:
         return
-    owner = pwd.getpwuid(data.stat().st_uid).pw_name
+    try:
+        number = data.stat().st_uid
+    except OSError as error:
+        raise ConfigError(
+            "data_unusable", f"the registry's directory {data} cannot be used: {error.strerror or error}"
+        ) from None
+    if number == os.geteuid():
+        return
+    try:
+        owner = pwd.getpwuid(number).pw_name
+    except KeyError:
+        owner = f"#{number}"
     raise ConfigError(
         "other_owner", f"{data} belongs to {owner}; run this as {owner}: sudo -u {owner} shallop-fleet ..."
     )

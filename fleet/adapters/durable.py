@@ -11,6 +11,17 @@ import secrets
 from pathlib import Path
 
 
+def keep_from_others() -> int:
+    """From now on other users of this machine read nothing that is written: a ready rollback is an order.
+
+    Returns:
+        The umask as it was.
+    """
+    before = os.umask(0o077)
+    os.umask(before | 0o007)
+    return before
+
+
 def fsync_directory(path: Path) -> None:
     """Makes the names in a directory last."""
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -62,7 +62,8 @@ class SqlStore:
             self._engine.dispose()
             raise StoreError(
                 "database_unusable",
-                f"{self._engine.url.render_as_string()} cannot be opened: {error.orig}",
+                f"{self._engine.url.render_as_string()} cannot be opened: {error.orig}; is it there, and may "
+                "this user read and write it?",
             ) from None
 
     @contextmanager

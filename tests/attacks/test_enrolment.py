@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import threading
@@ -50,12 +51,14 @@ NO_DEVICES = [
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EnrolledFleet]:
-    made = EnrolledFleet(tmp_path_factory.mktemp("fleet"))
+    before = os.umask(0)  # as careless as can be
     try:
+        made = EnrolledFleet(tmp_path_factory.mktemp("fleet"))
         made.start()
-        yield made
     finally:
-        made.stop()
+        os.umask(before)
+    yield made
+    made.stop()
 
 
 @pytest.mark.parametrize(
@@ -176,3 +179,13 @@ def test_a_name_that_is_no_devices(fleet: EnrolledFleet, name: str) -> None:
     with pytest.raises(KeysError) as refused:
         Authority.load(fleet.keys).issue_device(name, os.urandom(32), time.time(), 3600.0)
     assert refused.value.code == "bad_name"
+
+
+def test_another_user_of_the_registrys_machine(fleet: EnrolledFleet) -> None:
+    """An order that lies ready is nobody else's, and so is a key, whatever the umask."""
+    data, public = fleet.registry.data, {"ca.pem"}
+    assert {"fleet.db", "rollbacks", "lock"} <= {path.name for path in data.iterdir()}
+    private = [data, *data.rglob("*"), *(p for p in fleet.keys.rglob("*") if p.name not in public)]
+    assert [path for path in private if stat.S_IMODE(path.stat().st_mode) & 0o007] == []
+    server_key = fleet.broker.out / "server.pem"
+    assert stat.S_IMODE(server_key.stat().st_mode) == 0o640

@@ -239,3 +239,9 @@ def test_what_a_device_does_not_know_of_itself_reads_unknown(
     Console(file=out, width=200).print(console.device_tables(view)[0])
     cells = {line[:10].strip(): line[10:].strip() for line in out.getvalue().splitlines()}
     assert (cells["cores"], cells["memory"], cells["free disk"]) == (cores, memory, "unknown")
+
+
+def test_a_file_that_cannot_be_used_ends_a_command_in_words() -> None:
+    result = CliRunner().invoke(main, ["verify", "x" * 300])
+    assert (result.exit_code, "[file_unusable]" in result.output) == (2, True), result.output
+    assert isinstance(result.exception, SystemExit)
