@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from fleet.adapters.durable import fsync_directory
+from fleet.adapters.durable import fsync_directory, owner_in
 from fleet.keys import KeysError
 from wire.roots import keyid
 
@@ -77,7 +77,7 @@ def verify(public: bytes, message: bytes, signature: bytes) -> bool:
 def write_new(path: Path, data: bytes) -> None:
     """Writes a file that only its owner reads, whole or not at all, makes it last, and replaces nothing.
 
-    Half a root document would stand in the way of every later one, so it gets its name when it is whole.
+    Made by root it is the directory's owner's: the registry is not root, and reads its keys. Half a root document would stand in the way of every later one, so it gets its name when it is whole.
 
     Raises:
         KeysError: `key_exists` or `key_unwritable`.
@@ -85,6 +85,9 @@ def write_new(path: Path, data: bytes) -> None:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            owner = owner_in(path.parent)
+            if owner is not None:
+                os.fchown(file.fileno(), *owner)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -113,11 +116,18 @@ def _name_anew(draft: Path, path: Path) -> None:
 def make_directory(path: Path) -> None:
     """A directory for keys, its owner's alone, with what is above it; one that is there is left as it is.
 
+    Made by root it belongs to who owns the directory around it.
+
     Raises:
         KeysError: `key_unwritable`.
     """
     try:
+        if path.is_dir():
+            return
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = owner_in(path.parent)
+        if owner is not None:
+            os.chown(path, *owner)
     except OSError as error:
         raise KeysError(
             "key_unwritable", f"the directory {path} cannot be made: {error.strerror or error}; name another"

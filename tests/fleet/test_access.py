@@ -23,7 +23,7 @@ from fleet.attempts import FAILURES_MAX, REMEMBERED_MAX, WINDOW_S, Attempts
 from fleet.audit import AuditHead, By
 from fleet.cli import main
 from fleet.ports import ConflictError, RegistryError
-from fleet.scopes import READING, ROUTES, UNRECORDED, Scope, implied, needed
+from fleet.scopes import ANYONE, READING, ROUTES, UNRECORDED, Scope, implied, needed
 from fleet.tokens import FORM, AccessError, TokenAsk
 from tests.fleet.processes import RegistryProcess
 from tests.fleet.site import Site
@@ -141,6 +141,7 @@ def test_one_token_closes_the_registry(site: Site) -> None:
     assert site.code("GET", "/api/devices") == (401, "token_revoked")
     site.token = None
     assert site.code("GET", "/api/devices") == (401, "token_needed"), "it never opens again"
+    assert Site(site.harness).code("GET", "/api/devices") == (401, "token_needed"), "nor by a restart"
 
 
 @pytest.mark.parametrize("scope", Scope)
@@ -439,3 +440,24 @@ def test_a_database_of_another_user_is_left_alone(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("os.geteuid", lambda: tmp_path.stat().st_uid + 1)
     assert "[other_owner]" in run("tokens", "create", "ada", "--data", str(tmp_path), code=2).output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_each_scope_opens_is_decided_and_not_only_consistent() -> None:
+    """Written down once more: a route that moves to a lower scope opens a door."""
+    by_scope = {
+        scope: {route for route, need in ROUTES.items() if need is scope} for scope in (*Scope, ANYONE)
+    }
+    assert by_scope[ANYONE] == {("GET", "/api/health")}
+    assert by_scope[Scope.ADMINISTER] == {
+        ("GET", "/api/tokens"), ("POST", "/api/tokens"), ("POST", "/api/tokens/{token}/revoke"),
+        ("POST", "/api/enrolments"),
+    }  # fmt: skip
+    assert by_scope[Scope.PUBLISH] == {
+        ("PUT", "/api/bundles"), ("PUT", "/api/bundles/{release}/blobs/{digest}"),
+        ("POST", "/api/bundles/{release}/finish"), ("POST", "/api/bars"),
+    }  # fmt: skip
+    assert {method for method, _ in by_scope[Scope.VIEW]} == {"GET"}
+    # Whoever has a ready rollback's bytes can send them.
+    assert {path for method, path in by_scope[Scope.OPERATE] if method == "GET"} == {
+        "/api/rollouts/{id}/rollback-payload"
+    }

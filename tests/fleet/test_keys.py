@@ -370,3 +370,17 @@ def test_a_key_that_everybody_may_read_is_told(keys: Keys, caplog: pytest.LogCap
     order.chmod(0o644)
     keychain.load_online(keys.folder)
     assert f"everybody on this machine may read the key {order}" in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user: sudo make test")
+def test_what_root_makes_is_the_registrys(tmp_path: Path) -> None:
+    """`sudo shallop-fleet keys init` on a machine where the registry's user owns its directory."""
+    home = tmp_path / "shallop-fleet"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    made = Keys(home)
+    made.run("init")
+    made.run("rotate", "order", *made.roots())
+    found = [made.folder, *made.folder.iterdir()]
+    assert len(found) == 6
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in found} == {(65534, 65534)}

@@ -25,6 +25,8 @@ from examples.demo.house import ROOT, Process
 COMMAND_S_MAX = 180
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROMPT = re.compile(r"^([a-z][a-z0-9-]*)\$ (.*)$")
+_AS = re.compile(r"^sudo (-u [a-z-]+ )?")
+"""All of it is one user's here."""
 _FILE = re.compile(r"^# ([a-z][a-z0-9-]*):(/\S+)\n")
 PROGRAMS = {"shallop-fleet": "fleet.cli", "shallop-agent": "agent.cli", "shallop-convert": "converter.cli"}
 
@@ -126,7 +128,7 @@ class Machines:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             return ""
-        printed = self._command(step.machine, shlex.split(text.removeprefix("sudo ")), place)
+        printed = self._command(step.machine, shlex.split(_AS.sub("", text)), place)
         shown = self.here(step.machine, step.shown)
         assert agrees(shown, printed), f"{place}: {step.command}\nshown:\n{shown}\nprinted:\n{printed}"
         return printed
