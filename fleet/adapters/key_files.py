@@ -77,7 +77,8 @@ def verify(public: bytes, message: bytes, signature: bytes) -> bool:
 def write_new(path: Path, data: bytes) -> None:
     """Writes a file that only its owner reads, whole or not at all, makes it last, and replaces nothing.
 
-    Made by root it is the directory's owner's: the registry is not root, and reads its keys. Half a root document would stand in the way of every later one, so it gets its name when it is whole.
+    Made by root it is the directory's owner's: the registry is not root, and reads its keys. Half a root
+    document would stand in the way of every later one, so it gets its name when it is whole.
 
     Raises:
         KeysError: `key_exists` or `key_unwritable`.
