@@ -14,6 +14,7 @@ from fleet.enrolling import Enrolling
 from fleet.enrolment_views import EnrolAsk
 from fleet.people import RollbackAsk, RolloutAsk
 from fleet.ports import ConflictError, DesiredRow, NotFoundError
+from fleet.rollout import FailureAction
 from tests.fleet.bundles import write_bundle
 from tests.fleet.enrolment import (
     BY,
@@ -450,6 +451,41 @@ def test_a_revoked_device_gets_no_orders_and_holds_up_nobody(tmp_path: Path) -> 
     assert desired["roof-2"] not in harness.broker.retained, "whatever a person does"
     with harness.store.begin() as tx:
         assert {row.device for row in tx.rollback_rows()} == {"roof-1"}
+    harness.store.close()
+
+
+def test_a_device_that_is_revoked_in_the_midst_of_it_is_sent_nothing_more(tmp_path: Path) -> None:
+    """It runs the release, and every way back leads around it: by name, by fleet, by rollout, ready."""
+    harness, people = (made := Harness()), made.people
+    for name in ("roof-1", "roof-2", "roof-3"):
+        harness.device(name)
+    for name, pace in (("v1", None), ("v2", 2)):
+        write_bundle(tmp_path / name, name, size_bytes=20_000)
+        harness.publish(tmp_path / name)
+        harness.settle(2)
+        ask = RolloutAsk(model="camera", release=name, waves="100%", soak_s=0.0, pace_per_minute=pace)
+        rollout = people.start(ask, BY)
+        harness.settle(30 if pace is None else 45)
+    assert people.rollout(rollout.id).rollout.state == "running"
+    other, thiefs = (line.device for line in people.rollout(rollout.id).devices if line.outcome == "active")
+    asked = people.roll_back(RollbackAsk(model="camera", devices=(thiefs,)), BY)
+    harness.enrolling.revoke(thiefs, BY)
+    (ended,) = people.rollback(asked.id).devices
+    assert (ended.state, ended.detail) == ("failed", "the device was revoked")
+    harness.settle(3)
+    before = len(harness.broker.log)
+
+    with pytest.raises(ConflictError) as by_name:
+        people.roll_back(RollbackAsk(model="camera", devices=(other, thiefs)), BY)
+    with pytest.raises(ConflictError) as ready:
+        people.rollback_payload(rollout.id, thiefs, BY)
+    assert (by_name.value.code, ready.value.code) == ("device_revoked", "device_revoked")
+    everybody = people.roll_back(RollbackAsk(model="camera", all=True), BY)
+    assert thiefs not in {line.device for line in people.rollback(everybody.id).devices}
+    people.abort(rollout.id, FailureAction.ROLLBACK_ALL, BY)
+    harness.settle(10)
+    sent = [topic for topic, payload in harness.broker.log[before:] if f"{thiefs}/down/" in topic and payload]
+    assert sent == []
     harness.store.close()
 
 
