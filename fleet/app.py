@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleet.adapters import keychain
+from fleet.adapters.authority import Authority
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
 from fleet.adapters.door import open_door
@@ -39,6 +40,7 @@ from fleet.audit_watch import AuditWatch
 from fleet.bars import Bars
 from fleet.conductor import OPEN_STATES, Conductor, Ports
 from fleet.config import Config, ConfigError
+from fleet.enrolling import Enrolling
 from fleet.ingest import Ingest
 from fleet.keys import KeysError
 from fleet.orders import Desk
@@ -49,6 +51,8 @@ from fleet.publish.archive import Archive
 from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
+from fleet.recall import Recall
+from fleet.refusals import hold_against
 from fleet.signing import renew
 from fleet.tokens import Tokens
 from wire.roots import Root, require_signatures
@@ -174,14 +178,16 @@ def assemble(config: Config) -> Parts:
     door = open_door(config, clock)
     broker = MqttBroker(config.broker, door.client_id or f"shallop-registry-{registry_id[:12]}", door.tls)
     blobs, files = BlobFiles(data / "blobs"), PayloadFiles(data / "rollbacks")
-    publisher = Publisher(store, broker, blobs, clock, desk, config)
     enrolment = EnrolmentOffice(config, store, clock, desk, door.gate)
     enrolling = enrolment.enrolling
-    ingest = Ingest(desk.topics, desk.policy, config.devices_max, enrolling.renew_over_mqtt)
+    # Before anything counts on from where this database ends.
+    recall = Recall.beginning(store, desk, verify, authority=Authority.exists(config.keys_dir))
+    publisher = Publisher(store, broker, blobs, clock, desk, config, recall)
+    ingest = Ingest(desk.topics, desk.policy, config.devices_max, enrolling.renew_over_mqtt, recall)
     deltas = DeltaShelf(data / "deltas", store, blobs, DeltaProcess(), desk) if config.deltas else None
     log = AuditLog(store, clock, desk)
     watch = AuditWatch(store, clock, log, DurableFile(data / "audit-head.json", HEAD_BYTES_MAX))
-    watch.look()
+    _look_back(store, clock, watch, recall, enrolling, door.gate)
     ports = Ports(
         store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest, deltas=deltas,
         enrolling=enrolling, watch=watch,
@@ -198,6 +204,7 @@ def assemble(config: Config) -> Parts:
         health=lambda: replace(
             _health(store, broker, publisher, conductor, ingest, desk, tokens),
             trust=enrolling.health(),
+            restored=recall.health(store, clock.now()),
             broker_trouble=door.gate.trouble or broker.trouble,
         ),
         wake=loop.ask,
@@ -220,6 +227,21 @@ def _crew(
         bars=Bars(store, clock, desk, config.insecure_unsigned),
         wake=loop.ask,
     )
+
+
+def _look_back(
+    store: Store, clock: SystemClock, watch: AuditWatch, recall: Recall, enrolling: Enrolling,
+    gate: BrokerGate | NoGate,
+) -> None:  # fmt: skip
+    """What shows without the broker that this database is older than it was."""
+    found, record = watch.look(), gate.refused()
+    owed = None if record is None else hold_against(store, enrolling, record, clock.now())
+    if not watch.went_back and (owed is None or not owed.database_forgot):
+        return
+    if not watch.went_back:
+        found = "the broker's record refuses devices that it does not know as revoked"
+    with store.begin() as tx:
+        recall.older(tx, found, clock.now())
 
 
 def require_guarded(config: Config, tokens: Tokens) -> None:
@@ -315,7 +337,7 @@ def _health(
     with store.begin() as tx:
         mark, pending = tx.mark(), tx.pending_count()
     return Health(
-        status="ok" if broker.connected and not publisher.syncing else "waiting_for_broker",
+        status=_status(broker, publisher),
         access="tokens" if tokens.demanded() else "open",
         broker_connected=broker.connected,
         syncing=publisher.syncing,
@@ -327,6 +349,12 @@ def _health(
         root=desk.topics.root,
         signed=bool(desk.signers),
     )
+
+
+def _status(broker: MqttBroker, publisher: Publisher) -> str:
+    if publisher.older_keys:
+        return "older_keys"
+    return "ok" if broker.connected and not publisher.syncing else "waiting_for_broker"
 
 
 def serve(config: Config) -> None:

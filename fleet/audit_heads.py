@@ -22,6 +22,8 @@ from wire.trust import Role, SignatureCheck
 
 HEAD_KIND = "audit_head"
 HEAD_BYTES_MAX = 16 * 1024
+WENT_BACK = frozenset({"audit.gap", "registry.restored"})
+"""Entries by which a registry puts on record that its database is older than it was."""
 LINE_BYTES_MAX = 2 * 1024 * 1024
 
 _HEAD = msgspec.json.Decoder(AuditHead)
@@ -81,6 +83,14 @@ def exported(entries: Iterable[AuditEntry], head: bytes) -> Iterator[bytes]:
     for entry in entries:
         yield msgspec.json.encode(entry) + b"\n"
     yield head + b"\n"
+
+
+def noting(entries: Iterable[AuditEntry], notes: list[AuditEntry]) -> Iterator[AuditEntry]:
+    """The entries, those put into `notes` in which the log itself says that its database went back."""
+    for entry in entries:
+        if entry.what in WENT_BACK:
+            notes.append(entry)
+        yield entry
 
 
 def imported(lines: Iterable[bytes], heads: Callable[[bytes], None]) -> Iterator[AuditEntry]:

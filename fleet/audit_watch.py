@@ -31,7 +31,11 @@ class HeadFile(Protocol):
 
 
 class AuditWatch:
-    """Keeps the head of one registry's log."""
+    """Keeps the head of one registry's log.
+
+    Attributes:
+        went_back: whether `look` found a log that is shorter than it was, or another one in its place.
+    """
 
     def __init__(self, store: Store, clock: Clock, log: AuditLog, file: HeadFile) -> None:
         self._store = store
@@ -39,6 +43,7 @@ class AuditWatch:
         self._log = log
         self._file = file
         self._kept = 0
+        self.went_back = False
 
     def look(self) -> str:
         """Compares the log with the head that was kept; what is wrong, empty if nothing is.
@@ -59,6 +64,7 @@ class AuditWatch:
         self._kept = head.number
         if head.registry_id != registry_id:
             return self._note("the head that was kept is another registry's: another database", _said(head))
+        self.went_back = not found or found[0].sha256 != head.sha256
         if not found:
             return self._note(f"the log was cut: it went on to entry {head.number}", _said(head))
         if found[0].sha256 != head.sha256:

@@ -25,9 +25,12 @@ from wire.codec import decode, encode
 from wire.messages import BARRED_MAX
 from wire.messages import Bars as BarsMessage
 from wire.trust import Envelope, Signer, open_envelope, seal
-from wire.types import Digest
+from wire.types import Count, Digest
 
 KIND = "bars"
+
+NUMBER_MAX = 2**53 - 1
+"""Of a list (`wire.types.Positive`)."""
 
 _Digests = Annotated[tuple[Digest, ...], Meta(max_length=BARRED_MAX)]
 _ENDED = frozenset(state.value for state in ENDS)
@@ -38,12 +41,14 @@ class BarsAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         envelope: the whole list as it will be, signed; None where this registry signs.
+        above: number of a list that devices believe and this registry does not know; the next is above.
     """
 
     bar: _Digests = ()
     unbar: _Digests = ()
     why: Annotated[str, Meta(max_length=2000)] = ""
     envelope: Envelope | None = None
+    above: Count = 0
 
 
 class BarredView(Struct, frozen=True, kw_only=True):
@@ -102,7 +107,7 @@ class Bars:
             known = {row.digest for row in tx.barred()}
             _require_change(ask, known)
             after = tuple(sorted((known | set(ask.bar)) - set(ask.unbar)))
-            number = tx.mark().bars + 1
+            number = next_number(tx.mark().bars, ask.above)
             envelope = self._signed(ask, number, after, now)
             for digest in ask.bar:
                 tx.bar(_row(tx, digest, now, by))
@@ -156,6 +161,15 @@ class Bars:
             barred=tuple(_view(row) for row in rows),
             open_rollouts=tuple(going),
         )
+
+
+def next_number(number: int, above: int = 0) -> int:
+    """The number after ours, or after the one that devices believe; the highest of all follows itself.
+
+    Devices take a list of the same number up again, so even a thief of the release key who used the numbers
+    up leaves a way.
+    """
+    return min(max(number, above) + 1, NUMBER_MAX)
 
 
 def sealed_bars(number: int, digests: Sequence[str], now: float, signers: Sequence[Signer]) -> bytes:

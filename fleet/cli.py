@@ -20,6 +20,7 @@ import click
 
 from fleet.adapters import console as con
 from fleet.adapters.client import Client
+from fleet.adapters.console_trust import restored_lines
 from fleet.cli_approve import rollout_approve, rollout_reject
 from fleet.cli_bars import bar, bars, unbar
 from fleet.cli_broker import broker_group
@@ -169,8 +170,11 @@ def health(client: Client, as_json: bool) -> None:
     if as_json:
         con.print_json(found)
         return
+    restored = found.pop("restored", None)
     for key, value in con.facts(found):
         click.echo(f"{key:24} {value}")
+    for line in () if restored is None else restored_lines(restored):
+        click.echo(line)
 
 
 # --- devices ------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import msgspec
 
 from fleet.adapters import console as con
 from fleet.adapters.client import Client
-from fleet.bars import BarsAsk, BarsShow, sealed_bars
+from fleet.bars import NUMBER_MAX, BarsAsk, BarsShow, next_number, sealed_bars
 from fleet.cli_common import remote
 from fleet.cli_keys import opened
 from fleet.ports import NotFoundError
@@ -58,15 +58,19 @@ def unbar(client: Client, as_json: bool, release: str, keys: tuple[Path, ...]) -
 
 @click.command("bars")
 @click.option("--sign", is_flag=True, help="Sign the list as it is anew, after a release key was replaced.")
+@click.option("--above", type=click.IntRange(0, NUMBER_MAX), default=0, metavar="NUMBER",
+              help="With --sign: devices believe a list of this number already; go above it.")  # fmt: skip
 @key_option
 @remote
-def bars(client: Client, as_json: bool, sign: bool, keys: tuple[Path, ...]) -> None:
+def bars(client: Client, as_json: bool, sign: bool, above: int, keys: tuple[Path, ...]) -> None:
     """List barred releases.
 
     Example: shallop-fleet bars --json
     """
+    if above and not sign:
+        raise click.UsageError("--above goes with --sign")
     if sign:
-        _change(client, as_json, BarsAsk(why="signed anew"), keys)
+        _change(client, as_json, BarsAsk(why="signed anew", above=above), keys)
     else:
         _print(client.bars(), as_json)
 
@@ -91,10 +95,11 @@ def _change(client: Client, as_json: bool, ask: BarsAsk, keys: tuple[Path, ...])
         before = client.bars()
         after = sorted(({row.digest for row in before.barred} | set(ask.bar)) - set(ask.unbar))
         # Said before it is signed: the registry says what is barred so far, and a signature is one's own.
-        click.echo(f"signing list {before.number + 1}: {len(after)} barred releases", err=True)
+        number = next_number(before.number, ask.above)
+        click.echo(f"signing list {number}: {len(after)} barred releases", err=True)
         for digest in after:
             click.echo(f"  {digest}", err=True)
-        envelope = sealed_bars(before.number + 1, after, time.time(), signers)
+        envelope = sealed_bars(number, after, time.time(), signers)
         ask = msgspec.structs.replace(ask, envelope=msgspec.json.decode(envelope, type=Envelope))
     _print(client.bars_change(ask), as_json)
 

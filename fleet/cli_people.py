@@ -25,7 +25,15 @@ from fleet.adapters import key_files, keychain
 from fleet.adapters.client import Client, RefusedError
 from fleet.adapters.durable import keep_from_others
 from fleet.audit import AuditEntry, By, Checked, checked
-from fleet.audit_heads import HEAD_BYTES_MAX, LINE_BYTES_MAX, believed_head, exported, imported, read_head
+from fleet.audit_heads import (
+    HEAD_BYTES_MAX,
+    LINE_BYTES_MAX,
+    believed_head,
+    exported,
+    imported,
+    noting,
+    read_head,
+)
 from fleet.cli_common import (
     BAD_INPUT,
     fail,
@@ -323,15 +331,16 @@ def audit_verify(
     """
     try:
         chain = None if folder is None else keychain.load_chain(folder).envelopes
-        kept = [_bytes(path, HEAD_BYTES_MAX) for path in heads]
+        kept, notes = [_bytes(path, HEAD_BYTES_MAX) for path in heads], list[AuditEntry]()
         if file is not None:
-            found, count = _of_file(file, kept, chain)
+            found, count = _of_file(file, kept, chain, notes)
         else:
             with Client(server, token_of(token_file)) as client:
-                found, count = _check([*kept, *_own(client, kept)], client.audit(), chain)
+                entries = noting(client.audit(), notes)
+                found, count = _check([*kept, *_own(client, kept)], entries, chain)
     except ShallopError as error:
         fail(error)
-    _say(found, count, chain is not None, as_json)
+    _say(found, count, chain is not None, notes, as_json)
 
 
 def _own(client: Client, kept: list[bytes]) -> list[bytes]:
@@ -344,7 +353,9 @@ def _own(client: Client, kept: list[bytes]) -> list[bytes]:
         return []
 
 
-def _of_file(file: Path, kept: list[bytes], chain: tuple[bytes, ...] | None) -> tuple[Checked, int]:
+def _of_file(
+    file: Path, kept: list[bytes], chain: tuple[bytes, ...] | None, notes: list[AuditEntry]
+) -> tuple[Checked, int]:
     try:
         with file.open("rb") as opened:
             entries = list(imported(iter(lambda: opened.readline(LINE_BYTES_MAX), b""), kept.append))
@@ -352,7 +363,7 @@ def _of_file(file: Path, kept: list[bytes], chain: tuple[bytes, ...] | None) -> 
         raise ConfigError("file_unreadable", f"{file} cannot be read: {error}") from None
     if not kept:
         raise ConfigError("head_missing", f"{file} holds no head; give one that was kept: --head FILE")
-    return _check(kept, entries, chain)
+    return _check(kept, noting(entries, notes), chain)
 
 
 def _check(
@@ -365,7 +376,7 @@ def _check(
     return checked(entries, heads[0].registry_id, heads), len(heads)
 
 
-def _say(found: Checked, heads: int, signatures: bool, as_json: bool) -> None:
+def _say(found: Checked, heads: int, signatures: bool, notes: list[AuditEntry], as_json: bool) -> None:
     broken = found.broken
     show = AuditShow(
         whole=broken is None,
@@ -383,6 +394,10 @@ def _say(found: Checked, heads: int, signatures: bool, as_json: bool) -> None:
                    f"signatures {show.signatures}")  # fmt: skip
     else:
         click.echo(f"entry {broken.number} is {broken.how}; {found.entries} entries before it are sound")
+        if notes:
+            # It excuses nothing: whoever changed a log could have written that too.
+            click.echo(f"entry {notes[0].number} says itself that its database went back ({notes[0].why}); "
+                       "heads of what was lost then contradict it for ever, so keep new ones")  # fmt: skip
     if broken is not None:
         sys.exit(BAD_INPUT)
 

@@ -81,7 +81,9 @@ class Conductor:
         self._step("watch", lambda: self._ports.publisher.watch(overflow))
         more = self._step("take_in", self._take_in)
         now = self._ports.clock.now()
-        if asked or self._changed or self._everything_changed or now >= self._advance_at:
+        if self._ports.publisher.compared and (
+            asked or self._changed or self._everything_changed or now >= self._advance_at
+        ):
             self._advance_at = now + self._config.tick_s
             self._step("advance", self._advance_all)
             self._step("rollbacks", self._follow_up)
@@ -105,6 +107,7 @@ class Conductor:
         deliveries = ports.broker.drain(self._config.ingest_batch_max)
         if not deliveries:
             return False
+        ports.publisher.hears()
         try:
             self._take(deliveries)
         except Exception:  # noqa: BLE001 - one message that the database refuses must not hold up the others
@@ -117,6 +120,7 @@ class Conductor:
         with ports.store.begin() as tx:
             taken = ports.ingest.take(tx, deliveries, ports.clock.now())
             ports.publisher.miss(tx, taken.missing)
+            ports.publisher.restate(tx, taken.stale)
         if taken.seed is not None:
             ports.publisher.found(taken.seed)
         self._changed |= taken.changed

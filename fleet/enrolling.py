@@ -336,7 +336,7 @@ class Enrolling:
                 )
             before = tx.revocation(device)
             if before is None:
-                count = self._shut_out(tx, device, by, now)
+                count = self.shut_out(tx, device, by, now)
         told = self._doorman.see_to(device)
         at, why = (now, by.why) if before is None else (before.at, before.why)
         return RevokedView(
@@ -344,7 +344,7 @@ class Enrolling:
             detail=told.detail,
         )  # fmt: skip
 
-    def _shut_out(self, tx: Tx, device: str, by: By, now: float) -> int:
+    def shut_out(self, tx: Tx, device: str, by: By, now: float) -> int:
         """Writes it down; how many certificates ended."""
         count = tx.revoke_certificates(device, now, by.why or "the device was revoked")
         tx.save_revocation(Revocation(device=device, at=now, why=by.why))

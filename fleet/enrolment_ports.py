@@ -58,6 +58,12 @@ class EnrolmentTx(Protocol):
     def revoke_certificates(self, device: str, now: float, why: str, keep: str = "") -> int:
         """Ends all certificates of a device that count, but the one of serial `keep`; how many."""
 
+    def revoke_serials(self, serials: Collection[str], now: float, why: str) -> int:
+        """Ends these certificates where they count; how many."""
+
+    def uncut(self, serials: Collection[str], devices: Collection[str]) -> None:
+        """The broker is not known any more to refuse these; it is to be told again."""
+
     def cut(self, serials: Collection[str], device: str, now: float) -> None:
         """Notes that these certificates, and this device's revocation, are in force at the broker."""
 

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from fleet.inventory import Device, UpMessage, fold, twinned
 from fleet.ports import Delivery, RegistryError, RollbackRow, Tx
+from fleet.recall import Recall
 from wire import topics as wt
 from wire.certificates import Renewal
 from wire.codec import decode, is_cleared
@@ -46,12 +47,14 @@ class Taken(Struct, kw_only=True):
         acks: by device and install, the highest report up to which all are committed.
         changed: devices whose view is another one now.
         missing: digests that devices need and the broker does not hold.
+        stale: devices that refused their desired document because they have seen a higher number.
         seed: the marker, if it was among the messages.
     """
 
     acks: dict[tuple[str, str], int] = {}
     changed: set[str] = set()
     missing: set[str] = set()
+    stale: set[str] = set()
     seed: Seed | None = None
 
 
@@ -68,11 +71,13 @@ class Ingest:
         policy: Policy,
         devices_max: int,
         renew: Callable[[Tx, Renewal, float], None] | None = None,
+        recall: Recall | None = None,
     ) -> None:
         self._topics = topics
         self._policy = policy
         self._devices_max = devices_max
         self._renew = renew
+        self._recall = recall
         self._shut_out: Container[str] = ()
         self._jump_left = ORDER_JUMP_MAX
         self.refused: Counter[str] = Counter()
@@ -109,13 +114,17 @@ class Ingest:
         if channel is wt.SEED:
             taken.seed = decode(delivery.payload, Seed, channel.size_bytes_max)
         elif channel is wt.DESIRED:
-            self._own_desired(tx, delivery.payload, params["device"])
+            self._own_desired(tx, delivery.payload, params["device"], now)
+        elif channel is wt.BARS and self._recall is not None:
+            self._recall.bars(tx, delivery.payload, now)
+        elif channel is wt.ROOT and self._recall is not None:
+            self._recall.root(tx, delivery.payload, now)
         elif channel is wt.RENEWAL:
             self._renewal(tx, delivery.payload, params["device"], now)
         elif channel.name in _UP:
             self._up(tx, channel, params["device"], delivery.payload, views, taken, now)
 
-    def _own_desired(self, tx: Tx, payload: bytes, device: str) -> None:
+    def _own_desired(self, tx: Tx, payload: bytes, device: str, now: float) -> None:
         """A retained desired document of a former life of this registry: its orders were given out."""
         opened = open_envelope(payload, "desired", self._policy, wt.DESIRED.size_bytes_max)
         desired = decode(opened, Desired, wt.DESIRED.size_bytes_max)
@@ -123,6 +132,9 @@ class Ingest:
             raise TrustError(
                 "wrong_device", f"a desired document of {desired.device} on the topic of {device}"
             )
+        if self._recall is not None and self._recall.signs:
+            self._recall.desired(tx, desired, payload, now)
+            return
         highest = max((entry.order for entry in desired.models.values()), default=0)
         if self._raise_orders(tx, self._believable(tx, highest)):
             _LOG.warning("the broker holds order %d of %s, newer than our own; counting on", highest, device)
@@ -145,6 +157,10 @@ class Ingest:
         self._check_orders(tx, message)
         if isinstance(message, Report) and _keep_report(tx, message, taken, now):
             view = twinned(view)
+        if self._recall is not None:
+            self._recall.hears(tx, message, device)
+        if _is_stale(message):
+            taken.stale.add(device)
         if isinstance(message, Reply):
             _answer(tx, message)
         folded = fold(view, message, now)
@@ -215,6 +231,11 @@ def _orders_in(message: UpMessage) -> list[int]:
         refused = message.event.order_highest if isinstance(message.event, OrderRefused) else 0
         return [message.order, refused]
     return []
+
+
+def _is_stale(message: UpMessage) -> bool:
+    event = message.event if isinstance(message, Report) else None
+    return isinstance(event, OrderRefused) and event.reason.code == "stale_document"
 
 
 def _keep_report(tx: Tx, message: Report, taken: Taken, now: float) -> bool:

@@ -278,6 +278,9 @@ class Tx(PeopleTx, EnrolmentTx, Protocol):  # the one port that is large: a tran
     def retained_topics(self, prefix: str) -> set[str]:
         """Topics below `prefix` that the broker holds or will hold for us."""
 
+    def retained_payload(self, topic: str) -> bytes | None:
+        """What the broker holds or will hold for us on a topic; None where that is nothing, or a blob."""
+
     def republish_after(self, generation: int) -> int:
         """Makes retained posts newer than that pending again; how many."""
 

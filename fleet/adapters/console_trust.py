@@ -1,12 +1,14 @@
-"""What a person sees of a device's certificate and revocation.
+"""What a person sees of a device's certificate and revocation, and of a registry whose database went back.
 
-For: the marks in the list of devices, and the facts of one.
+For: the marks in the list of devices, the facts of one, and the end of `health`.
 Not for: tables (`fleet.adapters.console`), or tokens (`fleet.adapters.console_enrolment`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from fleet.views import DeviceView
 
@@ -47,3 +49,14 @@ def _end(not_after: float, now: float) -> str:
     if days < 0:
         return f"ended {-days:.0f} days ago"
     return f"ends in {days:.0f} days" if days >= 2 else f"ends in {days * 24:.0f} h"
+
+
+def restored_lines(found: Mapping[str, Any]) -> Iterator[str]:
+    """What `health` says of a database that went back (`fleet.recall.RestoredHealth`)."""
+    left = found["left"]
+    if found["entry"]:
+        yield f"RESTORED: {found['at']}: this database is older than it was (audit entry {found['entry']})"
+    yield f"  {found['found']}" if found["found"] else "  devices say that this database is older than it was"
+    yield from (f"  TO DO: {line}" for line in left)
+    if found["entry"] and not left:
+        yield "  nothing is left to do that it knows of; what it cannot know: docs/operate.md, 9"

@@ -33,7 +33,9 @@ from fleet.adapters.authority import DAY_S, Authority
 from fleet.adapters.broker_files import RENEWED_AT, SERVER_LIFE_S, BrokerFiles, due
 from fleet.adapters.broker_tls import Answer, Knock, client_context, context_as, knock
 from fleet.broker_rules import CA, PROBE
+from fleet.keys import KeysError
 from fleet.ports import Clock, CutOff
+from fleet.restored import Refusals
 from wire.errors import ShallopError
 
 _LOG = logging.getLogger("shallop.fleet.gate")
@@ -156,6 +158,15 @@ class BrokerGate:
     def on_renewed(self, act: Callable[[], object]) -> None:
         """Calls `act` from the door's thread after the registry's own certificate was renewed."""
         self._renewed = act
+
+    def refused(self) -> Refusals | None:
+        """Who is refused by the broker's record; None where it cannot be read, which `trouble` will say."""
+        try:
+            record = self._files.revoked
+        except KeysError:
+            _LOG.exception("who is refused at the broker cannot be read")
+            return None
+        return Refusals(devices=record.devices, serials=frozenset(record.certificates))
 
     # --- looking after it -----------------------------------------------------------------------------
 
@@ -298,6 +309,10 @@ class NoGate:
     def let_in(self, _device: str) -> bool:
         """Nothing happens: nobody was kept out."""
         return True
+
+    def refused(self) -> Refusals | None:
+        """Nobody is."""
+        return None
 
     def start(self) -> None:
         """Nothing happens."""

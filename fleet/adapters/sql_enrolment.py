@@ -110,6 +110,22 @@ class SqlEnrolment(SqlPart):
         ended = update(t.certificates).where(*these).values(revoked_at=now, why=why)
         return self.connection.execute(ended).rowcount
 
+    def revoke_serials(self, serials: Collection[str], now: float, why: str) -> int:
+        """Ends these certificates where they count; how many."""
+        count = 0
+        for group in batches(serials):
+            these = (_C.serial.in_(group), _C.revoked_at.is_(None))
+            ended = update(t.certificates).where(*these).values(revoked_at=now, why=why)
+            count += self.connection.execute(ended).rowcount
+        return count
+
+    def uncut(self, serials: Collection[str], devices: Collection[str]) -> None:
+        """The broker is not known any more to refuse these; it is to be told again."""
+        for group in batches(serials):
+            self.connection.execute(update(t.certificates).where(_C.serial.in_(group)).values(cut_at=None))
+        for group in batches(devices):
+            self.connection.execute(update(t.revocations).where(_R.device.in_(group)).values(cut_at=None))
+
     def cut(self, serials: Collection[str], device: str, now: float) -> None:
         """Notes that these certificates, and this device's revocation, are in force at the broker."""
         for group in batches(serials):

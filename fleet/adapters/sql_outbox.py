@@ -119,6 +119,12 @@ class SqlOutbox(SqlPart):
         )
         return set(self.connection.execute(query).scalars())
 
+    def retained_payload(self, topic: str) -> bytes | None:
+        """What the broker holds or will hold for us on a topic; None where that is nothing, or a blob."""
+        query = select(t.outbox.c.payload).where(t.outbox.c.retain, t.outbox.c.topic == topic)
+        found: bytes | None = self.connection.execute(query).scalar()
+        return found or None
+
     def republish_after(self, generation: int) -> int:
         """Makes retained posts newer than that pending again; how many."""
         newer = and_(

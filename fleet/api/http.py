@@ -69,6 +69,7 @@ from fleet.enrolment_views import TrustHealth
 from fleet.people import People, RollbackAsk, RolloutAsk
 from fleet.publish.archive import Archive
 from fleet.publish.intake import Intake
+from fleet.recall import RestoredHealth
 from fleet.rollout import FailureAction
 from fleet.views import BundleView
 from wire import topics as wt
@@ -87,6 +88,7 @@ class Health(Struct, frozen=True, kw_only=True):
             everything.
         broker_trouble: what is wrong at the broker's door (`fleet.adapters.gate`), or what the broker sent
             lately that it should not (`fleet.adapters.mqtt_bounded`); None if nothing is known.
+        restored: what a registry on an older database found out; None where nothing ever went back.
     """
 
     status: str
@@ -102,6 +104,7 @@ class Health(Struct, frozen=True, kw_only=True):
     signed: bool
     broker_trouble: str | None = None
     trust: TrustHealth | None = None
+    restored: RestoredHealth | None = None
 
 
 class _Brief(Struct, frozen=True):

@@ -409,7 +409,7 @@ def test_a_device_that_is_revoked_while_it_is_let_in_stays_out(registry: Registr
         def let_in(self, device: str) -> bool:
             told.append(device)
             with registry.harness.store.begin() as tx:
-                registry.enrolling._shut_out(tx, device, BY, registry.clock.now() + 1)
+                registry.enrolling.shut_out(tx, device, BY, registry.clock.now() + 1)
             return True
 
     doorman = Doorman(registry.harness.store, registry.clock, Slow())

@@ -31,6 +31,7 @@ from fleet.publish.intake import Intake
 from fleet.publish.shelf import DeltaShelf
 from fleet.publish.upload import read_bundle
 from fleet.publisher import Publisher
+from fleet.recall import Recall
 from tests.fleet.scripted import UNSIGNED, ScriptedDevice
 from wire.enrolment import BrokerAddress
 from wire.errors import ContentError
@@ -264,9 +265,12 @@ class Harness:
         self._build()
 
     def _build(self) -> None:
-        self.publisher = Publisher(self.store, self.broker, self.blobs, self.clock, self.desk, self.config)
+        self.recall = Recall.beginning(self.store, self.desk, verify)
+        self.publisher = Publisher(
+            self.store, self.broker, self.blobs, self.clock, self.desk, self.config, self.recall
+        )
         renew = self.enrolling.renew_over_mqtt
-        self.ingest = Ingest(TOPICS, self.desk.policy, self.config.devices_max, renew)
+        self.ingest = Ingest(TOPICS, self.desk.policy, self.config.devices_max, renew, self.recall)
         ports = Ports(
             store=self.store,
             broker=self.broker,

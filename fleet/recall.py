@@ -1,0 +1,354 @@
+"""A registry on an older database: what it finds of its own on the broker, takes up, and says aloud.
+
+For: signed words of this registry that its database does not know (desired documents, the list of barred
+releases, the next root), taken up in the transaction that read them; rollouts paused; the audit entry; what
+is left for a person, for `health`.
+Not for: deciding what follows from them (`fleet.restored`), device's words about order numbers
+(`fleet.ingest`), or the audit log's own head (`fleet.audit_watch`).
+
+Why so little is believed: docs/adr/0020-restored-registry.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct
+
+from fleet.audit import REGISTRY, clean
+from fleet.bars import KIND, bars_post, sealed_bars
+from fleet.enrolments import Held
+from fleet.facts import read_rollout, with_rollout
+from fleet.inventory import Device, labelled
+from fleet.orders import Desk, utc_text
+from fleet.ports import DesiredRow, Post, Store, Tx
+from fleet.ports_people import BarredRow
+from fleet.publish.content import Rank
+from fleet.restored import can_be_signed, counted, entries_after, list_after, require_near
+from fleet.rollout import TRANSITIONS, Event, RolloutState, pause
+from fleet.verify import follow
+from wire import topics as wt
+from wire.codec import decode
+from wire.errors import ShallopError
+from wire.messages import Bars, Desired, MessageRefused, Report
+from wire.roots import require_epoch
+from wire.trust import SignatureCheck, open_envelope
+
+_LOG = logging.getLogger("shallop.fleet.recall")
+
+SUBJECT = "database"
+RESTORED = "registry.restored"
+PAUSED_WHY = (
+    "paused by the registry, whose database is older than it was: it cannot know how this went on; look at "
+    "the devices, then resume or abort"
+)
+NAMES_MAX = 20
+"""Names in one line for a person."""
+CLAIMS_MAX = 1000
+SETTLE_S = 20.0
+"""After a connection, before a device that was not heard counts as silent: retained messages come at once."""
+
+_PAUSABLE = tuple(state.value for state in RolloutState if (state, Event.PAUSE) in TRANSITIONS)
+
+
+class RestoredHealth(Struct, frozen=True, kw_only=True):
+    """What a person should know of a database that went back.
+
+    Attributes:
+        at: when it was found out, RFC 3339; empty where only something unsigned says so.
+        entry: number of the audit log's entry; 0 where there is none.
+        found: how.
+        left: what could not be taken up, and what to do; empty once all of it is done.
+    """
+
+    at: str
+    entry: int
+    found: str
+    left: tuple[str, ...]
+
+
+class Recall:
+    """What one registry does not remember.
+
+    Args:
+        desk: its keys.
+        orders: its counter when it started, before anything raised it.
+        entries: number of its last audit entry then.
+        check: Ed25519.
+        authority: whether it gives certificates out, so that every device should have one.
+
+    Attributes:
+        older_keys: why nothing may be published: the fleet follows a root that does not lie here. Else empty.
+    """
+
+    def __init__(
+        self, desk: Desk, orders: int, entries: int, check: SignatureCheck, *, authority: bool = False
+    ) -> None:
+        self._desk = desk
+        self._orders = orders
+        self._entries = entries
+        self._check = check
+        self._authority = authority
+        self._heard: set[str] = set()
+        self._claims: dict[str, tuple[int, str]] = {}
+        self._marker = ""
+        self._connected_at: float | None = None
+        self.older_keys = ""
+
+    @classmethod
+    def beginning(cls, store: Store, desk: Desk, check: SignatureCheck, *, authority: bool = False) -> Recall:
+        """That of a registry that starts, where its database ends now."""
+        with store.begin() as tx:
+            mark, last = tx.mark(), tx.audit_last()
+        return cls(desk, mark.orders, 0 if last is None else last.number, check, authority=authority)
+
+    @property
+    def signs(self) -> bool:
+        """Whether words of this registry can be told from anybody's."""
+        return bool(self._desk.signers) and self._desk.policy.verifier is not None
+
+    def filters(self) -> list[tuple[str, int]]:
+        """What is read on a connection, beyond the desired documents; before the marker, which ends it."""
+        root = self._desk.root
+        if not self.signs or root is None:
+            return []
+        topics = self._desk.topics
+        following = topics.topic(wt.ROOT, number=str(root.number + 1))
+        return [(following, wt.ROOT.qos), (topics.topic(wt.BARS), wt.BARS.qos)]
+
+    def begin(self, now: float) -> None:
+        """A new connection."""
+        self._connected_at = now
+
+    # --- our own words --------------------------------------------------------------------------------
+
+    def desired(self, tx: Tx, desired: Desired, payload: bytes, now: float) -> None:
+        """A desired document that our order keys signed.
+
+        Raises:
+            TrustError: `future_epoch` or `order_unbelievable`.
+        """
+        highest = counted(desired)
+        if self._desk.root is not None:
+            require_epoch(self._desk.root, highest)
+        require_near(highest, tx.mark().orders)
+        tx.raise_orders(highest)
+        topic = self._desk.topics.topic(wt.DESIRED, device=desired.device)
+        # A document that we remember is none to take up, nor is an old one that somebody put back.
+        if highest <= self._orders or tx.retained_payload(topic) == payload:
+            return
+        words = f"the broker holds desired document {desired.number} of {desired.device}, signed by us"
+        self.older(tx, f"{words}; our numbers ended at {self._orders}", now)
+        if tx.revocation(desired.device) is not None:
+            return
+        after = entries_after({m: row.entry for m, row in tx.desired(desired.device).items()}, desired)
+        for model, entry in after.saved.items():
+            tx.save_desired(DesiredRow(device=desired.device, model=model, rollout=None, entry=entry))
+        for model in after.dropped:
+            tx.drop_desired(desired.device, model)
+        view = tx.device(desired.device) or Device(id=desired.device)
+        tx.save_device(view)
+        tx.save_labels(labelled(view, view.labels_own, desired.groups))
+        tx.post([Post(topic=topic, rank=Rank.DESIRED, retain=wt.DESIRED.retain, payload=payload)])
+
+    def bars(self, tx: Tx, payload: bytes, now: float) -> None:
+        """A list of barred releases that lies on the broker.
+
+        Raises:
+            WireError, TrustError: it is not ours, or unbelievable.
+        """
+        if payload == tx.bars_envelope():
+            return
+        inner = open_envelope(payload, KIND, self._desk.policy, wt.BARS.size_bytes_max)
+        found = decode(inner, Bars, wt.BARS.size_bytes_max)
+        number, ours = tx.mark().bars, {row.digest for row in tx.barred()}
+        after = list_after(number, ours, found)
+        if after is None:
+            return
+        self.older(
+            tx,
+            f"the broker holds list {found.number} of barred releases, signed by us; ours is {number}",
+            now,
+        )
+        taken = sorted(set(found.digests) - ours)
+        for digest in taken:
+            tx.bar(_taken_row(tx, digest, found.number, now))
+        envelope, number = payload, found.number
+        if after.sign and self._may_sign() and can_be_signed(after):
+            envelope = sealed_bars(after.number, after.digests, now, self._desk.release_signers)
+            number = after.number
+        tx.save_bars(number, envelope)
+        tx.post([bars_post(self._desk, envelope)])
+        tx.audit(
+            at=now, who=REGISTRY, what="release.bars-taken-up", subject="the list",
+            details={"found": found.number, "list": number, "barred": taken},
+        )  # fmt: skip
+        _LOG.error("list %d of barred releases was taken up: %d more are barred", found.number, len(taken))
+
+    def _may_sign(self) -> bool:
+        root = self._desk.root
+        return root is not None and len(self._desk.release_signers) >= root.release.threshold
+
+    def root(self, tx: Tx, payload: bytes, now: float) -> None:
+        """What lies where the root after ours would.
+
+        Raises:
+            WireError, TrustError: our root's keys did not sign it.
+        """
+        if self._desk.root is None:
+            return
+        before, _ = follow(None, self._desk.roots[-1], self._check)
+        root, _ = follow(before, payload, self._check)
+        self.older_keys = (
+            f"devices follow root {root.number}, and the newest that lies here is {before.number}: they "
+            "would refuse what is signed here, so nothing is published. Put "
+            f"root-{root.number}.json and the keys that it names back from a newer backup "
+            "(docs/operate.md, 9)"
+        )
+        words = f"the broker holds root {root.number}, which the keys of root {before.number} signed"
+        self.older(tx, f"{words}; the newest here is {before.number}", now)
+        _LOG.error("%s", self.older_keys)
+
+    def marker(self, tx: Tx, found: int, ours: int, now: float) -> None:
+        """The broker's marker is ahead of us. Nobody signs it, so by itself it is only a hint."""
+        self._marker = (
+            f"the broker's marker says publication {found}, ours was {ours}: this database is older than "
+            "it was, or somebody else writes to the broker"
+        )
+        _LOG.error("%s", self._marker)
+        if not self._noticed(tx):
+            tx.audit(at=now, who=REGISTRY, what="registry.marker-ahead", subject=SUBJECT, why=self._marker)
+
+    # --- what follows ---------------------------------------------------------------------------------
+
+    def older(self, tx: Tx, how: str, now: float) -> None:
+        """This database is older than it was: on record, once a start, and every open rollout paused."""
+        if self._noticed(tx):
+            return
+        _LOG.error("this database is older than what was once published: %s", how)
+        paused = []
+        for row in tx.rollouts(_PAUSABLE):
+            tx.save_rollout(with_rollout(row, pause(read_rollout(row), PAUSED_WHY)))
+            paused.append(row.id)
+            tx.audit(at=now, who=REGISTRY, what="rollout.pause", subject=row.id, why=PAUSED_WHY)
+        details = {"orders": self._orders, "entries": self._entries, "paused": paused}
+        tx.audit(at=now, who=REGISTRY, what=RESTORED, subject=SUBJECT, why=how, details=details)
+
+    def _noticed(self, tx: Tx) -> bool:
+        """Whether the log has it since this start; read there, since a transaction may be undone."""
+        newest = [e for e in tx.audit_newest(5, REGISTRY, SUBJECT) if e.what == RESTORED]
+        return bool(newest) and newest[-1].number > self._entries
+
+    # --- devices' words, which nobody signed ----------------------------------------------------------
+
+    def hears(self, tx: Tx, message: object, device: str) -> None:
+        """Something that a device said: who is there, and who holds a newer list of barred releases."""
+        self._heard.add(device)
+        event = message.event if isinstance(message, Report) else None
+        if not isinstance(event, MessageRefused) or event.channel != wt.BARS.name:
+            return
+        if event.reason.code == "stale_bars" and len(self._claims) < CLAIMS_MAX:
+            self._claims[device] = (tx.mark().bars, clean(event.reason.detail, 200))
+            _LOG.error("%s refuses our list of barred releases: %s", device, self._claims[device][1])
+
+    # --- health ---------------------------------------------------------------------------------------
+
+    def health(self, store: Store, now: float) -> RestoredHealth | None:
+        """What a person should know; None where nothing ever went back."""
+        with store.begin() as tx:
+            entries = [e for e in tx.audit_newest(20, REGISTRY, SUBJECT) if e.what == RESTORED]
+            left = [*self._claimed(tx)]
+            if self.older_keys:
+                left.insert(0, self.older_keys)
+            if entries:
+                left += [*_unsigned(tx, self._desk), *_paused(tx), *_unknown_releases(tx)]
+                left += self._devices(tx, now)
+        if not entries and not left and not self._marker:
+            return None
+        newest = entries[-1] if entries else None
+        return RestoredHealth(
+            at="" if newest is None else utc_text(newest.at_ms / 1000),
+            entry=0 if newest is None else newest.number,
+            found=self._marker if newest is None else newest.why,
+            left=tuple(left),
+        )
+
+    def _claimed(self, tx: Tx) -> list[str]:
+        """Only about the list that is published now."""
+        number = tx.mark().bars
+        these = {name: words for name, (about, words) in self._claims.items() if about == number}
+        if not these:
+            return []
+        words = next(iter(these.values()))
+        line = (
+            f"{_names(these)} refuse our list {number} of barred releases ({words}): what was barred since "
+            "is not known here. Bar it again, then `shallop-fleet bars --sign --above NUMBER`"
+        )
+        return [line]
+
+    def _devices(self, tx: Tx, now: float) -> list[str]:
+        lines, shut_out = [], tx.revocations()
+        devices = {d.id: d for d in tx.devices() if d.id not in shut_out}
+        if self._authority:
+            certificates: Mapping[str, Held] = tx.newest_certificates()
+            strangers = [name for name in devices if name in self._heard and name not in certificates]
+            if strangers:
+                lines.append(
+                    f"{_names(strangers)}: the certificate is not known here, so it cannot be renewed; "
+                    "before it ends `shallop-fleet enrol` each, or revoke it if it is none of yours"
+                )
+        settled = self._connected_at is not None and now - self._connected_at > SETTLE_S
+        silent = [name for name, d in devices.items() if name not in self._heard and d.install is not None]
+        if settled and silent:
+            lines.append(
+                f"{_names(silent)}: known here, and the broker holds nothing of it, as of a device that was "
+                "revoked or forgotten since; if it was revoked, revoke it again"
+            )
+        return lines
+
+
+def _names(names: Iterable[str]) -> str:
+    every = sorted(names)
+    more = f" and {len(every) - NAMES_MAX} more" if len(every) > NAMES_MAX else ""
+    return ", ".join(every[:NAMES_MAX]) + more
+
+
+def _taken_row(tx: Tx, digest: str, number: int, now: float) -> BarredRow:
+    release = tx.release(digest)
+    return BarredRow(
+        digest=digest,
+        model=None if release is None else release.model,
+        name=None if release is None else release.name,
+        at=now,
+        who=REGISTRY,
+        why=f"taken up from list {number} on the broker, which the release role signed",
+    )
+
+
+def _unsigned(tx: Tx, desk: Desk) -> list[str]:
+    envelope = tx.bars_envelope()
+    if envelope is None:
+        return []
+    try:
+        inner = open_envelope(envelope, KIND, desk.policy, wt.BARS.size_bytes_max)
+        signed = set(decode(inner, Bars, wt.BARS.size_bytes_max).digests)
+    except ShallopError:
+        signed = set()
+    if signed == {row.digest for row in tx.barred()}:
+        return []
+    return ["the list of barred releases lacks a signature: `shallop-fleet bars --sign --release-key FILE`"]
+
+
+def _paused(tx: Tx) -> list[str]:
+    rows = tx.rollouts((RolloutState.PAUSED.value,))
+    ids = [row.id for row in rows if read_rollout(row).reason == PAUSED_WHY]
+    return [f"{_names(ids)}: {PAUSED_WHY}"] if ids else []
+
+
+def _unknown_releases(tx: Tx) -> list[str]:
+    unknown = sorted(tx.desired_digests() - {row.digest for row in tx.releases()})
+    if not unknown:
+        return []
+    digests = _names([digest[:12] for digest in unknown])
+    return [f"devices are to run releases that are not known here: {digests}; publish their bundles again"]
