@@ -467,3 +467,29 @@ def test_a_step_that_is_undone_is_noticed_again(house: House) -> None:
         recall.older(tx, "two", 1.0)
         recall.older(tx, "three", 1.0)
     assert [entry.why for entry in house.entries(RESTORED)] == ["two"]
+
+
+def test_no_rollout_goes_on_before_the_broker_was_asked(house: House) -> None:
+    """A restored registry starts while its broker is away: it cannot know yet what was halted since."""
+    house.publish("v1", "v2")
+    house.start("v1")
+    for device in house.devices:
+        device.holds_back = True
+    made = house.start("v2", "1,100%")
+    house.backup()
+    for device in house.devices:
+        device.wake()
+    house.now.people.abort(made, FailureAction.ROLLBACK_ALL, ADA)
+    house.now.settle()
+    given = dict(house.now.broker.retained)
+    house.put_back(settle=False)
+    broker, session = house.now.broker, house.now.broker.session
+    broker.session, broker.connected = 0, False
+    house.now.settle(100)
+    with house.now.store.begin() as tx:
+        assert [row.post.topic for row in tx.pending(100)] == []
+    broker.session, broker.connected = session, True
+    house.now.settle(10)
+    assert house.state(made) == "paused"
+    topics = [TOPICS.topic(wt.DESIRED, device=device.device) for device in house.devices]
+    assert [broker.retained[topic] for topic in topics] == [given[topic] for topic in topics]
