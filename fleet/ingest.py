@@ -101,6 +101,8 @@ class Ingest:
             tx.save_device(views[device])
             taken.missing.update(views[device].missing)
         if taken.changed:
+            if self._recall is not None:
+                self._recall.outrun(tx, {name: views[name].order_highest for name in taken.changed}, now)
             self._raise_orders(tx, max(views[device].order_highest for device in taken.changed))
         return taken
 

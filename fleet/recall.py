@@ -25,7 +25,16 @@ from fleet.orders import Desk, utc_text
 from fleet.ports import DesiredRow, Post, Store, Tx
 from fleet.ports_people import BarredRow
 from fleet.publish.content import Rank
-from fleet.restored import can_be_signed, counted, entries_after, list_after, require_near
+from fleet.restored import (
+    Gap,
+    can_be_signed,
+    counted,
+    entries_after,
+    gap_after,
+    list_after,
+    outruns,
+    require_near,
+)
 from fleet.rollout import TRANSITIONS, Event, RolloutState, pause
 from fleet.verify import follow
 from wire import topics as wt
@@ -92,7 +101,10 @@ class Recall:
         self._authority = authority
         self._heard: set[str] = set()
         self._claims: dict[str, tuple[int, str]] = {}
-        self._marker = ""
+        self._hint = ""
+        self._gap: Gap | None = None
+        self._ahead: set[str] = set()
+        self._listed = False
         self._connected_at: float | None = None
         self.older_keys = ""
 
@@ -159,9 +171,11 @@ class Recall:
             WireError, TrustError: it is not ours, or unbelievable.
         """
         if payload == tx.bars_envelope():
+            self._listed = True
             return
         inner = open_envelope(payload, KIND, self._desk.policy, wt.BARS.size_bytes_max)
         found = decode(inner, Bars, wt.BARS.size_bytes_max)
+        self._listed = True
         number, ours = tx.mark().bars, {row.digest for row in tx.barred()}
         after = list_after(number, ours, found)
         if after is None:
@@ -212,13 +226,13 @@ class Recall:
 
     def marker(self, tx: Tx, found: int, ours: int, now: float) -> None:
         """The broker's marker is ahead of us. Nobody signs it, so by itself it is only a hint."""
-        self._marker = (
+        self._hint = (
             f"the broker's marker says publication {found}, ours was {ours}: this database is older than "
             "it was, or somebody else writes to the broker"
         )
-        _LOG.error("%s", self._marker)
+        _LOG.error("%s", self._hint)
         if not self._noticed(tx):
-            tx.audit(at=now, who=REGISTRY, what="registry.marker-ahead", subject=SUBJECT, why=self._marker)
+            tx.audit(at=now, who=REGISTRY, what="registry.marker-ahead", subject=SUBJECT, why=self._hint)
 
     # --- what follows ---------------------------------------------------------------------------------
 
@@ -252,6 +266,25 @@ class Recall:
             self._claims[device] = (tx.mark().bars, clean(event.reason.detail, 200))
             _LOG.error("%s refuses our list of barred releases: %s", device, self._claims[device][1])
 
+    def outrun(self, tx: Tx, highest: Mapping[str, int], now: float) -> None:
+        """The highest order numbers that devices say they have seen.
+
+        One device may lie and hold up every rollout; two who say the same are believed that far.
+        """
+        for device, number in sorted(highest.items()):
+            orders = tx.mark().orders
+            if outruns(self._gap, orders, number):
+                self._ahead.add(device)
+            self._gap = gap_after(self._gap, orders, number)
+        if not self._ahead or self._gap is None:
+            return
+        words = f"{_names(self._ahead)} saw orders up to {self._gap.seen}, which this database never gave"
+        if len(self._ahead) >= min(2, tx.device_count()):
+            self.older(tx, words, now)
+        elif not self._hint:
+            self._hint = f"{words}; nobody signed that"
+            _LOG.error("%s", self._hint)
+
     # --- health ---------------------------------------------------------------------------------------
 
     def health(self, store: Store, now: float) -> RestoredHealth | None:
@@ -264,20 +297,27 @@ class Recall:
             if entries:
                 left += [*_unsigned(tx, self._desk), *_paused(tx), *_unknown_releases(tx)]
                 left += self._devices(tx, now)
-        if not entries and not left and not self._marker:
+        if not entries and not left and not self._hint:
             return None
         newest = entries[-1] if entries else None
         return RestoredHealth(
             at="" if newest is None else utc_text(newest.at_ms / 1000),
             entry=0 if newest is None else newest.number,
-            found=self._marker if newest is None else newest.why,
+            found=self._hint if newest is None else newest.why,
             left=tuple(left),
         )
 
     def _claimed(self, tx: Tx) -> list[str]:
-        """Only about the list that is published now."""
+        """About the list that is published now."""
         number = tx.mark().bars
         these = {name: words for name, (about, words) in self._claims.items() if about == number}
+        if not these and self._ahead and not self._listed:
+            line = (
+                f"the broker held no list of barred releases to hold ours, {number}, against: what was "
+                "barred after the backup is not known here. Look it up in an export of the audit log, bar "
+                "it again, then `shallop-fleet bars --sign --above NUMBER`"
+            )
+            return [line]
         if not these:
             return []
         words = next(iter(these.values()))

@@ -97,6 +97,27 @@ def require_near(number: int, known: int) -> None:
         )
 
 
+class Gap(Struct, frozen=True, kw_only=True):
+    """Numbers that devices have seen and this registry did not give: above `given`, up to `seen`."""
+
+    given: int
+    seen: int
+
+
+def gap_after(gap: Gap | None, orders: int, highest: int) -> Gap | None:
+    """The gap, once a device said that it has seen `highest` and our counter stood at `orders`.
+
+    The counter is raised over it and counts on from there, so only the newest gap is kept: between two of
+    them lie numbers of our own.
+    """
+    return gap if highest <= orders else Gap(given=orders, seen=highest)
+
+
+def outruns(gap: Gap | None, orders: int, highest: int) -> bool:
+    """Whether a device that has seen `highest` knows more than we gave out."""
+    return highest > orders or (gap is not None and gap.given < highest <= gap.seen)
+
+
 class EntriesAfter(Struct, frozen=True, kw_only=True):
     """What becomes of a device's desired entries."""
 

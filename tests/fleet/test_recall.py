@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from fleet.app import Keyring
 from fleet.audit import REGISTRY, AuditEntry, By
 from fleet.bars import Bars, BarsAsk, sealed_bars
+from fleet.enrolments import Revocation
 from fleet.orders import Desk
 from fleet.people import RolloutAsk
 from fleet.recall import PAUSED_WHY, RESTORED, SETTLE_S, RestoredHealth
@@ -57,6 +58,7 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.folder, self.now = folder, Harness(f"sqlite:///{folder / 'fleet.db'}", desk(ROOT, RELEASE))
         self.devices = [self.now.device(f"dev-{n}") for n in range(3)]
+        self.config: dict[str, object] = {}
         self._lives = [self.now]
 
     def publish(self, *names: str) -> None:
@@ -108,6 +110,7 @@ class House:
         )
         self._lives.append(self.now)
         self.now.broker, self.now.blobs, self.now.clock.time = before.broker, before.blobs, before.clock.time
+        self.now.config = replace(self.now.config, **self.config)
         self.now.restart()
         if settle:
             self.now.settle()
@@ -469,19 +472,20 @@ def test_a_step_that_is_undone_is_noticed_again(house: House) -> None:
     assert [entry.why for entry in house.entries(RESTORED)] == ["two"]
 
 
-def test_no_rollout_goes_on_before_the_broker_was_asked(house: House) -> None:
+@pytest.mark.parametrize("batch", [500, 1])
+def test_no_rollout_goes_on_before_the_broker_was_asked(house: House, batch: int) -> None:
     """A restored registry starts while its broker is away: it cannot know yet what was halted since."""
     house.publish("v1", "v2")
     house.start("v1")
-    for device in house.devices:
-        device.holds_back = True
-    made = house.start("v2", "1,100%")
+    made = house.now.people.start(RolloutAsk(model="camera", release="v2", waves="1,100%", soak_s=0.0)).id
     house.backup()
     for device in house.devices:
-        device.wake()
+        device.holds_back = True
+    house.now.settle()
     house.now.people.abort(made, FailureAction.ROLLBACK_ALL, ADA)
     house.now.settle()
     given = dict(house.now.broker.retained)
+    house.config = {"ingest_batch_max": batch, "seed_wait_s": 3.0}
     house.put_back(settle=False)
     broker, session = house.now.broker, house.now.broker.session
     broker.session, broker.connected = 0, False
@@ -493,3 +497,85 @@ def test_no_rollout_goes_on_before_the_broker_was_asked(house: House) -> None:
     assert house.state(made) == "paused"
     topics = [TOPICS.topic(wt.DESIRED, device=device.device) for device in house.devices]
     assert [broker.retained[topic] for topic in topics] == [given[topic] for topic in topics]
+
+
+def test_a_reconnection_finds_what_this_registry_gave(house: House) -> None:
+    house.publish("v1")
+    house.start("v1")
+    house.bars(ONE)
+    house.now.broker.session += 1
+    house.now.settle()
+    assert house.health is None, "its numbers are above those of its start, and they are its own"
+
+
+def test_what_was_taken_off_since_is_no_order_any_more(house: House) -> None:
+    house.publish("v1")
+    for device in house.devices:
+        device.holds_back = True
+    made = house.start("v1")
+    house.backup()
+    house.now.people.abort(made, FailureAction.ROLLBACK_ALL, ADA)
+    house.now.settle()
+    assert not house.document().models, "a first release that was taken back leaves nothing"
+    house.put_back()
+    with house.now.store.begin() as tx:
+        assert tx.desired("dev-0") == {}
+
+
+def test_a_second_restore_is_noticed_too(house: House) -> None:
+    house.publish("v1", "v2", "v3")
+    house.start("v1")
+    house.backup()
+    house.start("v2")
+    house.put_back()
+    house.backup()
+    house.start("v3")
+    house.put_back()
+    assert len(house.entries(RESTORED)) == 2
+
+
+def test_a_revoked_device_gets_nothing_back(house: House) -> None:
+    house.publish("v1")
+    house.start("v1")
+    with house.now.store.begin() as tx:
+        tx.save_revocation(Revocation(device="dev-0", at=1.0, why="stolen"))
+        before = tx.desired("dev-0")
+    house.retain(TOPICS.topic(wt.DESIRED, device="dev-0"), forged(house.orders + 9))
+    assert house.entries(RESTORED), "it is ours, and newer than what is known"
+    with house.now.store.begin() as tx:
+        assert tx.desired("dev-0") == before
+
+
+def claims(house: House, number: int, *names: str) -> None:
+    """Devices that say to have seen that order."""
+    for device in house.devices:
+        if device.device in names:
+            device._change("camera", lambda s: replace(s, order_highest=number))
+    house.now.settle()
+
+
+def test_two_devices_that_saw_higher_orders_are_believed_that_far(house: House) -> None:
+    """The broker lost its memory too: nothing of ours is left but what devices say."""
+    house.publish("v1", "v2")
+    house.start("v1")
+    for device in house.devices:
+        device.holds_back = True
+    made = house.start("v2", "1,100%")
+    claims(house, 700, "dev-0")
+    assert house.state(made) == "running", "one of them may lie"
+    assert house.health is not None
+    assert "dev-0 saw orders up to 700" in house.health.found
+    assert house.health.found.endswith("nobody signed that")
+    claims(house, 650, "dev-1")
+    assert house.state(made) == "paused"
+    (entry,) = house.entries(RESTORED)
+    assert entry.why.startswith("dev-0, dev-1 saw orders up to 700, which this database never gave")
+    assert house.orders >= 700
+
+
+def test_orders_that_this_registry_gave_outrun_nobody(house: House) -> None:
+    house.publish("v1", "v2")
+    claims(house, 500, "dev-0")
+    house.start("v1")
+    house.start("v2")
+    assert not house.entries(RESTORED), "what was given above the gap is our own"

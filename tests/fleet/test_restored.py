@@ -10,13 +10,16 @@ from fleet.restored import (
     LIST_JUMP_MAX,
     ORDERS_JUMP_MAX,
     EntriesAfter,
+    Gap,
     ListAfter,
     Owed,
     Refusals,
     can_be_signed,
     counted,
     entries_after,
+    gap_after,
     list_after,
+    outruns,
     owed,
     require_near,
 )
@@ -133,3 +136,22 @@ def test_both_become_the_union(
     )
     assert made.database_forgot == bool(devices or serials)
     assert made.record_forgot == bool(devices_told or serials_told)
+
+
+@pytest.mark.parametrize(
+    ("gap", "orders", "highest", "after", "outrun"),
+    [
+        (None, 5, 5, None, False),
+        (None, 5, 6, Gap(given=5, seen=6), True),
+        (Gap(given=5, seen=9), 9, 5, Gap(given=5, seen=9), False),
+        (Gap(given=5, seen=9), 9, 6, Gap(given=5, seen=9), True),
+        (Gap(given=5, seen=9), 12, 9, Gap(given=5, seen=9), True),
+        (Gap(given=5, seen=9), 12, 10, Gap(given=5, seen=9), False),
+        (Gap(given=5, seen=9), 12, 20, Gap(given=12, seen=20), True),
+    ],
+)
+def test_what_devices_saw_and_nobody_here_gave(
+    gap: Gap | None, orders: int, highest: int, after: Gap | None, outrun: bool
+) -> None:
+    assert gap_after(gap, orders, highest) == after
+    assert outruns(gap, orders, highest) is outrun

@@ -171,9 +171,11 @@ class MemoryBroker:
 
     def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         self._filters = [name for name, _qos in filters]
-        for topic, payload in self.retained.items():
-            if any(_fits(pattern, topic) for pattern in self._filters):
-                self._inbox.append(Delivery(topic=topic, payload=payload, retain=True))
+        # In the order of the filters, as Mosquitto does.
+        for pattern in self._filters:
+            for topic, payload in self.retained.items():
+                if _fits(pattern, topic):
+                    self._inbox.append(Delivery(topic=topic, payload=payload, retain=True))
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         self._filters = [name for name in self._filters if name not in filters]

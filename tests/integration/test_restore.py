@@ -159,6 +159,30 @@ class Town:
             (self.data / f"fleet.db{end}").unlink(missing_ok=True)
         shutil.copy(database, self.data / "fleet.db")
 
+    def backup_all(self, place: Path) -> None:
+        """Of the whole server, while it runs."""
+        place.mkdir()
+        self.backup(place / "fleet.db")
+        for source, name in self._folders():
+            shutil.copytree(source, place / name)
+
+    def put_all_back(self, place: Path) -> None:
+        """The server as it was, and a broker that remembers nothing if it does not run."""
+        for source, name in self._folders():
+            shutil.rmtree(source, ignore_errors=True)
+            shutil.copytree(place / name, source)
+        for head in (self.data / "audit-head.json", self.fleet.broker.folder / "mosquitto.db"):
+            head.unlink(missing_ok=True)
+        self.put_back(place / "fleet.db")
+
+    def _folders(self) -> list[tuple[Path, str]]:
+        return [
+            (self.fleet.keys, "keys"),
+            (self.fleet.broker.out, "out"),
+            (self.data / "blobs", "blobs"),
+            (self.data / "rollbacks", "rollbacks"),
+        ]
+
     def again(self) -> None:
         self.fleet.registry.start()
         until("the registry at work", lambda: self.fleet.health()["status"] == "ok")
@@ -241,3 +265,79 @@ def it_is_on_record(town: Town, head: Path) -> None:
     printed = town.fleet.command("health", "--server", town.fleet.registry.url)
     assert "RESTORED: " in printed
     assert "TO DO: roof-4" in printed
+
+
+def test_the_whole_machine(town: Town) -> None:
+    """Everything of the server is yesterday's, and the broker begins without a memory."""
+    fleet = town.fleet
+    town.publish("1")
+    bad = town.publish("2")
+    town.roll_out("1")
+    town.hand("roof-3").leave()
+    yesterday = town.folder / "yesterday"
+    town.backup_all(yesterday)
+    town.roll_out("2")
+    town.publish("3")
+    town.roll_out("3")
+    town.say("bar", "6" * 64)
+    town.say("unbar", "6" * 64)
+    town.say("bar", bad)
+    until("the list", lambda: town.barred() == [{bad}, {bad}])
+    town.say("devices", "revoke", "roof-3")
+    assert "roof-3" in (fleet.broker.out / "revoked.json").read_text()
+    numbers = [roof.trust.state.document for roof in town.roofs]
+
+    fleet.stop()
+    town.put_all_back(yesterday)
+    assert "roof-3" not in (fleet.broker.out / "revoked.json").read_text()
+    fleet.broker.start()
+    town.again()
+    until("both agents", lambda: all(town.online(roof.name) for roof in town.roofs))
+    until("the restore to be told", lambda: "which this database never gave" in str(town.restored()))
+    assert town.entries("registry.restored")
+    # They keep what runs, and refuse a list that is older than theirs; it says so, and makes up nothing.
+    assert "barred after the backup is not known" in str(town.restored()["left"])
+    town.say("bar", "6" * 64)
+    until("the older list to be told", lambda: "refuse our list" in str(town.restored()["left"]))
+    assert town.barred() == [{bad}, {bad}]
+    assert [roof.release for roof in town.roofs] == ["3", "3"]
+    # What a person does: bar it again, above what they believe.
+    town.say("bar", bad)
+    newest = max(roof.trust.state.bars for roof in town.roofs)
+    fleet.command("bars", "--sign", "--above", str(newest), "--server", fleet.registry.url)
+    until("the next list", lambda: all(roof.trust.state.bars > newest for roof in town.roofs))
+    assert town.barred() == [{bad, "6" * 64}] * 2
+    town.publish("4")
+    town.roll_out("4")
+    assert [roof.release for roof in town.roofs] == ["4", "4"]
+    assert all(roof.trust.state.document > before for roof, before in zip(town.roofs, numbers, strict=True))
+
+
+def test_older_keys(town: Town) -> None:
+    """The keys are yesterday's too: what they sign, devices refuse; so nothing is put on the broker."""
+    fleet = town.fleet
+    town.publish("1")
+    town.roll_out("1")
+    yesterday = town.folder / "yesterday"
+    town.backup_all(yesterday)
+    fleet.registry.stop()
+    root = next((town.folder / "fleet" / "offline").glob("root-*.pem"))
+    fleet.command("keys", "rotate", "order", "--keys", str(fleet.keys), "--with", str(root))
+    town.again()
+    until("root 2", lambda: all(roof.trust.state.root.number == 2 for roof in town.roofs))
+    today = town.folder / "today"
+    shutil.copytree(fleet.keys, today)
+    documents = [roof.trust.state.document for roof in town.roofs]
+
+    fleet.registry.stop()
+    town.put_all_back(yesterday)
+    fleet.registry.start()
+    until("the older keys to be told", lambda: fleet.health()["status"] == "older_keys")
+    assert "root-2.json" in town.restored()["left"][0]
+    assert [roof.trust.state.document for roof in town.roofs] == documents
+    fleet.registry.stop()
+    shutil.copytree(today, fleet.keys, dirs_exist_ok=True)
+    town.again()
+    town.publish("2")
+    town.roll_out("2")
+    assert [roof.release for roof in town.roofs] == ["2", "2"]
