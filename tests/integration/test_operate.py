@@ -182,6 +182,8 @@ def town(tmp_path: Path) -> Iterator[Town]:
     require_mosquitto()
     if shutil.which("mosquitto_pub") is None:
         pytest.skip("mosquitto_pub is not installed: apt-get install mosquitto-clients")
+    if shutil.which("sqlite3") is None:
+        pytest.skip("sqlite3 is not installed: apt-get install sqlite3")
     made = Town(tmp_path)
     try:
         yield made
