@@ -103,7 +103,7 @@ def test_a_retry_of_work_that_was_dropped_meanwhile_disturbs_nothing(rig: Rig) -
 
 
 def test_damage_that_cannot_be_mended_is_looked_at_hourly_however_many_days_it_lasts(rig: Rig) -> None:
-    """Each daily look finds it anew; with a chain for each, one day the model would be hashed without a pause."""
+    """Each daily look finds it anew; were each to go on by itself, one day it would hash without a pause."""
     slot = Slot(digest=ONE.digest, release="1", variant="onnxruntime/one")
     rig.runner.models["digits"] = Deployment(model="digits", active=slot)
     found = Damaged(hurts=(Hurt(slot=slot, detail="a bit"),))
