@@ -10,25 +10,26 @@ import fcntl
 import logging
 import os
 import secrets
+import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fleet.adapters import keychain
-from fleet.adapters.authority import Authority
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
-from fleet.adapters.door import open_door
+from fleet.adapters.door import Door, DoorHolder, door_files, open_door
 from fleet.adapters.durable import DurableFile, keep_from_others
 from fleet.adapters.enrolment_office import EnrolmentOffice
+from fleet.adapters.following import Following, Followings, stamps
 from fleet.adapters.gate import BrokerGate, NoGate
-from fleet.adapters.key_files import PASSPHRASE, verify
+from fleet.adapters.key_files import verify
 from fleet.adapters.mqtt_broker import MqttBroker
+from fleet.adapters.signing_desk import SigningDesk, first_desk, key_files_in
 from fleet.adapters.sql_store import SqlStore
 from fleet.adapters.web_server import WebServer
 from fleet.api.guard import LOOPBACK, allowed_hosts
@@ -40,9 +41,9 @@ from fleet.audit_watch import AuditWatch
 from fleet.bars import Bars
 from fleet.conductor import OPEN_STATES, Conductor, Ports
 from fleet.config import Config, ConfigError
+from fleet.current import Current
 from fleet.enrolling import Enrolling
 from fleet.ingest import Ingest
-from fleet.keys import KeysError
 from fleet.orders import Desk
 from fleet.people import People
 from fleet.people_approval import Approvals
@@ -53,11 +54,8 @@ from fleet.publish.shelf import DeltaShelf
 from fleet.publisher import Publisher
 from fleet.recall import Recall
 from fleet.refusals import hold_against
-from fleet.signing import renew
+from fleet.succession import Stamps
 from fleet.tokens import Tokens
-from wire.roots import Root, require_signatures
-from wire.topics import Topics
-from wire.trust import Policy, Role
 
 _LOG = logging.getLogger("shallop.fleet")
 
@@ -86,6 +84,7 @@ class Parts(Struct, frozen=True, kw_only=True):
     enrolment: EnrolmentOffice
     gate: BrokerGate | NoGate
     watch: AuditWatch
+    following: Followings
 
 
 class Loop:
@@ -169,7 +168,9 @@ def assemble(config: Config) -> Parts:
         ConflictError: `tokens_missing`, or what enrolment lacks.
     """
     data, clock = Path(config.data), SystemClock()
-    desk = _desk(config)
+    # Before anything is read: what changes from here on is seen.
+    begun = stamps(key_files_in(config.keys_dir)), stamps(door_files(config))
+    desk = Current(first_desk(config))
     store = SqlStore(config.database_url, secrets.token_hex(16))
     tokens = Tokens(store, clock)
     require_guarded(config, tokens)
@@ -178,34 +179,40 @@ def assemble(config: Config) -> Parts:
     door = open_door(config, clock)
     broker = MqttBroker(config.broker, door.client_id or f"shallop-registry-{registry_id[:12]}", door.tls)
     blobs, files = BlobFiles(data / "blobs"), PayloadFiles(data / "rollbacks")
-    enrolment = EnrolmentOffice(config, store, clock, desk, door.gate)
+    enrolment = EnrolmentOffice(config, store, clock, desk, door)
     enrolling = enrolment.enrolling
     # Before anything counts on from where this database ends.
-    recall = Recall.beginning(store, desk, verify, authority=Authority.exists(config.keys_dir))
+    recall = Recall.beginning(store, desk, verify, authority=bool(door.accepted))
     publisher = Publisher(store, broker, blobs, clock, desk, config, recall)
-    ingest = Ingest(desk.topics, desk.policy, config.devices_max, enrolling.renew_over_mqtt, recall)
-    deltas = DeltaShelf(data / "deltas", store, blobs, DeltaProcess(), desk) if config.deltas else None
+    ingest = Ingest(
+        desk.now.topics, lambda: desk.now.policy, config.devices_max, enrolling.renew_over_mqtt, recall
+    )
+    deltas = DeltaShelf(data / "deltas", store, blobs, DeltaProcess(), desk.now) if config.deltas else None
     log = AuditLog(store, clock, desk)
     watch = AuditWatch(store, clock, log, DurableFile(data / "audit-head.json", HEAD_BYTES_MAX))
     _look_back(store, clock, watch, recall, enrolling, door.gate)
+    signing = SigningDesk(config.keys_dir, desk, store, files, clock)
+    following = _followings(begun, signing, DoorHolder(config, door, store, enrolment.follow), desk.now, door)
     ports = Ports(
         store=store, broker=broker, clock=clock, publisher=publisher, ingest=ingest, deltas=deltas,
-        enrolling=enrolling, watch=watch,
+        enrolling=enrolling, watch=watch, follow=following.look,
     )  # fmt: skip
     conductor = Conductor(ports, desk, config)
     loop = Loop(conductor, config.tick_s)
     broker.on_activity(loop.wake)
-    _sign_anew(store, desk, files, clock)
+    signing.sign_anew(desk.now)
     _write_payloads(store, files)
     services = Services(
         people=People(store, clock, desk, files, config),
         crew=_crew(store, clock, desk, tokens, log, config, loop),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
         health=lambda: replace(
-            _health(store, broker, publisher, conductor, ingest, desk, tokens),
+            _health(store, broker, publisher, conductor, ingest, desk.now, tokens),
             trust=enrolling.health(),
             restored=recall.health(store, clock.now()),
             broker_trouble=door.gate.trouble or broker.trouble,
+            authorities=door.accepted,
+            keys_trouble=following.trouble,
         ),
         wake=loop.ask,
         enrolling=enrolling,
@@ -213,12 +220,26 @@ def assemble(config: Config) -> Parts:
     )
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
-        deltas=deltas, enrolment=enrolment, gate=door.gate, watch=watch,
+        deltas=deltas, enrolment=enrolment, gate=door.gate, watch=watch, following=following,
     )  # fmt: skip
 
 
+def _followings(
+    begun: tuple[Stamps, Stamps], signing: SigningDesk, holder: DoorHolder, desk: Desk, door: Door
+) -> Followings:
+    """What a registry began without, it comes to by a start: its configuration changes with it."""
+    kept = [Following(signing, begun[0])] if desk.root is not None else []
+    return Followings([*kept, *([Following(holder, begun[1])] if door.tls or door.accepted else [])])
+
+
 def _crew(
-    store: Store, clock: SystemClock, desk: Desk, tokens: Tokens, log: AuditLog, config: Config, loop: Loop
+    store: Store,
+    clock: SystemClock,
+    desk: Current[Desk],
+    tokens: Tokens,
+    log: AuditLog,
+    config: Config,
+    loop: Loop,
 ) -> Crew:
     return Crew(
         tokens=tokens,
@@ -269,54 +290,6 @@ def _nobody(_release: str) -> None:
     """Nobody wants to know what was published."""
 
 
-def _desk(config: Config) -> Desk:
-    """With keys everything is signed; without them the configuration decides whether anything goes out."""
-    topics, folder = Topics(config.root), config.keys_dir
-    if not keychain.exists(folder):
-        if config.keys is not None:
-            raise KeysError("no_keys", f"there are no keys in {folder}; begin with `shallop-fleet keys init`")
-        return Desk(topics, policy=Policy(insecure_unsigned=config.insecure_unsigned))
-    online = keychain.load_online(folder, os.environ.get(PASSPHRASE))
-    root = online.chain.root
-    _LOG.info("signing under root %d, epoch %d, of %s", root.number, root.epoch, folder)
-    return Desk(
-        topics, signers=online.order, release_signers=online.release, policy=Policy(verifier=Keyring(root)),
-        roots=online.chain.envelopes, root=root,
-    )  # fmt: skip
-
-
-class Keyring:
-    """Fulfils `wire.trust.Verifier` with the keys of one root."""
-
-    def __init__(self, root: Root) -> None:
-        self._root = root
-
-    def verify(self, role: Role, message: bytes, signatures: Sequence[tuple[str, bytes]]) -> None:
-        """Returns if enough keys of `role` signed `message`.
-
-        Raises:
-            TrustError: they did not.
-        """
-        require_signatures(self._root, role, message, signatures, verify)
-
-
-def _sign_anew(store: Store, desk: Desk, files: PayloadFiles, clock: SystemClock) -> None:
-    with store.begin() as tx:
-        done = renew(tx, desk, clock.now())
-        # Before the commit, and of ended rollouts too: after a kill in between all of it is done again.
-        for rollout, payload in done.rollbacks.items():
-            files.write(rollout, payload)
-    if done.roots:
-        _LOG.warning(
-            "signed anew: %d roots, %d releases, %d desired documents, %d ready rollbacks",
-            done.roots, done.releases, done.documents, len(done.rollbacks),
-        )  # fmt: skip
-    for name in done.unsigned:
-        _LOG.error(
-            "%s lost its signature; publish it again with --release-key FILE (the list: bars --sign)", name
-        )
-
-
 def _write_payloads(store: Store, files: PayloadFiles) -> None:
     """A kill before a rollout's commit can leave a file without rollout; never the other way round."""
     with store.begin() as tx:
@@ -348,6 +321,7 @@ def _health(
         failures=dict(conductor.failures),
         root=desk.topics.root,
         signed=bool(desk.signers),
+        signing_root=None if desk.root is None else desk.root.number,
     )
 
 
@@ -369,6 +343,7 @@ def serve(config: Config) -> None:
     keep_from_others()
     with locked(Path(config.data)):
         parts = assemble(config)
+        signal.signal(signal.SIGHUP, lambda *_: _look_again(parts))
         parts.loop.start()
         parts.gate.start()
         if parts.deltas is not None:
@@ -385,3 +360,10 @@ def serve(config: Config) -> None:
                 parts.deltas.stop()
             parts.broker.close()
             parts.store.close()
+
+
+def _look_again(parts: Parts) -> None:
+    """SIGHUP (`systemctl reload`): keys and certificates are read again though they look the same."""
+    _LOG.info("the files of the keys are looked at again")
+    parts.following.ask()
+    parts.loop.wake()

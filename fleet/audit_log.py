@@ -11,6 +11,7 @@ import msgspec
 
 from fleet.audit import AuditEntry, AuditHead
 from fleet.audit_heads import HEAD_KIND
+from fleet.current import Current
 from fleet.orders import Desk
 from fleet.ports import Clock, NotFoundError, Store
 from wire.trust import seal
@@ -22,7 +23,7 @@ PAGE_MAX = 1000
 class AuditLog:
     """The log of one registry."""
 
-    def __init__(self, store: Store, clock: Clock, desk: Desk) -> None:
+    def __init__(self, store: Store, clock: Clock, desk: Current[Desk]) -> None:
         self._store = store
         self._clock = clock
         self._desk = desk
@@ -44,7 +45,7 @@ class AuditLog:
             NotFoundError: `audit_empty`.
         """
         with self._store.begin() as tx:
-            last, registry_id = tx.audit_last(), tx.mark().registry_id
+            last, registry_id, desk = tx.audit_last(), tx.mark().registry_id, self._desk.now
         if last is None:
             raise NotFoundError("audit_empty", "the audit log has no entry yet")
         head = AuditHead(
@@ -52,6 +53,6 @@ class AuditLog:
             number=last.number,
             sha256=last.sha256,
             at_ms=round(self._clock.now() * 1000),
-            root=0 if self._desk.root is None else self._desk.root.number,
+            root=0 if desk.root is None else desk.root.number,
         )
-        return seal(HEAD_KIND, msgspec.json.encode(head), self._desk.signers)
+        return seal(HEAD_KIND, msgspec.json.encode(head), desk.signers)

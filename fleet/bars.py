@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fleet.audit import WHY_CHARS_MAX, By, clean
+from fleet.current import Current
 from fleet.orders import Desk, utc_text
 from fleet.ports import Clock, ConflictError, NotFoundError, Post, RegistryError, Store, Tx
 from fleet.ports_people import BarredRow
@@ -79,11 +80,11 @@ class BarsShow(Struct, frozen=True, kw_only=True):
 class Bars:
     """The list of one registry."""
 
-    def __init__(self, store: Store, clock: Clock, desk: Desk, insecure_unsigned: bool) -> None:
+    def __init__(self, store: Store, clock: Clock, desk: Current[Desk], insecure_unsigned: bool) -> None:
         self._store = store
         self._clock = clock
         self._desk = desk
-        self._may_sign = _may_sign(desk, insecure_unsigned)
+        self._insecure_unsigned = insecure_unsigned
 
     def show(self) -> BarsShow:
         """The list as it is."""
@@ -118,7 +119,7 @@ class Bars:
             if not (ask.bar or ask.unbar):
                 self._record(tx, by, "release.bars-signed", "the list", "", number)
             tx.save_bars(number, envelope)
-            tx.post([bars_post(self._desk, envelope)])
+            tx.post([bars_post(self._desk.now, envelope)])
             return self._shown(tx)
 
     def _signed(self, ask: BarsAsk, number: int, after: tuple[str, ...], now: float) -> bytes:
@@ -128,16 +129,22 @@ class Bars:
             )
         if ask.envelope is not None:
             return self._believed(msgspec.json.encode(ask.envelope), number, after)
-        if not self._may_sign:
+        if not self._may_sign():
             raise ConflictError(
                 "bars_unsigned",
                 "the release role signs this list, and its keys do not lie here; give --release-key FILE, as "
                 "often as its threshold asks",
             )
-        return sealed_bars(number, after, now, self._desk.release_signers)
+        return sealed_bars(number, after, now, self._desk.now.release_signers)
+
+    def _may_sign(self) -> bool:
+        desk = self._desk.now
+        if desk.root is None:
+            return self._insecure_unsigned
+        return len(desk.release_signers) >= desk.root.release.threshold
 
     def _believed(self, envelope: bytes, number: int, after: tuple[str, ...]) -> bytes:
-        inner = open_envelope(envelope, KIND, self._desk.policy, wt.BARS.size_bytes_max)
+        inner = open_envelope(envelope, KIND, self._desk.now.policy, wt.BARS.size_bytes_max)
         bars = decode(inner, BarsMessage, wt.BARS.size_bytes_max)
         if (bars.number, bars.digests) != (number, after):
             raise ConflictError(
@@ -157,7 +164,7 @@ class Bars:
         going = [r.id for r in tx.rollouts() if r.release in digests and r.state not in _ENDED]
         return BarsShow(
             number=tx.mark().bars,
-            signed_here=self._may_sign,
+            signed_here=self._may_sign(),
             barred=tuple(_view(row) for row in rows),
             open_rollouts=tuple(going),
         )
@@ -181,12 +188,6 @@ def sealed_bars(number: int, digests: Sequence[str], now: float, signers: Sequen
 def bars_post(desk: Desk, envelope: bytes) -> Post:
     """The list as a post; it goes before whatever it is about."""
     return Post(topic=desk.topics.topic(wt.BARS), rank=Rank.ROOT, retain=wt.BARS.retain, payload=envelope)
-
-
-def _may_sign(desk: Desk, insecure_unsigned: bool) -> bool:
-    if desk.root is None:
-        return insecure_unsigned
-    return len(desk.release_signers) >= desk.root.release.threshold
 
 
 def require_not_barred(tx: Tx, digest: str) -> None:

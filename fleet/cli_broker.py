@@ -34,6 +34,10 @@ from wire.errors import ShallopError
 from wire.topics import ROOT_DEFAULT
 
 BAD_INPUT, NOT_WELL = 2, 3
+TAKEN_UP = (
+    "A registry that runs takes it up by itself within seconds (`shallop-fleet health`: authorities, or "
+    "keys_trouble)."
+)
 
 P = ParamSpec("P")
 
@@ -206,7 +210,10 @@ def broker_renew(keys: Path, out: Path, *, dry_run: bool) -> None:
     authority = Authority.load(keys, os.environ.get(PASSPHRASE))
     _renew_all(files, authority, now)
     click.echo(f"renewed {files.out / SERVER} and {', '.join(names)}")
-    click.echo("Restart the registry; the broker reads it by itself, or on `systemctl reload mosquitto`.")
+    click.echo(
+        "The registry uses its own from its next connection on; the broker reads its own by itself, or on "
+        "`systemctl reload mosquitto`."
+    )
 
 
 def _renew_all(files: BrokerFiles, authority: Authority, now: float) -> None:
@@ -308,7 +315,7 @@ def ca_rotate(keys: Path, out: Path, *, dry_run: bool) -> None:
     Example: shallop-fleet broker ca rotate
     """
     _step(keys, out, lambda held: held.with_next("Shallop fleet", time.time()), (
-        "Restart the registry. Each device learns of it when it renews; then `broker ca switch`."
+        f"{TAKEN_UP} Each device learns of it when it renews; then `broker ca switch`."
     ), dry_run=dry_run)  # fmt: skip
 
 
@@ -325,7 +332,7 @@ def ca_switch(keys: Path, out: Path, *, dry_run: bool) -> None:
     Example: shallop-fleet broker ca switch
     """
     _step(keys, out, Authority.switched, (
-        "Restart the registry. When no device's certificate is of the old one: `broker ca drop`."
+        f"{TAKEN_UP} When no device's certificate is of the old one: `broker ca drop`."
     ), dry_run=dry_run)  # fmt: skip
 
 
@@ -339,4 +346,4 @@ def ca_drop(keys: Path, out: Path, *, dry_run: bool) -> None:
 
     Example: shallop-fleet broker ca drop
     """
-    _step(keys, out, Authority.dropped, "Restart the registry.", dry_run=dry_run)
+    _step(keys, out, Authority.dropped, TAKEN_UP, dry_run=dry_run)

@@ -271,8 +271,9 @@ def _advice(change: Change, root_folder: Path) -> list[str]:
         )
     if change.before is not None:
         lines.append(
-            "Restart the registry (`systemctl restart shallop-fleet`): it publishes the root and signs "
-            "everything anew. Devices that are off catch up when they come back."
+            "A registry that runs takes it up by itself within seconds: it publishes the root and signs "
+            "everything anew (`shallop-fleet health`: signing_root, or keys_trouble). Devices that are off "
+            "catch up when they come back."
         )
     return lines
 

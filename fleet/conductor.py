@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from fleet.audit_watch import AuditWatch
 from fleet.config import Config
+from fleet.current import Current
 from fleet.enrolling import Enrolling
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.ingest import Ingest
@@ -37,6 +38,8 @@ OPEN_STATES = tuple(state.value for state in RolloutState if state not in ENDS)
 
 UPKEEP_S = 60.0
 """How often old reports and content are looked at."""
+FOLLOW_S = 1.0
+"""How often it is looked whether the keys changed."""
 
 
 class Ports(Struct, frozen=True):
@@ -50,6 +53,8 @@ class Ports(Struct, frozen=True):
     deltas: DeltaShelf | None = None
     enrolling: Enrolling | None = None
     watch: AuditWatch | None = None
+    follow: Callable[[], object] = lambda: None
+    """Looks whether the keys changed (`fleet.succession`)."""
 
 
 class Conductor:
@@ -59,7 +64,7 @@ class Conductor:
         failures: steps that raised, by step, for `health`; the loop goes on.
     """
 
-    def __init__(self, ports: Ports, desk: Desk, config: Config) -> None:
+    def __init__(self, ports: Ports, desk: Current[Desk], config: Config) -> None:
         self._ports = ports
         self._desk = desk
         self._config = config
@@ -67,6 +72,7 @@ class Conductor:
         self._everything_changed = True
         self._advance_at = 0.0
         self._upkeep_at = 0.0
+        self._follow_at = 0.0
         self.failures: Counter[str] = Counter()
 
     def tick(self, *, asked: bool = False) -> bool:
@@ -79,6 +85,7 @@ class Conductor:
         overflow = broker.take_overflow()
         self._ports.ingest.refused["overflow"] += overflow
         self._step("watch", lambda: self._ports.publisher.watch(overflow))
+        self._step("keys", lambda: self._follow(self._ports.clock.now()))
         more = self._step("take_in", self._take_in)
         now = self._ports.clock.now()
         if self._ports.publisher.compared and (
@@ -101,6 +108,12 @@ class Conductor:
             self.failures[name] += 1
             _LOG.exception("the step %s failed; it is tried again", name)
             return False
+
+    def _follow(self, now: float) -> None:
+        """A clock that was set back does not put it off."""
+        if not self._follow_at - FOLLOW_S <= now < self._follow_at:
+            self._follow_at = now + FOLLOW_S
+            self._ports.follow()
 
     def _take_in(self) -> bool:
         ports = self._ports
@@ -166,7 +179,7 @@ class Conductor:
                 tx.save_rollout(with_rollout(row, after))
             shelf = self._ports.deltas
             offered = orders if shelf is None else shelf.with_hints(tx, orders)
-            give(tx, self._desk, offered, rollout_id, now)
+            give(tx, self._desk.now, offered, rollout_id, now)
             record(tx, before, after, orders, now)
         if after.state is not before.state:
             _LOG.info("rollout %s is %s: %s", rollout_id, after.state.value, after.reason)
@@ -175,7 +188,7 @@ class Conductor:
         """After the rollouts, which must see a rolled back device while its order is still theirs."""
         changed = None if self._everything_changed else frozenset(self._changed)
         with self._ports.store.begin() as tx:
-            follow_up(tx, self._desk, changed, self._ports.clock.now(), self._config.rollback_answer_s)
+            follow_up(tx, self._desk.now, changed, self._ports.clock.now(), self._config.rollback_answer_s)
         self._everything_changed = False
         self._changed -= changed or set()
 
@@ -185,7 +198,9 @@ class Conductor:
             self._ports.publisher.miss(tx, {digest for d in tx.devices() for digest in d.missing})
             if self._ports.enrolling is not None:
                 self._ports.enrolling.upkeep(tx, self._ports.clock.now())
-            acks = upkeep(tx, self._desk.topics, self._ports.clock.now(), self._config, self._ports.deltas)
+            acks = upkeep(
+                tx, self._desk.now.topics, self._ports.clock.now(), self._config, self._ports.deltas
+            )
         self._ports.publisher.acknowledge(acks)
         if self._ports.watch is not None:
             self._ports.watch.keep()

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from fleet import enrolments as rules
 from fleet.audit import By
+from fleet.current import Current
 from fleet.doorman import Doorman, pending
 from fleet.enrolment_ports import Authority
 from fleet.enrolment_views import (
@@ -59,7 +60,7 @@ class Office(Struct, frozen=True):
     """With what certificates are given out.
 
     Attributes:
-        authority: None where there is none (`shallop-fleet broker init`).
+        authority: the one that counts; None where there is none (`shallop-fleet broker init`).
         check: Ed25519.
         url: where devices enrol, None where the listener is off.
         broker: what devices are told of the broker.
@@ -68,7 +69,7 @@ class Office(Struct, frozen=True):
         devices_max: known devices; no token is good for one more.
     """
 
-    authority: Authority | None
+    authority: Callable[[], Authority | None]
     check: SignatureCheck
     url: Callable[[], str | None]
     broker: BrokerAddress
@@ -84,7 +85,9 @@ class Enrolling:
         refused: how often a device was refused, by code.
     """
 
-    def __init__(self, store: Store, clock: Clock, desk: Desk, office: Office, doorman: Doorman) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, desk: Current[Desk], office: Office, doorman: Doorman
+    ) -> None:
         self._store = store
         self._clock = clock
         self._desk = desk
@@ -101,21 +104,20 @@ class Enrolling:
         Raises:
             ConflictError: `no_keys`, `no_ca` or `enrolment_off`: what is missing, and what brings it.
         """
-        authority, url = self._require()
         now = self._clock.now()
         with self._store.begin() as tx:
-            return [
-                self._make(tx, device, ask, (authority, url), by, now)
-                for device in dict.fromkeys(ask.devices)
-            ]
+            door = self._require()
+            return [self._make(tx, device, ask, door, by, now) for device in dict.fromkeys(ask.devices)]
 
     def _require(self) -> tuple[Authority, str]:
-        if self._desk.root is None or not self._desk.signers:
+        """The authority that counts in this transaction, and where devices enrol."""
+        if self._desk.now.root is None or not self._desk.now.signers:
             raise ConflictError(
                 "no_keys",
                 "this registry has no keys for devices to trust; make them by `shallop-fleet keys init`",
             )
-        if self._office.authority is None:
+        authority = self._office.authority()
+        if authority is None:
             raise ConflictError(
                 "no_ca", "this registry has no certificate authority; make it by `shallop-fleet broker init`"
             )
@@ -126,14 +128,14 @@ class Enrolling:
                 "devices cannot reach this registry to enrol; set `enrol_listen: 0.0.0.0:8471` and "
                 "`enrol_hosts: [NAME]` in fleet.yaml and start it again",
             )
-        return self._office.authority, url
+        return authority, url
 
     def _make(
         self, tx: Tx, device: str, ask: EnrolAsk, door: tuple[Authority, str], by: By, now: float
     ) -> TokenShow:
         authority, url = door
         _cancel_unused(tx, device, now, "a newer token took its place")
-        secret, number = secrets.token_bytes(SECRET_BYTES), len(self._desk.roots)
+        secret, number = secrets.token_bytes(SECRET_BYTES), len(self._desk.now.roots)
         row = Enrolment(
             id=f"en-{secrets.token_hex(6)}", device=device, secret_sha256=rules.secret_sha256(secret),
             root_number=number, issued_at=now, expires_at=now + ask.valid_s,
@@ -145,7 +147,7 @@ class Enrolling:
         )  # fmt: skip
         token = Token(
             url=url, device=device, ca_sha256=bytes.fromhex(authority.sha256), secret=secret,
-            root_sha256=bytes.fromhex(root_sha256(self._desk.roots[-1])),
+            root_sha256=bytes.fromhex(root_sha256(self._desk.now.roots[-1])),
             issued_at=int(now), expires_at=int(row.expires_at),
         )  # fmt: skip
         revocation = tx.revocation(device)
@@ -191,9 +193,9 @@ class Enrolling:
         Raises:
             ConflictError: see `make`; nobody enrols while it stands.
         """
-        authority, url = self._require()
         now = self._clock.now()
         with self._store.begin() as tx:
+            authority, url = self._require()
             row = tx.enrolment_of_secret(rules.secret_sha256(bytes.fromhex(word.secret)))
             if row is None:
                 return self._no(word.device, rules.UNKNOWN_TOKEN)
@@ -209,7 +211,7 @@ class Enrolling:
                 given = _of_serial(held, verdict.serial)
         # Written down first. The device connects when it has the answer: by then the broker should let it in.
         self._doorman.see_to_within(row.device, DOOR_S_MAX)
-        return self._enrolled(given, self._desk.roots[row.root_number - 1 :], (authority, url), now)
+        return self._enrolled(given, row.root_number - 1, (authority, url), now)
 
     def _room(self, tx: Tx, verdict: Issue) -> Issue | Refuse:
         if tx.device_count() < self._office.devices_max:
@@ -226,7 +228,7 @@ class Enrolling:
         if tx.device(row.device) is None:
             tx.save_device(Device(id=row.device))
         if reinstated and row.device in tx.desired_devices():
-            tx.post([desired_post(tx, self._desk, row.device, now)])
+            tx.post([desired_post(tx, self._desk.now, row.device, now)])
         tx.audit(
             at=now, who=f"device:{row.device}", what="enrol.use", subject=row.device,
             details={
@@ -243,18 +245,18 @@ class Enrolling:
         Raises:
             ConflictError: see `make`.
         """
-        authority, url = self._require()
         now = self._clock.now()
         with self._store.begin() as tx:
-            given = self._renewed(tx, word, authority, now, "https")
+            door = self._require()
+            given = self._renewed(tx, word, door[0], now, "https")
             if isinstance(given, CertificateRefused):
                 return given
-            return self._enrolled(given, self._desk.roots[word.root_number :], (authority, url), now)
+            return self._enrolled(given, word.root_number, door, now)
 
     def renew_over_mqtt(self, tx: Tx, word: Renewal, now: float) -> None:
         """Answers a device at the broker, in the transaction that took its word in."""
-        authority, device = self._office.authority, word.device
-        if authority is None or self._desk.root is None:
+        authority, device = self._office.authority(), word.device
+        if authority is None or self._desk.now.root is None:
             self.refused["no_ca"] += 1
             return
         if not self._answers.take(device, now):
@@ -264,8 +266,8 @@ class Enrolling:
         if isinstance(given, CertificateRefused):
             channel, payload = wt.CERTIFICATE_REFUSED, encode(given)
         else:
-            channel, payload = wt.CERTIFICATE, self._sealed(given, authority, now)
-        topic = self._desk.topics.topic(channel, device=device)
+            channel, payload = wt.CERTIFICATE, self._sealed(given, authority, self._desk.now, now)
+        topic = self._desk.now.topics.topic(channel, device=device)
         tx.post(
             [Post(topic=topic, rank=Rank.COMMAND, retain=channel.retain, qos=channel.qos, payload=payload)]
         )
@@ -298,20 +300,23 @@ class Enrolling:
         tx.save_certificate(held)
         return held
 
-    def _sealed(self, held: Held, authority: Authority, now: float) -> bytes:
+    @staticmethod
+    def _sealed(held: Held, authority: Authority, desk: Desk, now: float) -> bytes:
         certificate = Certificate(
             device=held.device, public=held.public, pem=held.pem,
             authorities_pem=authority.certificates_pem, not_before=utc_text(held.not_before),
             not_after=utc_text(held.not_after), issued_at=utc_text(now),
         )  # fmt: skip
-        return seal(wt.CERTIFICATE.kind or "", encode(certificate), self._desk.signers)
+        return seal(wt.CERTIFICATE.kind or "", encode(certificate), desk.signers)
 
-    def _enrolled(
-        self, held: Held, roots: Sequence[bytes], door: tuple[Authority, str], now: float
-    ) -> Enrolled:
-        authority, url = door
-        certificate = self._sealed(held, authority, now)
-        return Enrolled(roots=tuple(roots), certificate=certificate, broker=self._office.broker, url=url)
+    def _enrolled(self, held: Held, known: int, door: tuple[Authority, str], now: float) -> Enrolled:
+        """The answer to a device that knows so many roots: those after them, and its certificate."""
+        # Read once: the roots lead to the key that signs the certificate, whatever comes after.
+        (authority, url), desk = door, self._desk.now
+        certificate = self._sealed(held, authority, desk, now)
+        return Enrolled(
+            roots=desk.roots[known:], certificate=certificate, broker=self._office.broker, url=url
+        )
 
     def _no(self, device: str, refuse: Refuse) -> CertificateRefused:
         self.refused[refuse.code] += 1
@@ -361,7 +366,7 @@ class Enrolling:
     def _silence(self, device: str) -> list[Post]:
         """Nothing of the device, and nothing for it, stays on the broker."""
         channels = (wt.STATUS, wt.IDENTITY, wt.REPORTED, wt.DESIRED)
-        return [clearing(self._desk.topics.topic(channel, device=device)) for channel in channels]
+        return [clearing(self._desk.now.topics.topic(channel, device=device)) for channel in channels]
 
     @staticmethod
     def _end_rollbacks(tx: Tx, device: str) -> None:

@@ -68,7 +68,7 @@ class Ingest:
     def __init__(
         self,
         topics: Topics,
-        policy: Policy,
+        policy: Callable[[], Policy],
         devices_max: int,
         renew: Callable[[Tx, Renewal, float], None] | None = None,
         recall: Recall | None = None,
@@ -128,7 +128,7 @@ class Ingest:
 
     def _own_desired(self, tx: Tx, payload: bytes, device: str, now: float) -> None:
         """A retained desired document of a former life of this registry: its orders were given out."""
-        opened = open_envelope(payload, "desired", self._policy, wt.DESIRED.size_bytes_max)
+        opened = open_envelope(payload, "desired", self._policy(), wt.DESIRED.size_bytes_max)
         desired = decode(opened, Desired, wt.DESIRED.size_bytes_max)
         if desired.device != device:
             raise TrustError(

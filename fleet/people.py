@@ -19,6 +19,7 @@ from fleet import rollback as rollbacks
 from fleet.audit import NOBODY_SAID, By
 from fleet.bars import require_not_barred
 from fleet.config import Config
+from fleet.current import Current
 from fleet.enrolling import require_welcome, trust_in, trusts
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.gates import parse_gate
@@ -89,7 +90,9 @@ class RollbackAsk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class People:
     """The verbs."""
 
-    def __init__(self, store: Store, clock: Clock, desk: Desk, files: ReadyFiles, config: Config) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, desk: Current[Desk], files: ReadyFiles, config: Config
+    ) -> None:
         self._store = store
         self._files = files
         self._clock = clock
@@ -102,7 +105,7 @@ class People:
         Raises:
             ConflictError: `unsigned_refused`.
         """
-        if not self._desk.signers and not self._config.insecure_unsigned:
+        if not self._desk.now.signers and not self._config.insecure_unsigned:
             raise ConflictError(
                 "unsigned_refused",
                 "no signing key is configured, so nothing is published; for a trial without keys start "
@@ -147,7 +150,7 @@ class People:
             _device(tx, device)
             tx.forget_device(device)
             channels = (wt.STATUS, wt.IDENTITY, wt.REPORTED, wt.DESIRED)
-            tx.post([clearing(self._desk.topics.topic(channel, device=device)) for channel in channels])
+            tx.post([clearing(self._desk.now.topics.topic(channel, device=device)) for channel in channels])
             self._record(tx, by, "device.forget", device)
 
     def label(self, device: str, changes: dict[str, str | None], by: By = NOBODY_SAID) -> DeviceView:
@@ -187,7 +190,7 @@ class People:
             view = labelled(before, before.labels_own, groups)
             tx.save_labels(view)
             self._record(tx, by, "device.group", device, groups=groups, before=before.groups)
-            tx.post([desired_post(tx, self._desk, device, self._clock.now())])
+            tx.post([desired_post(tx, self._desk.now, device, self._clock.now())])
             return device_view(view)
 
     def clear_duplicate(self, device: str, by: By = NOBODY_SAID) -> DeviceView:
@@ -245,7 +248,7 @@ class People:
             facts = facts_of(tx, ask.model, release.digest)
             order = tx.take_orders(2)
             rollout = create(f"ro-{secrets.token_hex(6)}", request, order, order + 1, facts, now, by.who)
-            restore_content(tx, release, self._desk)
+            restore_content(tx, release, self._desk.now)
             row = self._row(rollout, now)
             tx.save_rollout(row)
             said = {**msgspec.to_builtins(ask), "digest": release.digest, "order": order}
@@ -264,7 +267,7 @@ class People:
             created_at=now,
             doc=b"",
             rollback_order=rollout.rollback_order,
-            rollback_payload=rollback_envelope(self._desk, ToAll(), action, now),
+            rollback_payload=rollback_envelope(self._desk.now, ToAll(), action, now),
         )
         return with_rollout(bare, rollout)
 
@@ -299,7 +302,7 @@ class People:
         return ReadyRollback(
             order=rollout.rollback_order,
             broker=self._config.publisher_options,
-            topic=command_topic(self._desk.topics, ToAll()),
+            topic=command_topic(self._desk.now.topics, ToAll()),
             file=self._files.path(rollout.id),
             url=url,
             url_per_device=f"{url}?device=DEVICE",
@@ -321,12 +324,12 @@ class People:
             row = rollout_row(tx, rollout_id)
             self._record(tx, by, "rollout.rollback-payload", rollout_id, device=device)
             if device is None:
-                return command_topic(self._desk.topics, ToAll()), row.rollback_payload
+                return command_topic(self._desk.now.topics, ToAll()), row.rollback_payload
             scope = ToDevice(device=_device(tx, device).id)
             require_welcome(tx, [device])
-        action = rollback_of(read_rollout(row))
-        envelope = rollback_envelope(self._desk, scope, action, self._clock.now())
-        return command_topic(self._desk.topics, scope), envelope
+            action = rollback_of(read_rollout(row))
+            envelope = rollback_envelope(self._desk.now, scope, action, self._clock.now())
+            return command_topic(self._desk.now.topics, scope), envelope
 
     def pause(self, rollout_id: str, by: By = NOBODY_SAID) -> RolloutView:
         """Opens no further wave until resumed.
@@ -371,7 +374,7 @@ class People:
             facts = facts_of(tx, row.model, row.release)
             rollout, orders = abort(read_rollout(row), action, facts, now)
             tx.save_rollout(replace(with_rollout(row, rollout), cleared=False))
-            give(tx, self._desk, orders, rollout.id, now)
+            give(tx, self._desk.now, orders, rollout.id, now)
             taken_back = [order.device for order in orders]
             self._record(tx, by, "rollout.abort", rollout_id, action=action, taken_back=taken_back)
             return rollout_view(rollout)
@@ -401,7 +404,7 @@ class People:
                 devices, scope = tx.devices(), ToAll()
             shut_out = tx.revocations()
             devices = [device for device in devices if device.id not in shut_out]
-            rollback_id = rollbacks.ask(tx, self._desk, ask.model, devices, scope, self._clock.now())
+            rollback_id = rollbacks.ask(tx, self._desk.now, ask.model, devices, scope, self._clock.now())
             show = rollback_show(tx.rollback_rows(rollback_id))
             orders = {line.device: line.order for line in show.devices}
             self._record(tx, by, "rollback.start", rollback_id, **msgspec.to_builtins(ask), orders=orders)

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from fleet.audit import By
 from fleet.bars import require_not_barred
+from fleet.current import Current
 from fleet.facts import facts_of, read_rollout, with_rollout
 from fleet.orders import Desk, give
 from fleet.people import rollout_row
@@ -22,7 +23,7 @@ from fleet.views import RolloutView, rollout_view
 class Approvals:
     """The verbs."""
 
-    def __init__(self, store: Store, clock: Clock, desk: Desk) -> None:
+    def __init__(self, store: Store, clock: Clock, desk: Current[Desk]) -> None:
         self._store = store
         self._clock = clock
         self._desk = desk
@@ -62,7 +63,7 @@ class Approvals:
             facts, said = facts_of(tx, row.model, row.release), f"{by.who}: {by.why}"
             rollout, orders = abort(read_rollout(row), action, facts, now, Event.REJECT, said)
             tx.save_rollout(replace(with_rollout(row, rollout), cleared=False))
-            give(tx, self._desk, orders, rollout.id, now)
+            give(tx, self._desk.now, orders, rollout.id, now)
             taken_back = [order.device for order in orders]
             self._record(tx, by, "rollout.reject", rollout_id, action=action, taken_back=taken_back)
             return rollout_view(rollout)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 
 from fleet.config import Config
+from fleet.current import Current
 from fleet.orders import Desk, desired_post
 from fleet.ports import Blobs, Broker, Clock, Mark, OutboxRow, Outgoing, Store, Tx
 from fleet.recall import Recall
@@ -34,17 +35,18 @@ class Publisher:
     """The registry's mouth."""
 
     def __init__(
-        self, store: Store, broker: Broker, blobs: Blobs, clock: Clock, desk: Desk, config: Config,
+        self, store: Store, broker: Broker, blobs: Blobs, clock: Clock, desk: Current[Desk], config: Config,
         recall: Recall | None = None,
     ) -> None:  # fmt: skip
         self._store = store
         self._broker = broker
         self._blobs = blobs
         self._clock = clock
-        self._desk, self._topics = desk, desk.topics
+        self._desk, self._topics = desk, desk.now.topics
         self._config = config
         self._recall = recall
         self._compared = False
+        self._recalled: list[str] = []
         self._session = 0
         self._sync_until: float | None = None
         self._sync_end = 0.0
@@ -79,6 +81,7 @@ class Publisher:
             own = [(self._topics.filter(c), c.qos_subscribe) for c in (wt.DESIRED, wt.SEED)]
             theirs = (wt.STATUS, wt.IDENTITY, wt.REPORTED, wt.REPORT, wt.REPLY, wt.RENEWAL)
             recalled = [] if self._recall is None else self._recall.filters()
+            self._recalled = [topic for topic, _qos in recalled]
             if self._recall is not None:
                 self._recall.begin(now)
             self._broker.subscribe(
@@ -100,9 +103,8 @@ class Publisher:
 
     def _compare(self) -> None:
         """What is newer than the broker's marker becomes pending again; all of it if there is none."""
-        recalled = [] if self._recall is None else [topic for topic, _qos in self._recall.filters()]
         own = [self._topics.filter(wt.SEED), self._topics.filter(wt.DESIRED)]
-        self._broker.unsubscribe([*own, *recalled])
+        self._broker.unsubscribe([*own, *self._recalled])
         with self._store.begin() as tx:
             mark = tx.mark()
             held = _held(self._found, mark)
@@ -143,7 +145,7 @@ class Publisher:
             if tx.retained_payload(self._topics.topic(wt.DESIRED, device=device)) is None:
                 continue
             self._restated[device] = now
-            tx.post([desired_post(tx, self._desk, device, now)])
+            tx.post([desired_post(tx, self._desk.now, device, now)])
             _LOG.warning("%s has seen higher numbers than its document had; it gets another", device)
 
     def acknowledge(self, acks: dict[tuple[str, str], int]) -> None:

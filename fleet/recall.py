@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from fleet.audit import REGISTRY, clean
 from fleet.bars import KIND, bars_post, sealed_bars
+from fleet.current import Current
 from fleet.enrolments import Held
 from fleet.facts import read_rollout, with_rollout
 from fleet.inventory import Device, labelled
@@ -86,13 +87,16 @@ class Recall:
         entries: number of its last audit entry then.
         check: Ed25519.
         authority: whether it gives certificates out, so that every device should have one.
-
-    Attributes:
-        older_keys: why nothing may be published: the fleet follows a root that does not lie here. Else empty.
     """
 
     def __init__(
-        self, desk: Desk, orders: int, entries: int, check: SignatureCheck, *, authority: bool = False
+        self,
+        desk: Current[Desk],
+        orders: int,
+        entries: int,
+        check: SignatureCheck,
+        *,
+        authority: bool = False,
     ) -> None:
         self._desk = desk
         self._orders = orders
@@ -106,10 +110,12 @@ class Recall:
         self._ahead: set[str] = set()
         self._listed = False
         self._connected_at: float | None = None
-        self.older_keys = ""
+        self._newer_root, self._newer_root_words = 0, ""
 
     @classmethod
-    def beginning(cls, store: Store, desk: Desk, check: SignatureCheck, *, authority: bool = False) -> Recall:
+    def beginning(
+        cls, store: Store, desk: Current[Desk], check: SignatureCheck, *, authority: bool = False
+    ) -> Recall:
         """That of a registry that starts, where its database ends now."""
         with store.begin() as tx:
             mark, last = tx.mark(), tx.audit_last()
@@ -118,14 +124,20 @@ class Recall:
     @property
     def signs(self) -> bool:
         """Whether words of this registry can be told from anybody's."""
-        return bool(self._desk.signers) and self._desk.policy.verifier is not None
+        return bool(self._desk.now.signers) and self._desk.now.policy.verifier is not None
+
+    @property
+    def older_keys(self) -> str:
+        """Why nothing may be published: the fleet follows a root that does not lie here. Else empty."""
+        root = self._desk.now.root
+        return "" if root is None or root.number >= self._newer_root else self._newer_root_words
 
     def filters(self) -> list[tuple[str, int]]:
         """What is read on a connection, beyond the desired documents; before the marker, which ends it."""
-        root = self._desk.root
+        root = self._desk.now.root
         if not self.signs or root is None:
             return []
-        topics = self._desk.topics
+        topics = self._desk.now.topics
         following = topics.topic(wt.ROOT, number=str(root.number + 1))
         return [(following, wt.ROOT.qos), (topics.topic(wt.BARS), wt.BARS.qos)]
 
@@ -142,11 +154,11 @@ class Recall:
             TrustError: `future_epoch` or `order_unbelievable`.
         """
         highest = counted(desired)
-        if self._desk.root is not None:
-            require_epoch(self._desk.root, highest)
+        if self._desk.now.root is not None:
+            require_epoch(self._desk.now.root, highest)
         require_near(highest, tx.mark().orders)
         tx.raise_orders(highest)
-        topic = self._desk.topics.topic(wt.DESIRED, device=desired.device)
+        topic = self._desk.now.topics.topic(wt.DESIRED, device=desired.device)
         # A document that we remember is none to take up, nor is an old one that somebody put back.
         if highest <= self._orders or tx.retained_payload(topic) == payload:
             return
@@ -173,7 +185,7 @@ class Recall:
         if payload == tx.bars_envelope():
             self._listed = True
             return
-        inner = open_envelope(payload, KIND, self._desk.policy, wt.BARS.size_bytes_max)
+        inner = open_envelope(payload, KIND, self._desk.now.policy, wt.BARS.size_bytes_max)
         found = decode(inner, Bars, wt.BARS.size_bytes_max)
         self._listed = True
         number, ours = tx.mark().bars, {row.digest for row in tx.barred()}
@@ -190,10 +202,10 @@ class Recall:
             tx.bar(_taken_row(tx, digest, found.number, now))
         envelope, number = payload, found.number
         if after.sign and self._may_sign() and can_be_signed(after):
-            envelope = sealed_bars(after.number, after.digests, now, self._desk.release_signers)
+            envelope = sealed_bars(after.number, after.digests, now, self._desk.now.release_signers)
             number = after.number
         tx.save_bars(number, envelope)
-        tx.post([bars_post(self._desk, envelope)])
+        tx.post([bars_post(self._desk.now, envelope)])
         tx.audit(
             at=now, who=REGISTRY, what="release.bars-taken-up", subject="the list",
             details={"found": found.number, "list": number, "barred": taken},
@@ -201,8 +213,8 @@ class Recall:
         _LOG.error("list %d of barred releases was taken up: %d more are barred", found.number, len(taken))
 
     def _may_sign(self) -> bool:
-        root = self._desk.root
-        return root is not None and len(self._desk.release_signers) >= root.release.threshold
+        root = self._desk.now.root
+        return root is not None and len(self._desk.now.release_signers) >= root.release.threshold
 
     def root(self, tx: Tx, payload: bytes, now: float) -> None:
         """What lies where the root after ours would.
@@ -210,11 +222,14 @@ class Recall:
         Raises:
             WireError, TrustError: our root's keys did not sign it.
         """
-        if self._desk.root is None:
+        desk = self._desk.now
+        # Our own, where it was taken up after it was asked for.
+        if desk.root is None or payload in desk.roots:
             return
-        before, _ = follow(None, self._desk.roots[-1], self._check)
+        before, _ = follow(None, desk.roots[-1], self._check)
         root, _ = follow(before, payload, self._check)
-        self.older_keys = (
+        self._newer_root = root.number
+        self._newer_root_words = (
             f"devices follow root {root.number}, and the newest that lies here is {before.number}: they "
             "would refuse what is signed here, so nothing is published. Put "
             f"root-{root.number}.json and the keys that it names back from a newer backup "
@@ -295,7 +310,7 @@ class Recall:
             if self.older_keys:
                 left.insert(0, self.older_keys)
             if entries:
-                left += [*_unsigned(tx, self._desk), *_paused(tx), *_unknown_releases(tx)]
+                left += [*_unsigned(tx, self._desk.now), *_paused(tx), *_unknown_releases(tx)]
                 left += self._devices(tx, now)
         if not entries and not left and not self._hint:
             return None

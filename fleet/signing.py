@@ -53,7 +53,7 @@ def renew(tx: Tx, desk: Desk, now: float) -> Renewed:
     tx.post(_roots(desk))
     releases, unsigned = _releases(tx, desk)
     tx.post(releases)
-    devices = tx.desired_devices()
+    devices = _told(tx, desk)
     tx.post([desired_post(tx, desk, device, now) for device in devices])
     rollbacks = _rollbacks(tx, desk, now)
     unsigned += _bars(tx, desk, now)
@@ -91,6 +91,14 @@ def _releases(tx: Tx, desk: Desk) -> tuple[list[Post], tuple[str, ...]]:
         else:
             posts.append(Post(topic=topic, rank=Rank.RELEASE, retain=True, payload=envelope))
     return posts, tuple(unsigned)
+
+
+def _told(tx: Tx, desk: Desk) -> list[str]:
+    """Devices that have a desired document: with an entry, or one that only names their groups."""
+    held = tx.retained_topics(f"{desk.topics.root}/{wt.DESIRED.pattern.split('{')[0]}")
+    parsed = [found for topic in held if (found := desk.topics.parse(topic)) is not None]
+    named = {params["device"] for channel, params in parsed if channel is wt.DESIRED}
+    return sorted(named.union(tx.desired_devices()))
 
 
 def _bars(tx: Tx, desk: Desk, now: float) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -224,6 +224,15 @@ class Authority:
         """When the signing authority ends, seconds since 1970; nothing that it signs lives longer."""
         return parts.since_1970(self._signers[0].certificate.not_valid_after_utc)
 
+    def signed(self, path: Path) -> bool:
+        """Whether an accepted authority signed the first certificate of a PEM file.
+
+        Raises:
+            KeysError: `certificate_unreadable`.
+        """
+        certificate = _first_certificate(path)
+        return any(_is_issuer(signer.certificate, certificate) for signer in self._signers)
+
     # --- signing --------------------------------------------------------------------------------------
 
     def issue_device(self, device: str, public: bytes, not_before: float, lifetime_s: float) -> Issued:
@@ -343,16 +352,28 @@ def read_certificate(path: Path) -> Issued:
     Raises:
         KeysError: `certificate_unreadable`.
     """
-    try:
-        certificate = x509.load_pem_x509_certificate(parts.read(path))
-    except ValueError as error:
-        raise KeysError("certificate_unreadable", f"{path} cannot be read: {error}") from None
+    certificate = _first_certificate(path)
     return Issued(
         serial=certificate.serial_number,
         pem=certificate.public_bytes(Encoding.PEM).decode(),
         not_before=parts.since_1970(certificate.not_valid_before_utc),
         not_after=parts.since_1970(certificate.not_valid_after_utc),
     )
+
+
+def _first_certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(parts.read(path))
+    except ValueError as error:
+        raise KeysError("certificate_unreadable", f"{path} cannot be read: {error}") from None
+
+
+def _is_issuer(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 # --- keys, names and times ----------------------------------------------------------------------------

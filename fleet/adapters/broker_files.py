@@ -31,6 +31,7 @@ from msgspec.structs import replace
 from fleet.adapters.authority import (
     AUTHORITY_LIFE_S,
     BACKDATE_S,
+    CERTIFICATES,
     DAY_S,
     Authority,
     Identity,
@@ -307,7 +308,10 @@ class BrokerFiles:
             return self._record(setup, before, replace(before, devices=devices), authority, now)
 
     def mend(self, authority: Authority, now: float) -> bool:
-        """Makes the lists anew where they do not say what the record does, as after a crash; whether so.
+        """Makes the lists anew where they do not say what record and authority do, as after a crash.
+
+        Returns:
+            Whether that was so.
 
         Raises:
             KeysError: `no_broker`, `key_unwritable` or `broker_files_unreadable`.
@@ -319,7 +323,7 @@ class BrokerFiles:
     def _record(
         self, setup: Setup, before: Revoked, after: Revoked, authority: Authority, now: float
     ) -> bool:
-        if after == before and self._lists_say(setup, after):
+        if after == before and self._lists_say(setup, after, authority):
             return False
         living = {serial: one for serial, one in after.certificates.items() if one.not_after > now}
         kept = replace(after, certificates=living)
@@ -327,15 +331,19 @@ class BrokerFiles:
         self._write_lists(setup, kept, authority, now)
         return True
 
-    def _lists_say(self, setup: Setup, revoked: Revoked) -> bool:
+    def _lists_say(self, setup: Setup, revoked: Revoked, authority: Authority) -> bool:
         try:
             listed = revoked_serials(self.out / REVOKED)
             canary = certificate_of(self.keys / "canary.pem").serial
             access = (self.out / ACCESS).read_text(encoding="utf-8")
+            accepted = (self.out / CA).read_text(encoding="utf-8")
+            # An authority that another one followed just now says nothing about whom the broker accepts.
+            followed = (self.keys / CERTIFICATES).read_text(encoding="utf-8") != authority.certificates_pem
         except (KeysError, OSError, UnicodeDecodeError):
             return False
         wanted = {int(serial, 16) for serial in revoked.certificates} | {canary}
-        return wanted <= listed and access == access_list(setup, revoked.devices)
+        known = followed or accepted == authority.certificates_pem
+        return known and wanted <= listed and access == access_list(setup, revoked.devices)
 
     # --- the disk -------------------------------------------------------------------------------------
 

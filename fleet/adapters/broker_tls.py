@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -56,6 +56,30 @@ def client_context(ca_file: Path, cert_file: Path, key_file: Path | None = None)
             "`shallop-fleet broker init` makes them",
         ) from None
     return context
+
+
+class LatestContext(ssl.SSLContext):
+    """For a client that is given its context once: each connection is made by the one that counts then.
+
+    Args:
+        first: it, until another succeeds it; all of them alike but for their certificates.
+    """
+
+    _now: ssl.SSLContext
+
+    def __new__(cls, first: ssl.SSLContext) -> Self:
+        """The class of `ssl` takes a protocol in the place of `first`."""
+        made = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        made._now = first
+        return made
+
+    def succeed(self, context: ssl.SSLContext) -> None:
+        """The next connection is made by that one; those that stand go on."""
+        self._now = context
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:  # noqa: ANN401 - handed on
+        """As of `ssl.SSLContext`."""
+        return self._now.wrap_socket(*args, **kwargs)
 
 
 @contextmanager

@@ -82,11 +82,8 @@ class EnrolServer:
         self._open: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self.refused: Counter[str] = Counter()
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.minimum_version = ssl.TLSVersion.TLSv1_3
-        self._context.num_tickets = 0
-        self._renew_at = 0.0
-        self.renew_certificate()
+        self._renewing = threading.Lock()
+        self._context, self._renew_at = self._shown(authority)
         self._socket = _listening(*address)
         self.port: int = self._socket.getsockname()[1]
         self._loop = asyncio.new_event_loop()
@@ -110,22 +107,41 @@ class EnrolServer:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def renew_certificate(self) -> bool:
-        """Makes a certificate with a new key where the old one ends soon; whether it did.
+        """Makes a certificate with a new key where the old one ends soon; whether it did."""
+        with self._renewing:
+            if self._clock() < self._renew_at:
+                return False
+            self._context, self._renew_at = self._shown(self._authority)
+            return True
 
-        The key is never on a disk: OpenSSL reads it from memory by a name under /proc.
+    def follow(self, authority: Authority) -> None:
+        """Another authority signs from now on, and the next handshake shows a certificate of it.
+
+        Raises:
+            KeysError: `no_life`: it can sign none; the one before stays.
+        """
+        with self._renewing:
+            self._context, self._renew_at = self._shown(authority)
+            self._authority = authority
+
+    def _shown(self, authority: Authority) -> tuple[ssl.SSLContext, float]:
+        """What a handshake shows, a new certificate with a new key, and when it is to be made anew.
+
+        A context of its own, since handshakes may be under way with the one before. The key is never on a
+        disk: OpenSSL reads it from memory by a name under /proc.
         """
         now = self._clock()
-        if now < self._renew_at:
-            return False
-        identity = self._authority.issue_server(self._hosts, now, CERTIFICATE_LIFE_S)
+        identity = authority.issue_server(self._hosts, now, CERTIFICATE_LIFE_S)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0
         memory = os.memfd_create("shallop-enrol", os.MFD_CLOEXEC)
         try:
             os.write(memory, identity.issued.pem.encode() + identity.key_pem)
-            self._context.load_cert_chain(f"/proc/self/fd/{memory}")
+            context.load_cert_chain(f"/proc/self/fd/{memory}")
         finally:
             os.close(memory)
-        self._renew_at = identity.issued.not_after - RENEW_AT * (identity.issued.not_after - now)
-        return True
+        return context, identity.issued.not_after - RENEW_AT * (identity.issued.not_after - now)
 
     # --- in the loop's thread -------------------------------------------------------------------------
 

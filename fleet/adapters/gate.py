@@ -56,7 +56,7 @@ class BrokerGate:
 
     Args:
         files: what the broker reads.
-        authority: signs lists and the certificates by which a device is thrown out.
+        authority: signs lists and the certificates by which a device is thrown out, until `follow`.
         address: host and port of the broker.
         clock: the registry's.
         reload: makes the broker read its files, where systemd does not.
@@ -73,7 +73,9 @@ class BrokerGate:
     ) -> None:
         self._files, self._authority, self._address, self._clock = files, authority, address, clock
         self._reload = reload
-        self._renewed: Callable[[], object] = lambda: None
+        # No file of the broker's is written by an authority that another one follows meanwhile.
+        self._writing = threading.Lock()
+        self._look_soon = False
         self._waiting: dict[str, int] = {}
         self._asked = itertools.count()
         self._settling = threading.Lock()
@@ -103,8 +105,9 @@ class BrokerGate:
         return CutOff(in_force=False, detail=self.trouble or "the broker has not read its files yet")
 
     def _refuse(self, device: str, serials: Mapping[int, float]) -> None:
-        if not self._files.refuse(device, serials, self._authority, self._clock.now()):
-            self._files.show_again()
+        with self._writing:
+            if not self._files.refuse(device, serials, self._authority, self._clock.now()):
+                self._files.show_again()
         self._reload()
         self._wait_for([device])
 
@@ -120,8 +123,9 @@ class BrokerGate:
             KeysError: the files cannot be written.
         """
         self._waiting.pop(device, None)
-        if not self._files.allow(device, self._authority, self._clock.now()):
-            self._files.show_again()
+        with self._writing:
+            if not self._files.allow(device, self._authority, self._clock.now()):
+                self._files.show_again()
         self._reload()
         return self.settle(SETTLE_S_MAX)
 
@@ -155,9 +159,15 @@ class BrokerGate:
             self._unsettled = f"the broker does not refuse what was revoked ({_words(seen)}): {_REMEDY}"
         return seen.answer is Answer.REVOKED
 
-    def on_renewed(self, act: Callable[[], object]) -> None:
-        """Calls `act` from the door's thread after the registry's own certificate was renewed."""
-        self._renewed = act
+    def follow(self, authority: Authority) -> None:
+        """Another authority signs from now on; the door's thread looks at the broker's files at once.
+
+        What was written meanwhile by the one before is mended then, since `BrokerFiles.mend` compares.
+        """
+        with self._writing:
+            self._authority = authority
+        self._look_soon = True
+        self._wake.set()
 
     def refused(self) -> Refusals | None:
         """Who is refused by the broker's record; None where it cannot be read, which `trouble` will say."""
@@ -187,7 +197,8 @@ class BrokerGate:
                 if not began:
                     self._take_up()
                     began = True
-                if time.monotonic() >= look_at:
+                if time.monotonic() >= look_at or self._look_soon:
+                    self._look_soon = False
                     self.look()
                     # What is wrong may be mended soon, or lasts; the log need not be full of it.
                     look_s = 1.0 if self._seen is None else min(2 * look_s, LOOK_EVERY_S)
@@ -222,7 +233,9 @@ class BrokerGate:
             KeysError: a file cannot be read or written.
         """
         self.renew()
-        if self._files.mend(self._authority, self._clock.now()):
+        with self._writing:
+            mended = self._files.mend(self._authority, self._clock.now())
+        if mended:
             _LOG.warning("the lists in %s were not what the record says, and were made anew", self._files.out)
             self._reload()
             self._wait_for(self._files.revoked.devices)
@@ -247,15 +260,16 @@ class BrokerGate:
             KeysError: a file cannot be read or written.
         """
         now, files = self._clock.now(), self._files
-        for name in files.programs:
-            if due(files.program(name), now):
-                files.renew_program(name, self._authority, now)
-                _LOG.info("renewed the certificate of %s", name)
-                self._renewed()
-        if files.server_due(now):
+        with self._writing:
+            for name in files.programs:
+                if due(files.program(name), now):
+                    files.renew_program(name, self._authority, now)
+                    _LOG.info("renewed the certificate of %s", name)
+            if not files.server_due(now):
+                return
             files.renew_server(self._authority, now)
-            self._reload()
-            _LOG.info("renewed the broker's certificate in %s", files.out)
+        self._reload()
+        _LOG.info("renewed the broker's certificate in %s", files.out)
 
     def _visit(self, certificate: Path, trespass: str | None = None) -> Knock:
         context = client_context(self._files.out / CA, certificate)
@@ -313,6 +327,9 @@ class NoGate:
     def refused(self) -> Refusals | None:
         """Nobody is."""
         return None
+
+    def follow(self, _authority: Authority) -> None:
+        """Nothing happens."""
 
     def start(self) -> None:
         """Nothing happens."""

@@ -66,7 +66,7 @@ class MqttBroker:
     Args:
         url: see `parse_url`.
         client_id: with TLS the name in the certificate, which the broker takes in any case.
-        tls: for mqtts://.
+        tls: for mqtts://; `fleet.adapters.broker_tls.LatestContext` where it may change.
     """
 
     def __init__(self, url: str, client_id: str, tls: ssl.SSLContext | None = None) -> None:

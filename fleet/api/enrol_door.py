@@ -7,6 +7,7 @@ Not for: TLS, HTTP's framing, or connections (`fleet.adapters.enrol_server`); de
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from msgspec import Struct
 
@@ -55,9 +56,9 @@ UNAVAILABLE = Answer(
 class Door:
     """Answers requests; called by several threads at once."""
 
-    def __init__(self, enrolling: Enrolling, authorities_pem: str) -> None:
+    def __init__(self, enrolling: Enrolling, authorities_pem: Callable[[], str]) -> None:
         self._enrolling = enrolling
-        self._authorities = Answer(status=200, content_type=PEM, body=authorities_pem.encode())
+        self._authorities_pem = authorities_pem
 
     def answer(self, method: str, path: str, body: bytes) -> Answer:
         """The answer to a request whose body is not above `wire.enrolment.ASK_BYTES_MAX`; raises nothing."""
@@ -67,7 +68,7 @@ class Door:
         if method != wanted:
             return refusal("no_such_method", f"{path} is asked by {wanted}", 405)
         if path == CA_PATH:
-            return self._authorities
+            return Answer(status=200, content_type=PEM, body=self._authorities_pem().encode())
         try:
             return self._told(path, body)
         except WireError as error:

@@ -86,8 +86,11 @@ class Health(Struct, frozen=True, kw_only=True):
     Attributes:
         access: `tokens`, or `open` while none was ever made and everybody who reaches the registry may do
             everything.
+        signing_root: number of the root under which everything is signed; None where nothing is.
+        authorities: SHA-256 of the authorities whose certificates are accepted; the first one signs.
         broker_trouble: what is wrong at the broker's door (`fleet.adapters.gate`), or what the broker sent
             lately that it should not (`fleet.adapters.mqtt_bounded`); None if nothing is known.
+        keys_trouble: why keys or certificates that lie there are not used; None if they are.
         restored: what a registry on an older database found out; None where nothing ever went back.
     """
 
@@ -102,7 +105,10 @@ class Health(Struct, frozen=True, kw_only=True):
     failures: dict[str, int]
     root: str
     signed: bool
+    signing_root: int | None = None
+    authorities: tuple[str, ...] = ()
     broker_trouble: str | None = None
+    keys_trouble: str | None = None
     trust: TrustHealth | None = None
     restored: RestoredHealth | None = None
 

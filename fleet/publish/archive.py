@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from fleet.current import Current
 from fleet.orders import Desk
 from fleet.ports import Blobs, ConflictError, NotFoundError, ReleaseRow, Store
 from fleet.publish.content import manifest_of
@@ -21,7 +22,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class Archive:
     """The registry's giving end; it changes nothing."""
 
-    def __init__(self, store: Store, blobs: Blobs, desk: Desk, deltas: DeltaShelf | None) -> None:
+    def __init__(self, store: Store, blobs: Blobs, desk: Current[Desk], deltas: DeltaShelf | None) -> None:
         self._store = store
         self._blobs = blobs
         self._desk = desk
@@ -29,7 +30,7 @@ class Archive:
 
     def roots(self) -> tuple[bytes, ...]:
         """The signed roots, oldest first; none where nothing is signed."""
-        return self._desk.roots
+        return self._desk.now.roots
 
     def manifest(self, release: str) -> bytes:
         """The manifest's exact bytes.
@@ -47,7 +48,7 @@ class Archive:
             ConflictError: `release_unsigned`: no key that counts signed it.
         """
         row = self._row(release)
-        envelope = sealed_release(row, self._desk)
+        envelope = sealed_release(row, self._desk.now)
         if envelope is None:
             raise ConflictError(
                 "release_unsigned",

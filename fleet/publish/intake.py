@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from msgspec.structs import replace
 
 from fleet.audit import NOBODY_SAID, By
+from fleet.current import Current
 from fleet.orders import Desk
 from fleet.ports import Blobs, Clock, ConflictError, NotFoundError, ReleaseRow, Store, Tx
 from fleet.publish.content import (
@@ -44,7 +45,7 @@ class Intake:
         store: Store,
         blobs: Blobs,
         clock: Clock,
-        desk: Desk,
+        desk: Current[Desk],
         published: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`published` is told the digest of each release, once it is in the outbox."""
@@ -134,7 +135,7 @@ class Intake:
                 tx.add_blob(digest, sizes[digest], self._blobs.relative_path(digest))
             row = self._signed(replace(row, state="published"), envelope)
             tx.save_release(row)
-            restore_content(tx, row, self._desk)
+            restore_content(tx, row, self._desk.now)
             self._record(tx, by, "release.publish", row, signed_elsewhere=envelope is not None)
         self._published(row.digest)
         return row
@@ -147,7 +148,7 @@ class Intake:
         """The release with the signature that came with it, once that is believed."""
         if envelope is None:
             return row
-        inner = open_envelope(envelope, "release", self._desk.policy, wt.RELEASE.size_bytes_max)
+        inner = open_envelope(envelope, "release", self._desk.now.policy, wt.RELEASE.size_bytes_max)
         if inner != row.manifest:
             raise ContentError("wrong_envelope", "what was signed is another manifest than the one uploaded")
         return replace(row, envelope=envelope)

@@ -12,8 +12,9 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fleet.adapters.authority import Authority
-from fleet.app import Keyring
+from fleet.adapters.signing_desk import Keyring
 from fleet.audit import By
+from fleet.current import Current
 from fleet.enrolling import Enrolling, Office
 from fleet.enrolment_views import EnrolAsk, TokenShow
 from fleet.orders import Desk
@@ -98,7 +99,7 @@ class Registry:
         )  # fmt: skip
         self.authority = Authority.create(folder, "test", None, now)
         self.barrier = Barrier()
-        ours = {"authority": self.authority, "url": lambda: URL}
+        ours = {"authority": lambda: self.authority, "url": lambda: URL}
         self.office: Office = replace(NO_OFFICE, **{**ours, **office})
         self.harness = Harness(desk=self.desk, office=self.office, gate=self.barrier)
         self.clock = self.harness.clock
@@ -111,7 +112,7 @@ class Registry:
 
     def with_desk(self, desk: Desk) -> Enrolling:
         """The verbs of another life of the registry, with other keys."""
-        return Enrolling(self.harness.store, self.clock, desk, self.office, self.harness.doorman)
+        return Enrolling(self.harness.store, self.clock, Current(desk), self.office, self.harness.doorman)
 
     def token(self, device: str = DEVICE, valid_s: float = DAY_S) -> Token:
         """A new token."""

@@ -40,9 +40,9 @@ class Site:
             people=harness.people,
             crew=Crew(
                 tokens=self.tokens,
-                approvals=Approvals(harness.store, harness.clock, harness.desk),
-                log=AuditLog(harness.store, harness.clock, harness.desk),
-                bars=Bars(harness.store, harness.clock, harness.desk, insecure_unsigned=True),
+                approvals=Approvals(harness.store, harness.clock, harness.current),
+                log=AuditLog(harness.store, harness.clock, harness.current),
+                bars=Bars(harness.store, harness.clock, harness.current, insecure_unsigned=True),
                 wake=self._wake,
             ),
             intake=harness.intake,

@@ -18,6 +18,7 @@ from fleet.audit_heads import HEAD_BYTES_MAX
 from fleet.audit_log import AuditLog
 from fleet.audit_watch import AuditWatch
 from fleet.cli import main
+from fleet.current import Current
 from fleet.orders import Desk
 from tests.fleet.processes import RegistryProcess
 from tests.fleet.twins import TOPICS, FakeClock
@@ -34,7 +35,9 @@ class Registry:
         self.store = SqlStore(f"sqlite:///{self.database}", registry_id)
         clock = self.clock = FakeClock()
         self.file = DurableFile(folder / "audit-head.json", HEAD_BYTES_MAX)
-        self.watch = AuditWatch(self.store, clock, AuditLog(self.store, clock, Desk(TOPICS)), self.file)
+        self.watch = AuditWatch(
+            self.store, clock, AuditLog(self.store, clock, Current(Desk(TOPICS))), self.file
+        )
 
     def write(self, count: int) -> None:
         for n in range(count):

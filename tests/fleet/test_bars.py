@@ -17,11 +17,12 @@ from agent import believing
 from agent.adapters.ed25519 import verify
 from agent.trust import Trust
 from fleet.adapters.broker_process import free_port
+from fleet.adapters.signing_desk import Keyring
 from fleet.adapters.sql_store import SqlStore
-from fleet.app import Keyring
 from fleet.audit import By
 from fleet.bars import Bars, BarsAsk, sealed_bars
 from fleet.cli import main
+from fleet.current import Current
 from fleet.orders import Desk
 from fleet.ports import ConflictError
 from fleet.scopes import Scope
@@ -65,7 +66,7 @@ class Signed:
     def under(self, root: Root, *release: Key) -> tuple[str, ...]:
         """Starts it with these keys; what lost its signature."""
         self.desk = desk(root, *release)
-        self.bars = Bars(self.store, self.clock, self.desk, insecure_unsigned=False)
+        self.bars = Bars(self.store, self.clock, Current(self.desk), insecure_unsigned=False)
         with self.store.begin() as tx:
             return renew(tx, self.desk, 1.0).unsigned
 

@@ -36,7 +36,7 @@ class House:
     def __init__(self, folder: Path, limits: Limits) -> None:
         self.now = time.time()
         self.registry = Registry(folder / "keys", self.now)
-        self.door = Door(self.registry.enrolling, self.registry.authority.certificates_pem)
+        self.door = Door(self.registry.enrolling, lambda: self.registry.authority.certificates_pem)
         self.server = EnrolServer(
             ("127.0.0.1", 0), ("localhost", "127.0.0.1"), self.registry.authority, limits, lambda: self.now
         )
@@ -166,7 +166,7 @@ def test_a_registry_that_fails_says_so_and_lives(tmp_path: Path) -> None:
 
 def test_no_bytes_bring_more_than_a_refusal(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "keys")
-    door = Door(registry.enrolling, registry.authority.certificates_pem)
+    door = Door(registry.enrolling, lambda: registry.authority.certificates_pem)
     registry.enrolled(FIRST)
     whole = (
         encode(enrol_word(registry.token(), SECOND, signer=FIRST)),

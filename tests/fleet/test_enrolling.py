@@ -97,7 +97,7 @@ def test_a_token_is_cancelled_by_its_id_or_its_device(registry: Registry) -> Non
 @pytest.mark.parametrize(
     ("office", "keys", "code", "brings"),
     [
-        ({"authority": None}, True, "no_ca", "shallop-fleet broker init"),
+        ({"authority": lambda: None}, True, "no_ca", "shallop-fleet broker init"),
         ({"url": lambda: None}, True, "enrolment_off", "enrol_listen"),
         ({}, False, "no_keys", "shallop-fleet keys init"),
     ],
@@ -274,7 +274,7 @@ def test_a_device_whose_certificate_ended_comes_back_by_https(registry: Registry
 
 
 def test_a_registry_without_authority_refuses_renewals_by_name(tmp_path: Path) -> None:
-    registry = Registry(tmp_path / "keys", authority=None)
+    registry = Registry(tmp_path / "keys", authority=lambda: None)
     ask(registry, renewal_word(DEVICE, SECOND, FIRST))
     assert registry.enrolling.refused == {"no_ca": 1}
     with pytest.raises(ConflictError, match="broker init"):
@@ -413,7 +413,9 @@ def test_a_device_that_is_revoked_while_it_is_let_in_stays_out(registry: Registr
             return True
 
     doorman = Doorman(registry.harness.store, registry.clock, Slow())
-    enrolling = Enrolling(registry.harness.store, registry.clock, registry.desk, registry.office, doorman)
+    enrolling = Enrolling(
+        registry.harness.store, registry.clock, registry.harness.current, registry.office, doorman
+    )
     enrolling.enrol(enrol_word(registry.token(), SECOND))
     assert told == [DEVICE]
     assert registry.enrolling.health().not_in_force == (DEVICE,)
@@ -554,9 +556,9 @@ def test_an_error_of_the_authority_reaches_no_device_as_a_certificate(tmp_path: 
         def issue_device(self, *_arguments: object) -> None:
             raise ShallopError("device_key", "no")
 
-    office = replace(registry.office, authority=Broken())
+    office = replace(registry.office, authority=Broken)
     harness = registry.harness
-    broken = Enrolling(harness.store, registry.clock, registry.desk, office, harness.doorman)
+    broken = Enrolling(harness.store, registry.clock, registry.harness.current, office, harness.doorman)
     with pytest.raises(ShallopError):
         broken.enrol(enrol_word(token, FIRST))
     assert registry.certificate(registry.enrolling.enrol(enrol_word(token, FIRST)))

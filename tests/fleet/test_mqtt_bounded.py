@@ -253,7 +253,7 @@ def test_long_topics_count_as_bytes_that_wait(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_topic_cannot_write_lines_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ingest = Ingest(TOPICS, Policy(), 10)
+    ingest = Ingest(TOPICS, Policy, 10)
     topic = "x\n2026-01-01 ERROR the registry was opened" + "y" * 60_000
     store = SqlStore(f"sqlite:///{tmp_path}/fleet.db", "registry")
     with store.begin() as tx:

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from fleet.app import Keyring
+from fleet.adapters.signing_desk import Keyring
 from fleet.audit import REGISTRY, AuditEntry, By
 from fleet.bars import Bars, BarsAsk, sealed_bars
+from fleet.current import Current
 from fleet.enrolments import Revocation
 from fleet.orders import Desk
 from fleet.people import RolloutAsk
@@ -78,7 +79,8 @@ class House:
         return self.now.people.rollout(rollout).rollout.state
 
     def bars(self, *bar: str, unbar: Sequence[str] = (), above: int = 0, signs: bool = True) -> None:
-        made = Bars(self.now.store, self.now.clock, desk(ROOT, *([RELEASE] if signs else [])), False)
+        signing = Current(desk(ROOT, *([RELEASE] if signs else [])))
+        made = Bars(self.now.store, self.now.clock, signing, False)
         made.change(BarsAsk(bar=bar, unbar=tuple(unbar), above=above), ADA)
         self.now.settle()
 

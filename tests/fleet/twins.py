@@ -19,6 +19,7 @@ from fleet.adapters.key_files import verify
 from fleet.adapters.sql_store import SqlStore, SqlTx
 from fleet.conductor import Conductor, Ports
 from fleet.config import Config
+from fleet.current import Current
 from fleet.doorman import Doorman
 from fleet.enrolling import Enrolling, Office
 from fleet.enrolments import Bounds
@@ -40,7 +41,7 @@ from wire.topics import Topics
 TOPICS = Topics()
 
 NO_OFFICE = Office(
-    authority=None, check=verify, url=lambda: None, broker=BrokerAddress(host="localhost"),
+    authority=lambda: None, check=verify, url=lambda: None, broker=BrokerAddress(host="localhost"),
     bounds=Bounds(expired_renew_s=400 * 86400.0, renewals_per_day_max=10), lifetime_s=90 * 86400.0,
     devices_max=100_000,
 )  # fmt: skip
@@ -257,22 +258,22 @@ class Harness:
         self.broker = MemoryBroker()
         self.blobs = MemoryBlobs()
         self.files = MemoryFiles()
-        self.desk = desk or Desk(TOPICS, policy=UNSIGNED)
+        self.current = Current(desk or Desk(TOPICS, policy=UNSIGNED))
         self.doorman = Doorman(self.store, self.clock, gate or NoGate("a twin"))
-        self.enrolling = Enrolling(self.store, self.clock, self.desk, office or NO_OFFICE, self.doorman)
-        self.people = People(self.store, self.clock, self.desk, self.files, self.config)
+        self.enrolling = Enrolling(self.store, self.clock, self.current, office or NO_OFFICE, self.doorman)
+        self.people = People(self.store, self.clock, self.current, self.files, self.config)
         self.deltas: DeltaShelf | None = None
-        self.intake = Intake(self.store, self.blobs, self.clock, self.desk)
-        self.archive = Archive(self.store, self.blobs, self.desk, None)
+        self.intake = Intake(self.store, self.blobs, self.clock, self.current)
+        self.archive = Archive(self.store, self.blobs, self.current, None)
         self._build()
 
     def _build(self) -> None:
-        self.recall = Recall.beginning(self.store, self.desk, verify)
+        self.recall = Recall.beginning(self.store, self.current, verify)
         self.publisher = Publisher(
-            self.store, self.broker, self.blobs, self.clock, self.desk, self.config, self.recall
+            self.store, self.broker, self.blobs, self.clock, self.current, self.config, self.recall
         )
         renew = self.enrolling.renew_over_mqtt
-        self.ingest = Ingest(TOPICS, self.desk.policy, self.config.devices_max, renew, self.recall)
+        self.ingest = Ingest(TOPICS, lambda: self.desk.policy, self.config.devices_max, renew, self.recall)
         ports = Ports(
             store=self.store,
             broker=self.broker,
@@ -282,7 +283,12 @@ class Harness:
             deltas=self.deltas,
             enrolling=self.enrolling,
         )
-        self.conductor = Conductor(ports, self.desk, self.config)
+        self.conductor = Conductor(ports, self.current, self.config)
+
+    @property
+    def desk(self) -> Desk:
+        """With what it signs now."""
+        return self.current.now
 
     def restart(self) -> None:
         self.broker.new_registry()

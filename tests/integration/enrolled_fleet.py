@@ -28,7 +28,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from fleet.adapters import key_files
 from fleet.adapters.broker_process import free_port
 from fleet.adapters.key_files import KeyPair
-from fleet.app import Keyring
+from fleet.adapters.signing_desk import Keyring
 from tests.brokers import TlsMosquitto
 from tests.fleet.processes import ROOT, RegistryProcess, wait_for
 from wire import topics as wt
@@ -250,6 +250,10 @@ class HandDevice:
         assert self._client is not None
         topic = TOPICS.topic(channel, device=device or self.name)
         self._client.publish(topic, payload, channel.qos, channel.retain)
+
+    def subscribe(self, topic: str) -> None:
+        assert self._client is not None
+        self._client.subscribe(topic, 1)
 
     def hears(self, channel: wt.Channel, seconds: float = 20.0) -> bytes:
         """The next payload on that channel."""

@@ -22,8 +22,10 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from fleet.adapters.authority import DAY_S
 from fleet.adapters.broker_files import together
 from fleet.adapters.broker_tls import Answer, Knock, client_context, knock
-from fleet.adapters.door import open_door
+from fleet.adapters.door import DoorHolder, door_files, open_door
+from fleet.adapters.following import Following, stamps
 from fleet.adapters.gate import BrokerGate, trouble_of
+from fleet.adapters.sql_store import SqlStore
 from fleet.broker_rules import REGISTRY
 from fleet.cli import main as fleet
 from fleet.config import BrokerTls, Config
@@ -413,10 +415,16 @@ def test_the_registrys_own_certificate_is_renewed_while_it_runs(broker: TlsMosqu
     own = broker.keys / "registry.pem"
     now = time.time()
     own.write_bytes(together(broker.authority.issue_client(REGISTRY, now - 3 * DAY_S, DAY_S)))
-    door.tls.load_cert_chain(own)
+    following = Following(
+        DoorHolder(config, door, SqlStore("sqlite://", "a" * 32), lambda _: None), stamps(door_files(config))
+    )
+    following.ask()
+    following.look()
     address = (broker.host, broker.port)
     assert knock(address, door.tls, listen_s=0.3).answer is Answer.REFUSED
     door.gate.renew()
+    following.look()
+    following.look()
     assert knock(address, door.tls).answer is Answer.TAKEN_IN
 
 

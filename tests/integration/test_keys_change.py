@@ -1,0 +1,253 @@
+"""Keys and authorities change while the registry runs: real commands, real registry, real Mosquitto, TLS.
+
+That it is the same process from a test's beginning to its end is asserted for each.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fleet.adapters import key_files, keychain
+from fleet.adapters.authority import Authority
+from tests.fleet.bundles import write_bundle
+from tests.integration.enrolled_fleet import TOPICS, EnrolledFleet, HandDevice, until
+from wire import topics as wt
+from wire.codec import decode, encode
+from wire.enrolment import Enrolled
+from wire.messages import Desired
+from wire.roots import first_order, require_signatures
+from wire.trust import Role, pae, seal, unwrap
+
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
+
+
+class Town(EnrolledFleet):
+    """A fleet whose registry is started once."""
+
+    @property
+    def pid(self) -> int:
+        process = self.registry._process
+        assert process is not None
+        assert process.poll() is None, self.registry.log.read_text()
+        return process.pid
+
+    @property
+    def offline(self) -> Path:
+        return self.keys.parent / "offline"
+
+    def rotate(self, role: str, keys: Path | None = None) -> str:
+        signing = [w for path in self.offline.glob("*.pem") for w in ("--with", str(path))]
+        where = ["--keys", str(keys or self.keys), "--root-keys", str(self.offline)]
+        return self.command("keys", "rotate", role, *where, *signing)
+
+    def authority(self, step: str) -> str:
+        where = ["--keys", str(self.keys), "--out", str(self.broker.out)]
+        said = self.command("broker", "ca", step, *where)
+        until(f"{step} to be taken up", lambda: self.health()["authorities"] == self.accepted())
+        return said
+
+    def accepted(self) -> list[str]:
+        return list(Authority.load(self.keys).sha256s)
+
+    def enrolled(self, name: str, folder: Path) -> HandDevice:
+        """A device that enrolled now and is there."""
+        device = HandDevice(name, folder / name)
+        assert isinstance(device.enrol(self.token(name)), Enrolled)
+        device.connect()
+        until(f"the registry to see {name}", lambda: self.shown(name)["online"])
+        return device
+
+    def trouble(self, *words: str) -> None:
+        """Health names it, and the log does."""
+        until(f"trouble with {words}", lambda: all(w in (self.health()["keys_trouble"] or "") for w in words))
+        assert all(word in self.registry.log.read_text() for word in words)
+
+
+def renewed(device: HandDevice) -> None:
+    """A new certificate, over the connection that it has, and a connection by it."""
+    key = key_files.generate()
+    device.say(wt.RENEWAL, encode(device.renewal(key)))
+    envelope = device.hears(wt.CERTIFICATE)
+    device.leave()
+    device.take_certificate(envelope, key)
+    device.connect()
+    until(f"{device.name} to be there again", lambda: device.online)
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Iterator[Town]:
+    made = Town(tmp_path / "fleet")
+    try:
+        made.start()
+        before = made.pid
+        yield made
+        assert made.pid == before
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def join(town: Town, tmp_path: Path) -> Iterator[Callable[[str], HandDevice]]:
+    devices: list[HandDevice] = []
+
+    def one(name: str) -> HandDevice:
+        devices.append(town.enrolled(name, tmp_path))
+        return devices[-1]
+
+    yield one
+    for device in devices:
+        device.leave()
+
+
+def test_a_root_is_taken_up_published_and_everything_signed_anew(
+    town: Town, join: Callable[[str], HandDevice], tmp_path: Path
+) -> None:
+    old = join("roof-1")
+    write_bundle(tmp_path / "b", "v1", size_bytes=20_000)
+    town.command("publish", str(tmp_path / "b"), "--server", town.registry.url)
+    rollout = town.ask("rollout", "start", "camera@v1")["id"]
+    town.ask("devices", "group", "roof-1", "north")
+    before = decode(unwrap(old.hears(wt.DESIRED), "desired", 2**16)[0], Desired, 2**16)
+    assert town.health()["signing_root"] == 1
+
+    said = town.rotate("order")
+    assert "estart" not in said
+    until("root 2 to sign", lambda: town.health()["signing_root"] == 2)
+
+    root = keychain.load_chain(town.keys).root
+    payload, signatures = unwrap(old.hears(wt.DESIRED), "desired", 2**16)
+    require_signatures(root, Role.ORDER, pae("desired", payload), signatures, key_files.verify)
+    assert decode(payload, Desired, 2**16).number >= first_order(root.epoch) > before.number
+    ready = (town.registry.data / "rollbacks" / f"{rollout}.json").read_bytes()
+    payload, signatures = unwrap(ready, "command", 2**16)
+    require_signatures(root, Role.ORDER, pae("command", payload), signatures, key_files.verify)
+    # Whoever comes now is told to trust root 2, and its certificate is signed by that root's order key.
+    new = join("roof-2")
+    new.subscribe(TOPICS.topic(wt.ROOT, number="2"))
+    assert new.hears(wt.ROOT) == (town.keys / "root-2.json").read_bytes()
+    renewed(new)
+    audit = [(one["what"], one["subject"]) for one in town.ask("audit", "list")]
+    assert audit.count(("registry.sign-anew", "root 2")) == 1
+
+
+def test_what_cannot_follow_is_named_and_the_old_root_goes_on(
+    town: Town, join: Callable[[str], HandDevice], tmp_path: Path
+) -> None:
+    # Signed by somebody else's root key.
+    second = town.keys / "root-2.json"
+    chain = keychain.load_chain(town.keys)
+    change = keychain.retire(chain.root, Role.ORDER, chain.root.order.keyids, "2026-11-21T00:00:00Z")
+    forged = seal("root", encode(change.after), [key_files.generate()])
+    second.write_bytes(forged)
+    town.trouble("chain_broken", "root-2.json", "signature")
+    assert town.health()["signing_root"] == 1
+    join("roof-1")
+    second.unlink()
+    until("the trouble to be over", lambda: town.health()["keys_trouble"] is None)
+
+    # A root that comes in pieces: torn, whole without its key, whole with its key.
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(town.keys, elsewhere)
+    town.rotate("order", elsewhere)
+    whole = (elsewhere / "root-2.json").read_bytes()
+    second.write_bytes(whole[: len(whole) // 2])
+    town.trouble("chain_broken", "malformed")
+    second.write_bytes(whole)
+    town.trouble("no_order_key")
+    assert town.health()["signing_root"] == 1
+    join("roof-2")
+    for path in elsewhere.glob("order-*.pem"):
+        shutil.copy(path, town.keys / path.name)
+    until("root 2 to sign", lambda: town.health()["signing_root"] == 2)
+    assert town.health()["keys_trouble"] is None
+    join("roof-3")
+
+    # Another fleet's keys in the same place, and the newest root gone.
+    town.command("keys", "init", "--keys", str(tmp_path / "other"), "--root-keys", str(tmp_path / "usb"))
+    kept = second.read_bytes()
+    second.unlink()
+    town.trouble("root_went_back")
+    other = (tmp_path / "other" / "root-1.json").read_bytes()
+    first = (town.keys / "root-1.json").read_bytes()
+    (town.keys / "root-1.json").write_bytes(other)
+    for path in (tmp_path / "other").glob("*.pem"):
+        shutil.copy(path, town.keys / path.name)
+    town.trouble("another_fleet")
+    assert town.health()["signing_root"] == 2
+    join("roof-4")
+    (town.keys / "root-1.json").write_bytes(first)
+    second.write_bytes(kept)
+    until("the trouble to be over", lambda: town.health()["keys_trouble"] is None)
+
+
+def test_one_authority_follows_another_and_nobody_starts_anything_again(
+    town: Town, join: Callable[[str], HandDevice]
+) -> None:
+    device, unused = join("roof-1"), town.token("roof-9")
+    assert town.health()["authorities"] == town.accepted()
+    assert "estart" not in town.authority("rotate")
+    renewed(device)
+    assert device.certificate is not None
+    assert device.certificate.authorities_pem.count("BEGIN CERTIFICATE") == 2
+
+    assert "estart" not in town.authority("switch")
+    assert town.token("roof-2").ca_sha256 != unused.ca_sha256
+    new = join("roof-2")
+    assert new.certificate is not None
+    renewed(device)
+    # The registry's next connection is by its new certificate, to a broker that shows its new one.
+    town.broker.stop()
+    until("the registry to see that", lambda: not town.health()["broker_connected"])
+    town.broker.start()
+    until("the registry to be back", lambda: bool(town.health()["broker_connected"]))
+    until("the device to be back", lambda: device.online)
+
+    assert "estart" not in town.authority("drop")
+    town.broker.stop()
+    town.broker.start()
+    until("the registry to be back", lambda: bool(town.health()["broker_connected"]))
+    until("both devices to be back", lambda: device.online and new.online)
+    join("roof-3")
+    # It cuts off as it should: the lists are the new authority's.
+    assert town.ask("devices", "revoke", "roof-2")["in_force"]
+    until("the door to be well", lambda: town.health()["broker_trouble"] is None)
+
+
+def test_an_authority_whose_files_are_torn_is_not_taken_up(
+    town: Town, join: Callable[[str], HandDevice]
+) -> None:
+    held, keys = town.accepted(), town.keys / "ca-key.pem"
+    kept, certificate = keys.read_bytes(), (town.keys / "ca.pem").read_bytes()
+    keys.write_bytes(kept[: len(kept) // 2])
+    town.trouble("ca_key_missing", "ca-key.pem")
+    assert town.health()["authorities"] == held
+    join("roof-1")
+    (town.keys / "ca.pem").write_bytes(certificate[: len(certificate) // 2])
+    town.trouble("ca_unreadable")
+    (town.keys / "ca.pem").write_bytes(certificate)
+    keys.write_bytes(kept)
+    until("the trouble to be over", lambda: town.health()["keys_trouble"] is None)
+    own = town.keys / "registry.pem"
+    kept = own.read_bytes()
+    own.write_bytes(b"-----BEGIN CERTIFICATE-----\n")
+    town.trouble("broker_tls", "registry.pem")
+    town.broker.stop()
+    until("the registry to see that", lambda: not town.health()["broker_connected"])
+    town.broker.start()
+    until("it to come by the old one", lambda: bool(town.health()["broker_connected"]))
+    own.write_bytes(kept)
+    until("the trouble to be over", lambda: town.health()["keys_trouble"] is None)
+
+
+def test_a_hangup_is_a_look_and_no_end(town: Town) -> None:
+    os.kill(town.pid, signal.SIGHUP)
+    until("it to be said", lambda: "looked at again" in town.registry.log.read_text())
+    assert httpx.get(f"{town.registry.url}/api/health", trust_env=False).status_code == 200
+    assert town.health()["keys_trouble"] is None
