@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import threading
 import time
@@ -12,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from fleet.adapters import key_files, keychain
-from fleet.adapters.following import Following, stamps
+from fleet.adapters.following import Following, Followings, stamps
 from fleet.adapters.key_files import PASSPHRASE
 from fleet.adapters.signing_desk import SigningDesk, first_desk, key_files_in
 from fleet.config import Config
 from fleet.inventory import Device
+from fleet.keys import KeysError
 from fleet.people import RolloutAsk
 from fleet.ports import StoreError
 from tests.fleet.bundles import write_bundle
@@ -343,3 +345,72 @@ def test_nothing_that_others_sign_meanwhile_is_by_the_old_key(signing: Signing) 
     assert not failed
     assert signing.number == 7
     assert signing.signed_by_now() == len(devices)
+
+
+# --- looking ------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """A holder of one file that counts how often it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.reads, self.wrong = path, 0, ""
+
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def take_up(self) -> str:
+        self.reads += 1
+        if self.wrong:
+            raise KeysError("wrong", self.wrong)
+        return ""
+
+
+def test_files_are_read_when_they_changed_and_not_at_each_look(tmp_path: Path) -> None:
+    holder = Counted(tmp_path / "a.pem")
+    following = Following(holder, stamps(holder.files()))
+    for wrong in ("", "torn"):
+        holder.wrong = wrong
+        holder.path.write_text(f"new {wrong}")
+        before = holder.reads
+        for _ in range(6):
+            following.look()
+        assert holder.reads == before + 1
+    holder.path.unlink()
+    for _ in range(4):
+        following.look()
+    assert holder.reads == 3, "that it is gone is a change too"
+
+
+def test_trouble_is_over_when_what_could_not_be_used_is_gone(signing: Signing) -> None:
+    forged(signing)
+    signing.look()
+    assert signing.following.trouble is not None
+    (signing.folder / "root-2.json").unlink()
+    signing.look()
+    assert signing.following.trouble is None
+
+
+def test_a_file_that_was_changed_in_place_and_made_to_look_as_before_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "a.pem"
+    path.write_text("one")
+    before, was = stamps([path]), path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert stamps([path]) != before
+    assert stamps([tmp_path / "none"]) == {}
+
+
+def test_one_that_fails_stands_in_no_others_way(tmp_path: Path) -> None:
+    class Broken(Counted):
+        def take_up(self) -> str:
+            raise StoreError("database_unusable", "gone")
+
+    well, broken, ill = Counted(tmp_path / "a"), Broken(tmp_path / "b"), Counted(tmp_path / "c")
+    ill.wrong = "torn"
+    both = Followings([Following(one, {}) for one in (broken, well, ill)])
+    both.ask()
+    with pytest.raises(StoreError):
+        both.look()
+    assert (well.reads, ill.reads) == (1, 1)
+    assert both.trouble == "torn [wrong]"
