@@ -50,6 +50,7 @@ BACKDATE_S = 3600.0
 
 Public = ec.EllipticCurvePublicKey | Ed25519PublicKey
 
+_END = b"-----END CERTIFICATE-----"
 _DEVICE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _PROGRAM = re.compile(r"fleet\.[a-z0-9-]{1,50}")
 _KEY_BLOCK = re.compile(
@@ -120,10 +121,16 @@ class Authority:
             raise KeysError(
                 "no_ca", f"there is no {folder / CERTIFICATES}; begin with `shallop-fleet broker init`"
             )
+        data = parts.read(folder / CERTIFICATES)
         try:
-            certificates = x509.load_pem_x509_certificates(parts.read(folder / CERTIFICATES))
+            certificates = x509.load_pem_x509_certificates(data)
         except ValueError as error:
             raise KeysError("ca_unreadable", f"{folder / CERTIFICATES} cannot be read: {error}") from None
+        # A certificate that is cut off is passed over in silence there, and would be one that was dropped.
+        if data.count(b"-----BEGIN") != len(certificates) or data.rpartition(_END)[2].strip():
+            raise KeysError(
+                "ca_unreadable", f"{folder / CERTIFICATES} is torn: not all of it is certificates"
+            )
         keys = {_spki(key.public_key()): key for key in _keys(folder / KEYS, passphrase)}
         signers = []
         for certificate in certificates[:AUTHORITIES_MAX]:

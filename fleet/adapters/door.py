@@ -107,10 +107,8 @@ class DoorHolder:
         """
         door, before = self._door, self._door.authority.now
         # All that may be refused comes first.
-        authority = _authority(self._config)
+        authority = None if before is None else self._successor()
         tls = None if door.tls is None else client_context(*self._config.broker_tls_files)
-        if before is not None:
-            self._require_coherent(authority)
         with self._store.begin():
             if before is not None and authority is not None and authority.sha256s != before.sha256s:
                 self._serve(authority)
@@ -120,9 +118,9 @@ class DoorHolder:
                 door.tls.succeed(tls)
         return "the registry's certificates" + _accepted(before, door.authority.now)
 
-    def _require_coherent(self, authority: Authority | None) -> None:
-        """Files of several steps, or of two backups, are not one authority with what it signed."""
-        config = self._config
+    def _successor(self) -> Authority:
+        """The authority that lies there, if it fits: files of two steps or two backups do not."""
+        config, authority = self._config, _authority(self._config)
         if authority is None:
             raise KeysError(
                 "ca_gone",
@@ -137,6 +135,7 @@ class DoorHolder:
                     f"{path} was signed by none of the authorities in {config.keys_dir / CERTIFICATES}; put "
                     "files of one backup back, or run `shallop-fleet broker renew`",
                 )
+        return authority
 
 
 def _authority(config: Config) -> Authority | None:

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from fleet import succession
 from fleet.keys import KeysError
 
-A, B, C = {"root-1.json": (1,)}, {"root-1.json": (1,), "root-2.json": (1,)}, {"root-1.json": (2,)}
+Files = dict[str, tuple[int, ...]]
+A: Files = {"root-1.json": (1,)}
+B: Files = {"root-1.json": (1,), "root-2.json": (1,)}
+C: Files = {"root-1.json": (2,)}
 
-Look = tuple[dict[str, tuple[int, ...]], float, str]
+Look = tuple[Files, float, str]
 """The files, the time, and what follows; `read!` is a reading that fails."""
 
 ROWS: dict[str, Sequence[Look]] = {
@@ -75,7 +78,7 @@ def test_a_refusal_is_over_when_the_files_are_as_they_were() -> None:
     last=st.sampled_from([A, B, C]),
 )
 def test_whatever_happens_to_the_files_the_last_state_is_taken_up(
-    looks: list[tuple[dict[str, tuple[int, ...]], bool]], last: dict[str, tuple[int, ...]]
+    looks: list[tuple[Files, bool]], last: Files
 ) -> None:
     """And none is read of which the look before did not see the same."""
     watched, before, now = succession.begun(A), A, 0.0
