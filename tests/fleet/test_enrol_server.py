@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.adapters.authority import Authority
+from fleet.adapters.authority import AUTHORITY_LIFE_S, Authority
 from fleet.adapters.enrol_server import CERTIFICATE_LIFE_S, EnrolServer, Limits, address_name
 from fleet.api.enrol_door import Answer, Door
+from fleet.keys import KeysError
 from fleet.ports import ConflictError
 from tests.fleet.enrolment import Registry, enrol_word, renewal_word
 from tests.fleet.processes import wait_for
@@ -229,6 +230,32 @@ def test_the_certificate_is_for_its_hosts_and_renews_itself(house: House) -> Non
     house.context.check_hostname = True
     with pytest.raises(ssl.SSLCertVerificationError), house.plain() as plain:
         house.context.wrap_socket(plain, server_hostname="another.example")
+
+
+def test_another_authority_is_shown_from_the_next_handshake_on(house: House, tmp_path: Path) -> None:
+    other = Authority.create(tmp_path / "other", "x", None, house.now)
+    context = ssl.create_default_context(cadata=other.certificates_pem)
+    with house.secured() as connection:
+        house.server.follow(other)
+        with house.plain() as plain, context.wrap_socket(plain, server_hostname="localhost") as new:
+            assert new.version() == "TLSv1.3"
+        # A conversation that had begun goes on.
+        connection.sendall(f"GET {CA_PATH} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert b"200" in rest(connection)
+    house.now += 0.7 * CERTIFICATE_LIFE_S
+    assert house.server.renew_certificate()
+    with house.plain() as plain, context.wrap_socket(plain, server_hostname="localhost") as new:
+        assert new.version() == "TLSv1.3"
+
+
+def test_one_that_can_sign_nothing_is_not_followed(house: House, tmp_path: Path) -> None:
+    ended = Authority.create(tmp_path / "other", "x", None, house.now - 2 * AUTHORITY_LIFE_S)
+    with pytest.raises(KeysError) as caught:
+        house.server.follow(ended)
+    assert caught.value.code == "no_life"
+    assert house.ask("GET", CA_PATH)[0] == 200
+    house.now += 0.7 * CERTIFICATE_LIFE_S
+    assert house.server.renew_certificate(), "by the one before"
 
 
 def test_an_address_that_is_taken_is_named(house: House, tmp_path: Path) -> None:
