@@ -341,6 +341,8 @@ def serve(config: Config) -> None:
     """
     host, port = config.listen_address
     keep_from_others()
+    # From here on it ends nobody; whatever is asked for before all is read is done by reading it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with locked(Path(config.data)):
         parts = assemble(config)
         signal.signal(signal.SIGHUP, lambda *_: _look_again(parts))

@@ -175,7 +175,7 @@ def test_one_authority_follows_another_and_nobody_starts_anything_again(
 
     # The registry's next connection is by its new certificate, to a broker that accepts no other.
     assert "estart" not in town.authority("drop")
-    # A client of paho's that the broker leaves in its handshake leaks a socket: they go before, and come after.
+    # A client of paho that the broker leaves in its handshake leaks a socket: they go, and come after.
     device.leave()
     new.leave()
     town.reconnected()

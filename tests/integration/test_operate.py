@@ -148,6 +148,8 @@ class Town:
         if "rollout start" in step.command:
             name = step.command.split("@")[1].split()[0]
             assert [self.release(device) for device in both] == [name, name]
+        if "keys rotate" in step.command:
+            wait_for("root 2 to sign", lambda: self._health().get("signing_root") == 2)
         if "devices revoke" in step.command:
             self._shut_out("roof-2")
         if "rollback" in step.command:
@@ -155,11 +157,15 @@ class Town:
             assert [self.root(device) for device in both] == [2, 1]
 
     def _at_work(self) -> bool:
+        return self._health().get("status") == "ok"
+
+    def _health(self) -> dict[str, object]:
         shown = {"Authorization": f"Bearer {self.machines.environment['server']['SHALLOP_TOKEN']}"}
         try:
-            return bool(httpx.get(f"{self._api}/api/health", headers=shown).json()["status"] == "ok")
+            found: dict[str, object] = httpx.get(f"{self._api}/api/health", headers=shown).json()
         except httpx.TransportError:
-            return False
+            return {}
+        return found
 
     def _shut_out(self, device: str) -> None:
         """It says that it is refused, and what it runs goes on."""
