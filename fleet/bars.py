@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from fleet.audit import WHY_CHARS_MAX, By, clean
+from fleet.audit import REGISTRY, WHY_CHARS_MAX, By, clean
 from fleet.current import Current
 from fleet.orders import Desk, utc_text
 from fleet.ports import Clock, ConflictError, NotFoundError, Post, RegistryError, Store, Tx
@@ -32,6 +32,17 @@ KIND = "bars"
 
 NUMBER_MAX = 2**53 - 1
 """Of a list (`wire.types.Positive`)."""
+
+DATABASE = "database"
+"""Subject of what is on record about a database that went back (`fleet.recall`)."""
+LISTS_UNKNOWN = "registry.lists-unknown"
+UNKNOWN_WORDS = (
+    "this database went back and the broker held no list, so what was barred since is not known here"
+)
+UNKNOWN_REMEDY = (
+    "look it up in an export of the audit log (`release.bar`), and bar it again, the first time with "
+    "--above and the number of the newest list there"
+)
 
 _Digests = Annotated[tuple[Digest, ...], Meta(max_length=BARRED_MAX)]
 _ENDED = frozenset(state.value for state in ENDS)
@@ -96,7 +107,8 @@ class Bars:
 
         Raises:
             RegistryError: `why_missing`, or `bars_full`: more than BARRED_MAX.
-            ConflictError: `already_barred`; `bars_unsigned`: nobody signed the list;
+            ConflictError: `already_barred`; `bars_unknown`: see `lists_unknown`;
+                `bars_unsigned`: nobody signed the list;
                 `stale_bars`: what was signed is not the list that follows, because somebody else changed it.
             NotFoundError: `not_barred`.
             WireError, TrustError: the envelope cannot be believed.
@@ -108,6 +120,8 @@ class Bars:
             known = {row.digest for row in tx.barred()}
             _require_change(ask, known)
             after = tuple(sorted((known | set(ask.bar)) - set(ask.unbar)))
+            if not ask.above and lists_unknown(tx):
+                raise ConflictError("bars_unknown", f"{UNKNOWN_WORDS}: {UNKNOWN_REMEDY}")
             number = next_number(tx.mark().bars, ask.above)
             envelope = self._signed(ask, number, after, now)
             for digest in ask.bar:
@@ -168,6 +182,16 @@ class Bars:
             barred=tuple(_view(row) for row in rows),
             open_rollouts=tuple(going),
         )
+
+
+def lists_unknown(tx: Tx) -> bool:
+    """Whether devices may believe a list that nobody here knows, and ours is still the one of the backup.
+
+    Then a next list under a number that is not above theirs is refused by some, and one that happens to be
+    unbars for them what it does not hold. So a person says the number once.
+    """
+    found = [e for e in tx.audit_newest(20, REGISTRY, DATABASE) if e.what == LISTS_UNKNOWN]
+    return bool(found) and found[-1].details.get("list") == tx.mark().bars
 
 
 def next_number(number: int, above: int = 0) -> int:

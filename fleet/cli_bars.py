@@ -25,41 +25,46 @@ key_option = click.option(
     "--release-key", "keys", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
     help="Sign the list here with this release key, as often as its threshold asks; else the registry signs.",
 )  # fmt: skip
+above_option = click.option(
+    "--above", type=click.IntRange(0, NUMBER_MAX), default=0, metavar="NUMBER",
+    help="After a restore: devices believe a list of this number already; go above it.",
+)  # fmt: skip
 why_required = click.option("--why", required=True, help="Why, for the audit log.")
 
 
 @click.command("bar")
 @click.argument("release")
 @why_required
+@above_option
 @key_option
 @remote
-def bar(client: Client, as_json: bool, release: str, keys: tuple[Path, ...]) -> None:
+def bar(client: Client, as_json: bool, release: str, above: int, keys: tuple[Path, ...]) -> None:
     """Bar a release, MODEL@RELEASE or its digest: devices refuse whatever order brings it, whoever signed it.
 
     What runs goes on; take it back with `rollback`, or abort its rollout.
 
     Example: shallop-fleet bar camera@v2 --why 'crashes on the first frame' --release-key /media/usb/r.pem
     """
-    _change(client, as_json, BarsAsk(bar=(_digest(client, release),)), keys)
+    _change(client, as_json, BarsAsk(bar=(_digest(client, release),), above=above), keys)
 
 
 @click.command("unbar")
 @click.argument("release")
 @why_required
+@above_option
 @key_option
 @remote
-def unbar(client: Client, as_json: bool, release: str, keys: tuple[Path, ...]) -> None:
+def unbar(client: Client, as_json: bool, release: str, above: int, keys: tuple[Path, ...]) -> None:
     """Take a release off the list.
 
     Example: shallop-fleet unbar camera@v2 --why 'it was the camera'
     """
-    _change(client, as_json, BarsAsk(unbar=(_digest(client, release),)), keys)
+    _change(client, as_json, BarsAsk(unbar=(_digest(client, release),), above=above), keys)
 
 
 @click.command("bars")
 @click.option("--sign", is_flag=True, help="Sign the list as it is anew, after a release key was replaced.")
-@click.option("--above", type=click.IntRange(0, NUMBER_MAX), default=0, metavar="NUMBER",
-              help="With --sign: devices believe a list of this number already; go above it.")  # fmt: skip
+@above_option
 @key_option
 @remote
 def bars(client: Client, as_json: bool, sign: bool, above: int, keys: tuple[Path, ...]) -> None:

@@ -17,7 +17,16 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from fleet.audit import REGISTRY, clean
-from fleet.bars import KIND, bars_post, sealed_bars
+from fleet.bars import (
+    DATABASE,
+    KIND,
+    LISTS_UNKNOWN,
+    UNKNOWN_REMEDY,
+    UNKNOWN_WORDS,
+    bars_post,
+    lists_unknown,
+    sealed_bars,
+)
 from fleet.current import Current
 from fleet.enrolments import Held
 from fleet.facts import read_rollout, with_rollout
@@ -47,7 +56,6 @@ from wire.trust import SignatureCheck, open_envelope
 
 _LOG = logging.getLogger("shallop.fleet.recall")
 
-SUBJECT = "database"
 RESTORED = "registry.restored"
 PAUSED_WHY = (
     "paused by the registry, whose database is older than it was: it cannot know how this went on; look at "
@@ -108,7 +116,7 @@ class Recall:
         self._hint = ""
         self._gap: Gap | None = None
         self._ahead: set[str] = set()
-        self._listed = False
+        self._listed = self._list_lost = False
         self._connected_at: float | None = None
         self._newer_root, self._newer_root_words = 0, ""
 
@@ -247,7 +255,7 @@ class Recall:
         )
         _LOG.error("%s", self._hint)
         if not self._noticed(tx):
-            tx.audit(at=now, who=REGISTRY, what="registry.marker-ahead", subject=SUBJECT, why=self._hint)
+            tx.audit(at=now, who=REGISTRY, what="registry.marker-ahead", subject=DATABASE, why=self._hint)
 
     # --- what follows ---------------------------------------------------------------------------------
 
@@ -262,11 +270,11 @@ class Recall:
             paused.append(row.id)
             tx.audit(at=now, who=REGISTRY, what="rollout.pause", subject=row.id, why=PAUSED_WHY)
         details = {"orders": self._orders, "entries": self._entries, "paused": paused}
-        tx.audit(at=now, who=REGISTRY, what=RESTORED, subject=SUBJECT, why=how, details=details)
+        tx.audit(at=now, who=REGISTRY, what=RESTORED, subject=DATABASE, why=how, details=details)
 
     def _noticed(self, tx: Tx) -> bool:
         """Whether the log has it since this start; read there, since a transaction may be undone."""
-        newest = [e for e in tx.audit_newest(5, REGISTRY, SUBJECT) if e.what == RESTORED]
+        newest = [e for e in tx.audit_newest(5, REGISTRY, DATABASE) if e.what == RESTORED]
         return bool(newest) and newest[-1].number > self._entries
 
     # --- devices' words, which nobody signed ----------------------------------------------------------
@@ -296,16 +304,27 @@ class Recall:
         words = f"{_names(self._ahead)} saw orders up to {self._gap.seen}, which this database never gave"
         if len(self._ahead) >= min(2, tx.device_count()):
             self.older(tx, words, now)
+            self._lists_lost(tx, now)
         elif not self._hint:
             self._hint = f"{words}; nobody signed that"
             _LOG.error("%s", self._hint)
+
+    def _lists_lost(self, tx: Tx, now: float) -> None:
+        """The broker lost its memory too, where it held no list of barred releases to hold ours against."""
+        if self._listed or self._list_lost:
+            return
+        self._list_lost = True
+        details = {"list": tx.mark().bars}
+        tx.audit(
+            at=now, who=REGISTRY, what=LISTS_UNKNOWN, subject=DATABASE, why=UNKNOWN_WORDS, details=details
+        )
 
     # --- health ---------------------------------------------------------------------------------------
 
     def health(self, store: Store, now: float) -> RestoredHealth | None:
         """What a person should know; None where nothing ever went back."""
         with store.begin() as tx:
-            entries = [e for e in tx.audit_newest(20, REGISTRY, SUBJECT) if e.what == RESTORED]
+            entries = [e for e in tx.audit_newest(20, REGISTRY, DATABASE) if e.what == RESTORED]
             left = [*self._claimed(tx)]
             if self.older_keys:
                 left.insert(0, self.older_keys)
@@ -326,19 +345,14 @@ class Recall:
         """About the list that is published now."""
         number = tx.mark().bars
         these = {name: words for name, (about, words) in self._claims.items() if about == number}
-        if not these and self._ahead and not self._listed:
-            line = (
-                f"the broker held no list of barred releases to hold ours, {number}, against: what was "
-                "barred after the backup is not known here. Look it up in an export of the audit log, bar "
-                "it again, then `shallop-fleet bars --sign --above NUMBER`"
-            )
-            return [line]
+        if not these and lists_unknown(tx):
+            return [f"{UNKNOWN_WORDS}: {UNKNOWN_REMEDY}"]
         if not these:
             return []
         words = next(iter(these.values()))
         line = (
             f"{_names(these)} refuse our list {number} of barred releases ({words}): what was barred since "
-            "is not known here. Bar it again, then `shallop-fleet bars --sign --above NUMBER`"
+            "is not known here; bar it again, with --above and the number of theirs"
         )
         return [line]
 

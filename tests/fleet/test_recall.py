@@ -16,6 +16,7 @@ from fleet.current import Current
 from fleet.enrolments import Revocation
 from fleet.orders import Desk
 from fleet.people import RolloutAsk
+from fleet.ports import ConflictError
 from fleet.recall import PAUSED_WHY, RESTORED, SETTLE_S, RestoredHealth
 from fleet.restored import GENERATION_JUMP_MAX, ORDERS_JUMP_MAX
 from fleet.rollout import FailureAction
@@ -573,6 +574,16 @@ def test_two_devices_that_saw_higher_orders_are_believed_that_far(house: House) 
     (entry,) = house.entries(RESTORED)
     assert entry.why.startswith("dev-0, dev-1 saw orders up to 700, which this database never gave")
     assert house.orders >= 700
+    assert "what was barred since is not known here" in house.left
+    house.now.restart()
+    house.now.settle()
+    with pytest.raises(ConflictError, match="bars_unknown"):
+        house.bars(ONE)
+    house.bars(ONE, above=4)
+    assert house.listed.number == 5
+    assert "what was barred since" not in house.left
+    house.bars(TWO)
+    assert house.listed.number == 6
 
 
 def test_orders_that_this_registry_gave_outrun_nobody(house: House) -> None:
@@ -581,3 +592,14 @@ def test_orders_that_this_registry_gave_outrun_nobody(house: House) -> None:
     house.start("v1")
     house.start("v2")
     assert not house.entries(RESTORED), "what was given above the gap is our own"
+
+
+def test_a_list_that_the_broker_held_is_known(house: House) -> None:
+    house.publish("v1")
+    house.bars(ONE)
+    house.now.restart()
+    house.now.settle()
+    claims(house, 700, "dev-0", "dev-1")
+    assert house.entries(RESTORED)
+    house.bars(TWO)
+    assert house.listed.number == 2

@@ -307,6 +307,8 @@ def test_published_posts_are_kept_if_retained(store: SqlStore) -> None:
         tx.post([retained("t"), Post(topic="c", rank=0, retain=False, payload=b"c"), retained("gone", b"")])
         assert tx.mark().generation == 1, "one generation a transaction"
         assert tx.retained_topics("") == {"t"}
+        payloads = [tx.retained_payload(topic) for topic in ("t", "c", "gone", "never")]
+        assert payloads == [retained("t").payload, None, None, None]
         tx.published([row.id for row in tx.pending(10)], 5.0)
         assert tx.pending_count() == 0
         assert tx.republish_after(0) == 1, "the command and the clearing are not said again"
@@ -496,6 +498,11 @@ def test_certificates_newest_first_and_what_of_them_counts(store: SqlStore) -> N
         ]
         tx.cut(["0a"], "dev-0", 80.0)
         assert [held.cut_at for held in tx.certificates("dev-0")] == [None, 80.0]
+        tx.uncut(["0a"], [])
+        assert [held.cut_at for held in tx.certificates("dev-0")] == [None, None]
+        assert tx.revoke_serials(["0a", "0c", "0d"], 90.0, "found") == 1
+        assert [(held.revoked_at, held.why) for held in tx.certificates("dev-1")] == [(90.0, "found")]
+        assert tx.certificates("dev-0")[1].why == "so", "ended already"
         tx.drop_certificates(["0a", "0c"])
         assert [held.serial for held in tx.certificate_heads()] == ["0b"]
 
@@ -508,6 +515,10 @@ def test_a_revocation_holds_until_it_is_lifted(store: SqlStore) -> None:
         assert tx.revocation("dev-0") == tx.revocations()["dev-0"] == replace(one, cut_at=2.0)
         tx.drop_lifted("dev-0")
         assert tx.revocation("dev-0") is not None, "it holds"
+        tx.uncut([], ["dev-1"])
+        assert tx.revocation("dev-0") == replace(one, cut_at=2.0)
+        tx.uncut([], ["dev-0"])
+        assert tx.revocation("dev-0") == one
         assert tx.lift_revocation("dev-0", 3.0)
         assert not tx.lift_revocation("dev-0", 4.0)
         assert (tx.revocation("dev-0"), tx.revocations(), tx.lifted()) == (None, {}, {"dev-0"})
