@@ -22,7 +22,7 @@ from converter.graph_summary import GraphSummary, summarize
 from converter.limits import MODEL_BYTES_MAX
 from converter.measured import reason_of
 from converter.model import read_bytes
-from converter.opening import require_expandable, require_onnx
+from converter.opening import require_expandable, require_onnx, require_text
 from converter.tflite_summary import TFLiteModel, summarize_tflite
 from wire.tflite_walk import IDENTIFIER
 
@@ -101,6 +101,7 @@ def _proto(content: bytes, name: str) -> onnx.ModelProto:
     try:
         require_onnx(content)
         proto = onnx.load_model_from_string(content)
+        require_text(proto)
         require_expandable(proto)
     except InputError as error:
         if error.code == "model_not_onnx":

@@ -7,6 +7,7 @@ Not for: changing the graph (`converter.passes`).
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from converter.errors import InputError
 from converter.limits import MODEL_BYTES_MAX
-from converter.opening import require_expandable, require_external, require_onnx
+from converter.opening import require_expandable, require_external, require_onnx, require_text
 from converter.passes.intake import intake
 from converter.passes.walk import dtype_name, graphs, tensors
 from converter.quantized_input import dequantized, is_quantized
@@ -24,6 +25,8 @@ from wire.bundle import TensorSpec
 
 _INTEGER_OPERATORS = frozenset({"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger"})
 """Of the default domain; these and QLinear* hold no float model to measure against."""
+_BLOCK_BYTES = 1024**2
+"""Of a file that says no size of its own, such as a pipe."""
 _DTYPES = frozenset(
     {"bool", "float32", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
 )
@@ -107,6 +110,7 @@ def _loaded(path: Path, content: bytes) -> onnx.ModelProto:
     try:
         require_onnx(content)
         proto = onnx.load_model_from_string(content)
+        require_text(proto)
         require_expandable(proto)
     except InputError as error:
         if error.code == "model_not_onnx":
@@ -135,7 +139,13 @@ def read_bytes(path: Path, size_bytes_max: int, what: str) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(size_bytes_max + 1)
+            # Python sets aside what is asked for, and of a cap of two gigabytes that would be all of it.
+            pieces = [file.read(min(os.fstat(file.fileno()).st_size, size_bytes_max) + 1)]
+            left_bytes = size_bytes_max + 1 - len(pieces[0])
+            while left_bytes > 0 and (more := file.read(min(_BLOCK_BYTES, left_bytes))):
+                pieces.append(more)
+                left_bytes -= len(more)
+            content = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     except OSError as error:
         raise InputError(
             f"{what}_missing", f"{what} {path} cannot be read: {error.strerror}; check the path"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
@@ -50,6 +50,45 @@ def require_tflite(content: bytes) -> None:
     tflite_walk.require_payloads(content)
 
 
+def require_text(proto: onnx.ModelProto) -> None:
+    """Returns if every name in the model is text: protobuf gives bytes where it is no UTF-8.
+
+    Raises:
+        InputError: `model_not_onnx`.
+    """
+    bodies = (body for one in proto.functions for body in _nested(one.node))
+    for node in (*_nested(proto.graph.node), *bodies):
+        if not all(isinstance(text, str) for text in _texts(node)):
+            raise InputError("model_not_onnx", "a name in it is no text in UTF-8")
+    held = (proto.graph.initializer, proto.graph.input, proto.graph.output, proto.graph.value_info)
+    if not all(isinstance(one.name, str) for side in held for one in side):
+        raise InputError("model_not_onnx", "a tensor's name in it is no text in UTF-8")
+
+
+def _texts(node: onnx.NodeProto) -> Iterator[object]:
+    yield from (node.op_type, node.domain, node.name, node.overload, *node.input, *node.output)
+    for one in node.attribute:
+        yield one.name
+        for graph in _graphs(one):
+            yield from (
+                value.name for side in (graph.initializer, graph.input, graph.output) for value in side
+            )
+
+
+def _nested(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """These nodes, and those of the graphs within them."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        waiting += [inner for one in node.attribute for graph in _graphs(one) for inner in graph.node]
+        yield node
+
+
+def _graphs(one: onnx.AttributeProto) -> Iterable[onnx.GraphProto]:
+    """Whatever type the attribute claims: a library may look at what it holds."""
+    return [*one.graphs, one.g] if one.HasField("g") else one.graphs
+
+
 def require_expandable(proto: onnx.ModelProto) -> None:
     """Returns if the model's functions, each written out wherever it is called, are no more than can be read.
 
@@ -79,13 +118,7 @@ def _called(nodes: Iterable[onnx.NodeProto], functions: Iterable[_Key]) -> Count
     """How often each function is called in these nodes and the graphs within them; None counts the rest."""
     known = set(functions)
     found: Counter[_Key | None] = Counter()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        # Whatever type the attribute claims: a library may look at what it holds.
-        for one in node.attribute:
-            held = [*one.graphs, one.g] if one.HasField("g") else one.graphs
-            waiting += [inner for graph in held for inner in graph.node]
+    for node in _nested(nodes):
         key = (node.domain, node.op_type, node.overload)
         found[key if key in known else None] += 1
     return found

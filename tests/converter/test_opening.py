@@ -126,6 +126,18 @@ def test_what_can_be_no_model_is_refused_before_the_onnx_package_sees_it(
     assert str(found).count("[") == 1, "one code"
 
 
+@pytest.mark.parametrize("name", [b"w1", b"Relu", b"logits", b"GlobalAveragePool"])
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path, name: bytes) -> None:
+    """It came as bytes, and the passes ended in a TypeError."""
+    path = tmp_path / "model.onnx"
+    content = conv_net().SerializeToString()
+    assert name in content
+    path.write_bytes(content.replace(name, b"\xff" * len(name)))
+    found = refusal(path)
+    assert found.code == "model_not_onnx"
+    assert "UTF-8" in str(found)
+
+
 # --- weights in other files ---------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from tests.fuzz import (
     targets_converter,
     targets_fleet,
+    targets_host,
     targets_machine,
     targets_models,
     targets_state,
@@ -23,7 +24,7 @@ TARGETS: dict[str, Target] = {
     target.name: target
     for room in (
         targets_wire, targets_state, targets_worker, targets_yaml, targets_models, targets_converter,
-        targets_machine, targets_fleet,
+        targets_machine, targets_fleet, targets_host,
     )
     for target in room.TARGETS
 }  # fmt: skip
