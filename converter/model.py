@@ -17,7 +17,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from converter.errors import InputError
 from converter.limits import MODEL_BYTES_MAX
-from converter.opening import require_expandable, require_external, require_onnx, require_text
+from converter.opening import require_expandable, require_external, require_onnx, require_text, require_values
 from converter.passes.intake import intake
 from converter.passes.walk import dtype_name, graphs, tensors
 from converter.quantized_input import dequantized, is_quantized
@@ -111,6 +111,7 @@ def _loaded(path: Path, content: bytes) -> onnx.ModelProto:
         require_onnx(content)
         proto = onnx.load_model_from_string(content)
         require_text(proto)
+        require_values(proto)
         require_expandable(proto)
     except InputError as error:
         if error.code == "model_not_onnx":

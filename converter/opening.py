@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
 
 from converter.errors import InputError
 from converter.limits import FIELDS_MAX, MODEL_BYTES_MAX, NODES_MAX, REASON_CHARS_MAX
@@ -21,9 +23,11 @@ from wire import tflite_walk
 from wire.errors import ShallopError
 from wire.onnx_check import examined
 
-_PATHS = re.compile(r"(?!/)(?!(?:.*/)?\.\.(?:/|$))[^\x00-\x1f\x7f\\]+")
+_PATHS = re.compile(r"(?!/)(?!(?:.*/)?\.\.(?:/|$))[^\x00-\x1f\x7f\\\ufffd]+")
 """Of weights in other files: exporters name them as people name models, with blanks and in any script."""
 
+_TYPES = frozenset(onnx.TensorProto.DataType.values())
+_TEXT = frozenset({onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING})
 _Key = tuple[str, str, str]
 
 
@@ -63,6 +67,40 @@ def require_text(proto: onnx.ModelProto) -> None:
     held = (proto.graph.initializer, proto.graph.input, proto.graph.output, proto.graph.value_info)
     if not all(isinstance(one.name, str) for side in held for one in side):
         raise InputError("model_not_onnx", "a tensor's name in it is no text in UTF-8")
+
+
+def require_values(proto: onnx.ModelProto) -> None:
+    """Returns if every tensor is of a type that ONNX has, and holds as many values as its shape asks for.
+
+    Those in raw bytes were counted by `require_onnx`; the checker counts none of the others.
+
+    Raises:
+        InputError: `model_not_onnx`.
+    """
+    for tensor in _tensors(proto):
+        if tensor.data_type not in _TYPES:
+            raise InputError("model_not_onnx", f"tensor {tensor.name[:80]!r} has type {tensor.data_type}")
+        if tensor.data_type in _TEXT or tensor.HasField("raw_data") or uses_external_data(tensor):
+            continue
+        try:
+            numpy_helper.to_array(tensor)
+        except Exception as error:
+            raise InputError(
+                "model_not_onnx", f"tensor {tensor.name[:80]!r} cannot be read: {str(error)[:200]}"
+            ) from error
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Of the graph and the graphs within it, and of the functions' nodes."""
+    yield from proto.graph.initializer
+    for node in (
+        *_nested(proto.graph.node),
+        *(body for one in proto.functions for body in _nested(one.node)),
+    ):
+        for one in node.attribute:
+            yield from (*one.tensors, *((one.t,) if one.HasField("t") else ()))
+            for graph in _graphs(one):
+                yield from graph.initializer
 
 
 def _texts(node: onnx.NodeProto) -> Iterator[object]:

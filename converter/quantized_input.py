@@ -14,8 +14,19 @@ import onnx
 from msgspec import Struct
 from onnx import TensorProto, numpy_helper
 
+from converter.errors import InputError
 from converter.passes.opset import opset_of
-from converter.passes.walk import QDQ, Array, View, attribute, dtype_name, graphs, is_op, set_attribute
+from converter.passes.walk import (
+    QDQ,
+    Array,
+    Doubles,
+    View,
+    attribute,
+    dtype_name,
+    graphs,
+    is_op,
+    set_attribute,
+)
 
 _MULTIPLIES = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "HardSigmoid", "Abs", "Exp", "Sqrt", "ReduceL2")
@@ -155,6 +166,9 @@ def dequantized(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str]:
     A constant behind a DQ becomes the float32 values that the DQ gives. A Q whose range begins at zero
     may have taken the place of a Relu: where what it reads may be negative, a Clip to its range is left.
     Pairs at integer inputs and outputs of the model stay.
+
+    Raises:
+        InputError: `model_not_onnx`: scales or zero points do not fit what they belong to.
     """
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
@@ -193,9 +207,22 @@ def _constant(view: View, node: onnx.NodeProto) -> Array | None:
     if zero is None:
         return None
     axis, block = int(attribute(node, "axis", 1)), int(attribute(node, "block_size", 0))
-    scale, zero = scale.astype(np.float64), zero.astype(np.float64)
+    try:
+        return _in_floats(stored, scale.astype(np.float64), zero.astype(np.float64), axis, block)
+    except (ValueError, IndexError) as error:
+        raise InputError(
+            "model_not_onnx",
+            f"the scales or zero points of {node.input[0][:80]!r} do not fit its shape {list(stored.shape)}: "
+            f"{str(error)[:200]}; export the model again",
+        ) from error
+
+
+def _in_floats(stored: Array, scale: Doubles, zero: Doubles, axis: int, block: int) -> Array:
+    """Raises ValueError, IndexError: what belongs to it is of another shape."""
     if block:
         length = stored.shape[axis]
+        # However long a block is said to be, no more of it is used.
+        block = min(block, length)
         scale = np.repeat(scale, block, axis=axis).take(range(length), axis=axis)
         zero = np.repeat(zero, block, axis=axis).take(range(length), axis=axis)
     elif scale.size > 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from converter import opening
 from converter.errors import InputError
@@ -138,6 +138,77 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path, name: bytes) -> None:
     assert "UTF-8" in str(found)
 
 
+def with_constant(tensor: TensorProto) -> onnx.ModelProto:
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in "xy")
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=tensor),
+        helper.make_node("Add", ["x", "c"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "reads"),
+    [
+        (TensorProto.FLOAT, 3, True),
+        (TensorProto.FLOAT, 4, False),
+        (TensorProto.DOUBLE, 3, False),
+        (110, 3, False),
+    ],
+)
+def test_a_tensor_holds_what_its_shape_and_type_ask_for(
+    tmp_path: Path, kind: int, values: int, reads: bool
+) -> None:
+    """The onnx package's checker counts no values; the passes ended in a ValueError or a KeyError."""
+    tensor = TensorProto(name="c", data_type=kind, dims=[3], float_data=[1.0] * values)
+    for proto in (with_constant(tensor), conv_net()):
+        if proto.graph.name != "g":
+            proto.graph.initializer.append(tensor)
+        path = saved(tmp_path, proto)
+        if reads:
+            read_model(path)
+        else:
+            assert refusal(path).code == "model_not_onnx"
+
+
+@pytest.mark.parametrize(
+    ("zeros", "scales", "fields", "reads"),
+    [
+        ([], [], {}, True),
+        ([3], [2], {"axis": 0}, False),
+        ([0], [3], {"axis": 0}, False),
+        ([3], [3], {"axis": 5}, False),
+        ([1, 4], [1, 4], {"axis": 0, "block_size": 2**40}, True),
+        ([1, 4], [1, 4], {"axis": 0, "block_size": -1}, False),
+    ],
+)
+def test_scales_that_do_not_fit_what_they_belong_to_are_named(
+    tmp_path: Path, zeros: list[int], scales: list[int], fields: dict[str, int], reads: bool
+) -> None:
+    """They ended in a ValueError; a block of 2**40 asked for terabytes."""
+    constants = [
+        numpy_helper.from_array(np.ones((3, 4), np.int8), "w"),
+        numpy_helper.from_array(np.full(scales, 0.5, np.float32), "s"),
+        numpy_helper.from_array(np.zeros(zeros, np.int8), "z"),
+    ]
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, n]) for name, n in (("x", 3), ("y", 4))
+    )
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["f"], **fields),
+        helper.make_node("MatMul", ["x", "f"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    path = saved(
+        tmp_path, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    )
+    if reads:
+        assert read_model(path).quantized is not None
+    else:
+        assert refusal(path).code == "model_not_onnx"
+
+
 # --- weights in other files ---------------------------------------------------------------------------
 
 
@@ -171,7 +242,9 @@ def test_weights_may_be_called_as_people_call_their_models(tmp_path: Path, name:
     assert read_model(saved(tmp_path, naming(1, length=True, location=name))).external == (name,)
 
 
-@pytest.mark.parametrize("name", ["../weights.bin", "/etc/shadow", "a/../../b", "a\nb", "..", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["../weights.bin", "/etc/shadow", "a/../../b", "a\nb", "..", "x" * 300, "a\ufffd"]
+)
 def test_weights_that_lie_elsewhere_are_named_and_not_opened(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
