@@ -116,7 +116,7 @@ class Connection:
         self._board = board
         self._lock = threading.Lock()
         self._inbound = 0
-        self._overflowed = False
+        self._overflowed = self._asking = False
         self._session = install.connections
         self._refused_s: dict[tuple[str, str], float] = {}
         self._status_s = float("-inf")
@@ -226,11 +226,23 @@ class Connection:
             except OSError as error:
                 # Nothing holds that could not be saved; what is retained is asked for again.
                 log.error("cannot save what came on %s: %s", channel.name, error)  # noqa: TRY400
-                self._runner.after(SAVE_RETRY_S, self._subscribe)
+                self._ask_later()
         if again:
             # Something was lost in a flood; the retained truth comes again.
             log.warning("more messages came than could be handled; asking for the desired document again")
             self._subscribe()
+
+    def _ask_later(self) -> None:
+        """Once for all that could not be saved: asking brings all of it, and each would ask for all again."""
+        if self._asking:
+            return
+
+        def ask() -> None:
+            self._asking = False
+            self._subscribe()
+
+        self._asking = True
+        self._runner.after(SAVE_RETRY_S, ask)
 
     def _refuse(self, channel: Channel, reason: Reason, event: OrderRefused | None = None) -> None:
         now_s = self._clock.boot_s()

@@ -9,12 +9,14 @@ from unittest import mock
 
 import pytest
 
+from agent.connection import SAVE_RETRY_S, Connection
 from agent.deployment import Cancelled, Damaged, DeadlinePassed, Deployment, Failed, Hurt, Ordered
 from agent.journal import JournalFile
 from agent.lanes import Lane
 from tests.agent.rig import DEVICE, ONE, PACE, TWO, Rig, deploy, running
 from tests.agent.twins import MemoryBroker, release, until
 from wire.messages import OrderOutcome, Phase, Reason, Slot
+from wire.topics import DESIRED
 
 FULL = OSError(errno.ENOSPC, "no space left on device")
 THREE = release("3", changes=b"three")
@@ -103,7 +105,7 @@ def test_a_retry_of_work_that_was_dropped_meanwhile_disturbs_nothing(rig: Rig) -
 
 
 def test_damage_that_cannot_be_mended_is_looked_at_hourly_however_many_days_it_lasts(rig: Rig) -> None:
-    """Each daily look finds it anew; were each to go on by itself, one day it would hash without a pause."""
+    """Each daily look finds it anew; a chain of its own for each would in the end hash without a pause."""
     slot = Slot(digest=ONE.digest, release="1", variant="onnxruntime/one")
     rig.runner.models["digits"] = Deployment(model="digits", active=slot)
     found = Damaged(hurts=(Hurt(slot=slot, detail="a bit"),))
@@ -114,3 +116,16 @@ def test_damage_that_cannot_be_mended_is_looked_at_hourly_however_many_days_it_l
             rig.clock.ahead_s += PACE.mend_s + 1
             rig.runner._due()
             assert submit.call_count == looks
+
+
+def test_messages_that_could_not_be_saved_are_asked_for_once_for_all(rig: Rig) -> None:
+    """Asking brings all that is retained: asked for by itself, each would double their number every time."""
+    asked = mock.Mock()
+    rig.broker.subscribe = asked  # type: ignore[method-assign]
+    with mock.patch.object(Connection, "_desired", side_effect=FULL):
+        for times in range(1, 4):
+            for _ in range(2):
+                rig.connection._take(DESIRED, {"device": DEVICE}, b"")
+            rig.clock.ahead_s += SAVE_RETRY_S + 1
+            rig.runner._due()
+            assert asked.call_count == times
