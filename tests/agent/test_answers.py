@@ -1,4 +1,4 @@
-"""What a command is answered is what became of it: nothing is called done that did not happen."""
+"""What is told is what became of it: nothing is called done that did not happen, and nothing told is lost."""
 
 from __future__ import annotations
 
@@ -40,3 +40,14 @@ def test_an_evaluation_for_which_there_is_no_room_is_not_called_done(tmp_path: P
         assert answer.result == "refused"
         assert answer.reason is not None
         assert answer.reason.code == "too_many_models"
+
+
+def test_what_nobody_acknowledged_is_said_again_on_the_next_connection(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        deploy(rig)
+        told = [report.number for report in rig.reports()]
+        rig.connection.disconnected("gone")
+        rig.connection.will()
+        rig.connection.connected()
+        until(lambda: len(rig.reports()) >= 2 * len(told), "every report a second time")
+        assert [report.number for report in rig.reports()] == told + told
