@@ -24,6 +24,8 @@ from agent.errors import RetryError, disk_error
 from agent.install import RESERVED, Install
 from agent.journal import RESERVE_BYTES, Journal, JournalFile
 from agent.slots import GONE, PART, Slots, directory_name
+from agent.soak import Baseline
+from agent.soaking import Soaking
 from agent.store import BlobStore
 from tests.agent.full_disk import FullDisk, filling
 from tests.agent.rig import DEVICE, ONE, TWO, Rig, deploy, running
@@ -320,6 +322,33 @@ def test_a_switch_waits_for_room(tmp_path: Path) -> None:
             rig.wait(2, OrderOutcome.ACTIVE)
         assert rig.running == TWO.digest
         assert len(rig.trials.jobs) == 2
+
+
+def test_a_switch_that_is_tried_again_begins_with_what_ran_before(tmp_path: Path) -> None:
+    """What the soak compares with is seen before the switch, also where a first try had got half way."""
+    seen: list[str | None] = []
+    left = iter(range(2))
+
+    def point(link: Path, target: str) -> None:
+        if link.name == "previous" and next(left, None) is not None:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        point_link(link, target)
+
+    with running(tmp_path) as rig:
+        deploy(rig)
+        real = Soaking.baseline
+
+        def baseline(soaking: Soaking, model: str) -> Baseline:
+            seen.append(rig.running)
+            return real(soaking, model)
+
+        with (
+            mock.patch("agent.slots.point_link", side_effect=point),
+            mock.patch.object(Soaking, "baseline", baseline),
+        ):
+            order_two(rig)
+            rig.wait(2, OrderOutcome.ACTIVE)
+    assert seen == [ONE.digest, ONE.digest, TWO.digest]
 
 
 def test_a_switch_does_not_wait_for_ever(tmp_path: Path) -> None:
