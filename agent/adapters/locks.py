@@ -24,7 +24,7 @@ class StateLock:
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "lock"
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
 
     def acquire(self) -> None:
         """Takes the lock.
@@ -32,7 +32,7 @@ class StateLock:
         Raises:
             StateError: `state_locked`: a daemon, or another command, is at work in this directory.
         """
-        file = self._path.open("a+", encoding="ascii")
+        file = os.fdopen(_made(self._path), "r+b", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -42,10 +42,10 @@ class StateLock:
                 "state_locked",
                 f"{self._path.parent} is in use by process {holder or 'unknown'}; stop the agent first",
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
         self._file = file
+        with contextlib.suppress(OSError):
+            # On a full disk it is held all the same. In place: what is freed would have to be had again.
+            file.write(b"%-20d" % os.getpid())
 
     def holder(self) -> int | None:
         """Process id of the last holder, if the file names one."""
@@ -59,6 +59,10 @@ class StateLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _made(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 def state_lock_held(state_dir: Path, proc: Path = Path("/proc")) -> bool | None:

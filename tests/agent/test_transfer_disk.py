@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.adapters.locks import StateLock
 from agent.admission import require_room
 from agent.deployment import Deployment
 from agent.durable import point_link
-from agent.errors import RetryError, disk_error
+from agent.errors import RetryError, StateError, disk_error
 from agent.install import RESERVED, Install
 from agent.journal import RESERVE_BYTES, Journal, JournalFile
 from agent.slots import GONE, PART, Slots, directory_name
@@ -177,6 +178,22 @@ def test_a_really_full_disk_is_waited_for_and_the_device_stays_online(small_disk
         assert whole(rig.current, TWO)
     finally:
         rig.stop()
+
+
+def test_an_agent_starts_on_a_full_disk_whatever_a_power_cut_left_of_its_lock(small_disk: Path) -> None:
+    (small_disk / "lock").write_bytes(b"")
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(65536)):
+            pass
+    lock, other = StateLock(small_disk), StateLock(small_disk)
+    lock.acquire()
+    with pytest.raises(StateError, match="process unknown"):
+        other.acquire()
+    (small_disk / "filler").unlink()
+    lock.release()
+    other.acquire()
+    assert lock.holder() == os.getpid()
+    other.release()
 
 
 def test_a_full_disk_is_named_before_the_first_byte(small_disk: Path) -> None:
