@@ -9,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -21,18 +22,20 @@ from agent.adapters.locks import StateLock
 from agent.admission import require_room
 from agent.deployment import Deployment
 from agent.durable import point_link
-from agent.errors import RetryError, StateError, disk_error
+from agent.errors import FinalError, RetryError, StateError, disk_error
 from agent.install import RESERVED, Install
 from agent.journal import RESERVE_BYTES, Journal, JournalFile
 from agent.slots import GONE, PART, Slots, directory_name
 from agent.soak import Baseline
 from agent.soaking import Soaking
 from agent.store import BlobStore
+from agent.worker.job import TrialJob
 from tests.agent.full_disk import FullDisk, filling
 from tests.agent.rig import DEVICE, ONE, TWO, Rig, deploy, running
 from tests.agent.test_disk import assemble, slot_of, whole
-from tests.agent.twins import TOPICS, MemoryBroker, Release, release, until
+from tests.agent.twins import TOPICS, VARIANT, MemoryBroker, Release, release, until
 from wire.chunks import digest
+from wire.measures import TrialResult
 from wire.messages import OrderEnded, OrderOutcome, Phase, Slot
 from wire.topics import RELEASE
 
@@ -250,6 +253,32 @@ def test_blobs_of_a_superseded_order_make_way_where_room_is_short(tmp_path: Path
         rig.trials.hangs = False
         rig.wait(3, OrderOutcome.ACTIVE)
         assert used["free"] >= 2
+
+
+def test_a_variant_that_was_refused_makes_way_for_the_next(tmp_path: Path) -> None:
+    """Room for one candidate is enough, however many variants an order allows."""
+    three = release("3", variants=(VARIANT, "onnxruntime/second"))
+    with running(tmp_path) as rig:
+        deploy(rig)
+        releases = rig.current.resolve().parent
+        held: list[set[str]] = []
+        real = rig.trials.run
+
+        def run(job: TrialJob, cancel: threading.Event) -> TrialResult:
+            held.append({path.name for path in releases.iterdir()})
+            return real(job, cancel)
+
+        rig.trials.run = run  # type: ignore[method-assign]
+        rig.trials.errors[VARIANT] = FinalError("model_load_failed", "no such kernel")
+        rig.broker.hold(three)
+        rig.broker.desire(DEVICE, {"digits": three.order(3)})
+        rig.wait(3, OrderOutcome.ACTIVE)
+        first, second = (
+            directory_name(Slot(digest=three.digest, release="3", variant=variant))
+            for variant in (VARIANT, "onnxruntime/second")
+        )
+        before = directory_name(slot_of(ONE))
+        assert held == [{before, first}, {before, second}]
 
 
 # --- the parts --------------------------------------------------------------------------------------
