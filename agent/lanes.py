@@ -27,13 +27,21 @@ class Lane:
         self._cancel = threading.Event()
 
     def submit(self, task: Task) -> None:
-        """Calls off what was submitted before, and does `task` once that has ended."""
+        """Calls off what was submitted before, and does `task` once that has ended.
+
+        Raises:
+            RuntimeError: the machine has no thread to give; nothing was submitted.
+        """
         self._cancel.set()
         self._cancel = threading.Event()
         self._put(task, self._cancel)
 
     def append(self, task: Task) -> None:
-        """Does `task` after what was submitted before, without calling that off."""
+        """Does `task` after what was submitted before, without calling that off.
+
+        Raises:
+            RuntimeError: as for `submit`.
+        """
         self._put(task, threading.Event())
 
     def cancel(self) -> None:
@@ -41,10 +49,11 @@ class Lane:
         self._cancel.set()
 
     def _put(self, task: Task, cancel: threading.Event) -> None:
-        self._tasks.put((task, cancel))
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"lane-{self._name}", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=f"lane-{self._name}", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._tasks.put((task, cancel))
 
     def _run(self) -> None:
         while (entry := self._tasks.get()) is not None:

@@ -401,7 +401,11 @@ class Runner:
         def emit(event: Event) -> None:
             self.post(lambda: self._outcome(model, event))
 
-        self._lanes[model].submit(lambda cancel: self._jobs.run(d, work, cancel, emit))
+        try:
+            self._lanes[model].submit(lambda cancel: self._jobs.run(d, work, cancel, emit))
+        except RuntimeError as error:
+            log.error("%s: %s waits for a thread: %s", model, work.phase, error)  # noqa: TRY400
+            self.after(self._pace.save_retry_s, lambda: self._start(model, work))
 
     def _outcome(self, model: str, event: Event) -> None:
         self.apply(model, event)
