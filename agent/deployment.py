@@ -237,11 +237,13 @@ class Done(Struct, frozen=True, kw_only=True):
     Attributes:
         fetched: what FETCHING has to tell.
         baseline: what was so before SWITCHING.
+        untold: why the application could not be told that REVERTING went back.
     """
 
     serial: int
     fetched: ContentFetched | None = None
     baseline: Baseline | None = None
+    untold: str | None = None
 
 
 class Trialed(Struct, frozen=True, kw_only=True):

@@ -284,7 +284,7 @@ class Jobs:
         return self._soaking.run(d, work, cancel)
 
     def _revert(self, d: Deployment, work: Work, cancel: threading.Event, _emit: Emit) -> Event:
-        restore = d.restore or Standing()
+        restore, untold = d.restore or Standing(), None
         self._activate(d, restore.active, restore.previous)
         if restore.active is not None:
             try:
@@ -293,7 +293,8 @@ class Jobs:
                 # The last good release stands; that its application does not answer is told, and no
                 # reason to leave it again.
                 log.error("%s went back, and its hook failed: %s", d.model, error)  # noqa: TRY400
-        return Done(serial=work.serial)
+                untold = str(error.args[0])
+        return Done(serial=work.serial, untold=untold)
 
 
 def _desired(d: Deployment) -> DesiredModel:

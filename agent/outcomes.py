@@ -98,8 +98,8 @@ def soaked(d: Deployment, _event: Done, _: Bounds) -> Step:
     return end(d, OrderOutcome.ACTIVE, None)
 
 
-def reverted(d: Deployment, _event: Done, _: Bounds) -> Step:
-    """The device is back at what ran before."""
+def reverted(d: Deployment, event: Done, _: Bounds) -> Step:
+    """The device is back at what ran before; that its application may not know it is told."""
     restore = d.restore or Standing()
     ending = d.ending or Ending(outcome=OrderOutcome.FELL_BACK)
     previous = restore.previous
@@ -111,6 +111,10 @@ def reverted(d: Deployment, _event: Done, _: Bounds) -> Step:
         why = f"{reason.code}: {reason.detail}" if reason else "it did not stay"
         detail = f"the slot is empty, there was no release before this one ({why})"[:1500]
         reason = Reason(code="no_previous", detail=detail)
+    elif event.untold is not None:
+        reason = reason or Reason(code="activate_failed")
+        untold = f"the application was not told of the way back: {event.untold[:500]}"
+        reason = replace(reason, detail="; ".join(filter(None, (reason.detail[:900], untold))))
     return end(d, ending.outcome, reason)
 
 

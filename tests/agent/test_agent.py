@@ -180,6 +180,19 @@ def test_a_hook_that_refuses_takes_the_device_back(tmp_path: Path) -> None:
         assert rig.running == ONE.digest
 
 
+def test_an_application_that_was_not_told_of_the_way_back_is_reported(tmp_path: Path) -> None:
+    with running(tmp_path) as rig:
+        deploy(rig)
+        deploy(rig, TWO, 2)
+        rig.hooks.refuses = True
+        command(rig, Rollback(model="digits", from_=TWO.digest, order=3))
+        state = rig.wait(2, OrderOutcome.ROLLED_BACK)
+        assert rig.running == ONE.digest
+        assert state.reason is not None
+        assert state.reason.code == "rolled_back"
+        assert "not told of the way back: the application says no" in state.reason.detail
+
+
 def test_a_first_install_that_fails_leaves_the_slot_empty(tmp_path: Path) -> None:
     with running(tmp_path) as rig:
         rig.hooks.refuses = True
