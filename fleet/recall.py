@@ -12,29 +12,33 @@ Why so little is believed: docs/adr/0020-restored-registry.md.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-
-from msgspec import Struct
+from collections.abc import Mapping
 
 from fleet.audit import REGISTRY, clean
 from fleet.bars import (
     DATABASE,
     KIND,
     LISTS_UNKNOWN,
-    UNKNOWN_REMEDY,
     UNKNOWN_WORDS,
     bars_post,
-    lists_unknown,
     sealed_bars,
 )
 from fleet.current import Current
-from fleet.enrolments import Held
 from fleet.facts import read_rollout, with_rollout
 from fleet.inventory import Device, labelled
 from fleet.orders import Desk, utc_text
 from fleet.ports import DesiredRow, Post, Store, Tx
 from fleet.ports_people import BarredRow
 from fleet.publish.content import Rank
+from fleet.recalled import (
+    PAUSED_WHY,
+    SETTLE_S,
+    RestoredHealth,
+    database_left,
+    devices_left,
+    lists_left,
+    names_of,
+)
 from fleet.restored import (
     Gap,
     can_be_signed,
@@ -49,7 +53,6 @@ from fleet.rollout import TRANSITIONS, Event, RolloutState, pause
 from fleet.verify import follow
 from wire import topics as wt
 from wire.codec import decode
-from wire.errors import ShallopError
 from wire.messages import Bars, Desired, MessageRefused, Report
 from wire.roots import require_epoch
 from wire.trust import SignatureCheck, open_envelope
@@ -57,33 +60,8 @@ from wire.trust import SignatureCheck, open_envelope
 _LOG = logging.getLogger("shallop.fleet.recall")
 
 RESTORED = "registry.restored"
-PAUSED_WHY = (
-    "paused by the registry, whose database is older than it was: it cannot know how this went on; look at "
-    "the devices, then resume or abort"
-)
-NAMES_MAX = 20
-"""Names in one line for a person."""
 CLAIMS_MAX = 1000
-SETTLE_S = 20.0
-"""After a connection, before a device that was not heard counts as silent: retained messages come at once."""
-
 _PAUSABLE = tuple(state.value for state in RolloutState if (state, Event.PAUSE) in TRANSITIONS)
-
-
-class RestoredHealth(Struct, frozen=True, kw_only=True):
-    """What a person should know of a database that went back.
-
-    Attributes:
-        at: when it was found out, RFC 3339; empty where only something unsigned says so.
-        entry: number of the audit log's entry; 0 where there is none.
-        found: how.
-        left: what could not be taken up, and what to do; empty once all of it is done.
-    """
-
-    at: str
-    entry: int
-    found: str
-    left: tuple[str, ...]
 
 
 class Recall:
@@ -301,7 +279,7 @@ class Recall:
             self._gap = gap_after(self._gap, orders, number)
         if not self._ahead or self._gap is None:
             return
-        words = f"{_names(self._ahead)} saw orders up to {self._gap.seen}, which this database never gave"
+        words = f"{names_of(self._ahead)} saw orders up to {self._gap.seen}, which this database never gave"
         if len(self._ahead) >= min(2, tx.device_count()):
             self.older(tx, words, now)
             self._lists_lost(tx, now)
@@ -325,12 +303,12 @@ class Recall:
         """What a person should know; None where nothing ever went back."""
         with store.begin() as tx:
             entries = [e for e in tx.audit_newest(20, REGISTRY, DATABASE) if e.what == RESTORED]
-            left = [*self._claimed(tx)]
-            if self.older_keys:
-                left.insert(0, self.older_keys)
+            left = [self.older_keys] if self.older_keys else []
+            left += lists_left(tx, self._claims)
             if entries:
-                left += [*_unsigned(tx, self._desk.now), *_paused(tx), *_unknown_releases(tx)]
-                left += self._devices(tx, now)
+                settled = self._connected_at is not None and now - self._connected_at > SETTLE_S
+                left += database_left(tx, self._desk.now)
+                left += devices_left(tx, self._heard, authority=self._authority, settled=settled)
         if not entries and not left and not self._hint:
             return None
         newest = entries[-1] if entries else None
@@ -340,47 +318,6 @@ class Recall:
             found=self._hint if newest is None else newest.why,
             left=tuple(left),
         )
-
-    def _claimed(self, tx: Tx) -> list[str]:
-        """About the list that is published now."""
-        number = tx.mark().bars
-        these = {name: words for name, (about, words) in self._claims.items() if about == number}
-        if not these and lists_unknown(tx):
-            return [f"{UNKNOWN_WORDS}: {UNKNOWN_REMEDY}"]
-        if not these:
-            return []
-        words = next(iter(these.values()))
-        line = (
-            f"{_names(these)} refuse our list {number} of barred releases ({words}): what was barred since "
-            "is not known here; bar it again, with --above and the number of theirs"
-        )
-        return [line]
-
-    def _devices(self, tx: Tx, now: float) -> list[str]:
-        lines, shut_out = [], tx.revocations()
-        devices = {d.id: d for d in tx.devices() if d.id not in shut_out}
-        if self._authority:
-            certificates: Mapping[str, Held] = tx.newest_certificates()
-            strangers = [name for name in devices if name in self._heard and name not in certificates]
-            if strangers:
-                lines.append(
-                    f"{_names(strangers)}: the certificate is not known here, so it cannot be renewed; "
-                    "before it ends `shallop-fleet enrol` each, or revoke it if it is none of yours"
-                )
-        settled = self._connected_at is not None and now - self._connected_at > SETTLE_S
-        silent = [name for name, d in devices.items() if name not in self._heard and d.install is not None]
-        if settled and silent:
-            lines.append(
-                f"{_names(silent)}: known here, and the broker holds nothing of it, as of a device that was "
-                "revoked or forgotten since; if it was revoked, revoke it again"
-            )
-        return lines
-
-
-def _names(names: Iterable[str]) -> str:
-    every = sorted(names)
-    more = f" and {len(every) - NAMES_MAX} more" if len(every) > NAMES_MAX else ""
-    return ", ".join(every[:NAMES_MAX]) + more
 
 
 def _taken_row(tx: Tx, digest: str, number: int, now: float) -> BarredRow:
@@ -393,31 +330,3 @@ def _taken_row(tx: Tx, digest: str, number: int, now: float) -> BarredRow:
         who=REGISTRY,
         why=f"taken up from list {number} on the broker, which the release role signed",
     )
-
-
-def _unsigned(tx: Tx, desk: Desk) -> list[str]:
-    envelope = tx.bars_envelope()
-    if envelope is None:
-        return []
-    try:
-        inner = open_envelope(envelope, KIND, desk.policy, wt.BARS.size_bytes_max)
-        signed = set(decode(inner, Bars, wt.BARS.size_bytes_max).digests)
-    except ShallopError:
-        signed = set()
-    if signed == {row.digest for row in tx.barred()}:
-        return []
-    return ["the list of barred releases lacks a signature: `shallop-fleet bars --sign --release-key FILE`"]
-
-
-def _paused(tx: Tx) -> list[str]:
-    rows = tx.rollouts((RolloutState.PAUSED.value,))
-    ids = [row.id for row in rows if read_rollout(row).reason == PAUSED_WHY]
-    return [f"{_names(ids)}: {PAUSED_WHY}"] if ids else []
-
-
-def _unknown_releases(tx: Tx) -> list[str]:
-    unknown = sorted(tx.desired_digests() - {row.digest for row in tx.releases()})
-    if not unknown:
-        return []
-    digests = _names([digest[:12] for digest in unknown])
-    return [f"devices are to run releases that are not known here: {digests}; publish their bundles again"]

@@ -52,7 +52,7 @@ def _end(not_after: float, now: float) -> str:
 
 
 def restored_lines(found: Mapping[str, Any]) -> Iterator[str]:
-    """What `health` says of a database that went back (`fleet.recall.RestoredHealth`)."""
+    """What `health` says of a database that went back (`fleet.recalled.RestoredHealth`)."""
     left = found["left"]
     if found["entry"]:
         yield f"RESTORED: {found['at']}: this database is older than it was (audit entry {found['entry']})"

@@ -69,7 +69,7 @@ from fleet.enrolment_views import TrustHealth
 from fleet.people import People, RollbackAsk, RolloutAsk
 from fleet.publish.archive import Archive
 from fleet.publish.intake import Intake
-from fleet.recall import RestoredHealth
+from fleet.recalled import RestoredHealth
 from fleet.rollout import FailureAction
 from fleet.views import BundleView
 from wire import topics as wt

@@ -17,7 +17,8 @@ from fleet.enrolments import Revocation
 from fleet.orders import Desk
 from fleet.people import RolloutAsk
 from fleet.ports import ConflictError
-from fleet.recall import PAUSED_WHY, RESTORED, SETTLE_S, RestoredHealth
+from fleet.recall import RESTORED
+from fleet.recalled import PAUSED_WHY, SETTLE_S, RestoredHealth
 from fleet.restored import GENERATION_JUMP_MAX, ORDERS_JUMP_MAX
 from fleet.rollout import FailureAction
 from tests.fleet.bundles import write_bundle

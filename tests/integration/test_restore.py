@@ -158,8 +158,6 @@ class Town:
             *own,
             "--key",
             own[-1],
-            "-C",
-            "1",
         ]
         said = subprocess.run(
             [*words, "-C", "1", "-N", "-t", f"shallop/v1/{topic}"],
