@@ -83,7 +83,8 @@ class Publisher:
             recalled = [] if self._recall is None else self._recall.filters()
             self._recalled = [topic for topic, _qos in recalled]
             if self._recall is not None:
-                self._recall.begin(now)
+                with self._store.begin() as tx:
+                    self._recall.begin(now, tx.mark().orders)
             self._broker.subscribe(
                 [*recalled, *own, *((self._topics.filter(c), c.qos_subscribe) for c in theirs)]
             )
@@ -117,6 +118,8 @@ class Publisher:
             count = tx.republish_after(held)
         self._seeded = held if ours else None
         self._compared = True
+        if self._recall is not None:
+            self._recall.end()
         if count:
             _LOG.warning("the broker holds generation %d of ours; %d posts are published again", held, count)
 

@@ -97,6 +97,7 @@ class Recall:
         self._listed = self._list_lost = False
         self._connected_at: float | None = None
         self._newer_root, self._newer_root_words = 0, ""
+        self._looking = self._compared = False
 
     @classmethod
     def beginning(
@@ -127,9 +128,19 @@ class Recall:
         following = topics.topic(wt.ROOT, number=str(root.number + 1))
         return [(following, wt.ROOT.qos), (topics.topic(wt.BARS), wt.BARS.qos)]
 
-    def begin(self, now: float) -> None:
-        """A new connection."""
-        self._connected_at = now
+    def begin(self, now: float, orders: int) -> None:
+        """A new connection, on which the broker shows what it holds; our counter stands at `orders`.
+
+        At the first one it counts what this database knew when it was started. Later all numbers up to now
+        are remembered, and whatever the broker shows of them is no news: it may be an old one put back.
+        """
+        if self._compared:
+            self._orders = orders
+        self._connected_at, self._looking = now, True
+
+    def end(self) -> None:
+        """All was shown; from here on numbers are given out, and what comes now unasked is no news either."""
+        self._looking, self._compared = False, True
 
     # --- our own words --------------------------------------------------------------------------------
 
@@ -146,7 +157,8 @@ class Recall:
         tx.raise_orders(highest)
         topic = self._desk.now.topics.topic(wt.DESIRED, device=desired.device)
         # A document that we remember is none to take up, nor is an old one that somebody put back.
-        if highest <= self._orders or tx.retained_payload(topic) == payload:
+        news = self._looking and highest > self._orders
+        if not news or tx.retained_payload(topic) == payload:
             return
         words = f"the broker holds desired document {desired.number} of {desired.device}, signed by us"
         self.older(tx, f"{words}; our numbers ended at {self._orders}", now)

@@ -16,7 +16,7 @@ from fleet.current import Current
 from fleet.enrolments import Revocation
 from fleet.orders import Desk
 from fleet.people import RolloutAsk
-from fleet.ports import ConflictError
+from fleet.ports import ConflictError, Delivery
 from fleet.recall import RESTORED
 from fleet.recalled import PAUSED_WHY, SETTLE_S, RestoredHealth
 from fleet.restored import GENERATION_JUMP_MAX, ORDERS_JUMP_MAX
@@ -604,3 +604,26 @@ def test_a_list_that_the_broker_held_is_known(house: House) -> None:
     assert house.entries(RESTORED)
     house.bars(TWO)
     assert house.listed.number == 2
+
+
+def test_words_of_this_life_put_back_are_no_news(house: House) -> None:
+    """Above where the counter stood at the start, signed, and not what is retained now: still our own."""
+    topic = TOPICS.topic(wt.DESIRED, device="dev-0")
+    house.publish("v1", "v2")
+    house.start("v1")
+    old = house.now.broker.retained[topic]
+    house.now.people.group("dev-0", ("roofs",))
+    made = house.start("v2")
+    newest = house.now.broker.retained[topic]
+    house.now.broker._inbox.append(Delivery(topic=topic, payload=old, retain=True))
+    house.now.settle()
+    house.now.broker.retained[topic] = old
+    house.now.broker.session += 1
+    house.now.settle()
+    assert house.health is None
+    with house.now.store.begin() as tx:
+        assert tx.retained_payload(topic) == newest
+        assert tx.desired("dev-0")["camera"].rollout == made
+        view = tx.device("dev-0")
+    assert view is not None
+    assert view.groups == ("roofs",)
