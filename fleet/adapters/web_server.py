@@ -14,6 +14,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
+from fleet.adapters.web_protocol import BoundedProtocol
 from fleet.ports import ConflictError
 
 _LOG = logging.getLogger("shallop.fleet.web")
@@ -44,6 +45,7 @@ class WebServer:
             ) from None
         config = uvicorn.Config(
             application,
+            http=BoundedProtocol,
             log_config=None,
             access_log=False,
             lifespan="off",

@@ -422,6 +422,16 @@ def test_what_is_no_identity_is_refused(data: bytes) -> None:
         identity.decode(data, "f")
 
 
+def test_no_renewal_of_an_earlier_identity_outlives_an_enrolment(tmp_path: Path, registry: Registry) -> None:
+    """Accepted by its broker later, it would take the new identity's place."""
+    asked(tmp_path, registry)
+    identities = Identities(tmp_path)
+    identities.renewing(ed25519, home())
+    identities.save(home(host="old"), NEXT)
+    assert take_up(tmp_path) is not None
+    assert sorted(path.name for path in identities.folder.glob("*.*")) == ["identity.pem"]
+
+
 def test_a_key_that_is_asked_for_stays_until_it_is_granted(tmp_path: Path) -> None:
     identities, present = Identities(tmp_path), home()
     seed = identities.renewing(ed25519, present)

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.adapters.authority import AUTHORITY_LIFE_S, Authority
-from fleet.adapters.enrol_server import CERTIFICATE_LIFE_S, EnrolServer, Limits, address_name
+from fleet.adapters.enrol_server import (
+    AT_ONCE_PER_ADDRESS,
+    CERTIFICATE_LIFE_S,
+    EnrolServer,
+    Limits,
+    address_name,
+)
 from fleet.api.enrol_door import Answer, Door
 from fleet.keys import KeysError
 from fleet.ports import ConflictError
@@ -360,6 +366,17 @@ def test_connections_are_counted_before_their_handshake(tmp_path: Path) -> None:
         assert house.ask("GET", CA_PATH)[0] == 200
         for connection in held:
             connection.close()
+
+
+def test_one_address_does_not_take_every_connection(tmp_path: Path) -> None:
+    limits = Limits(connections_max=50, request_s=20.0, connections_per_minute=1000, failures_per_minute=1000)
+    with opened(tmp_path, limits) as house, ExitStack() as held:
+        for _ in range(AT_ONCE_PER_ADDRESS):
+            held.enter_context(house.plain())
+        wait_for("all to be there", lambda: house.server._open.total() == AT_ONCE_PER_ADDRESS)
+        with house.plain() as one_more:
+            assert rest(one_more) == b""
+        assert house.server.refused["too_many_connections"] == 1
 
 
 def test_an_address_that_comes_too_often_is_not_let_in(tmp_path: Path) -> None:
