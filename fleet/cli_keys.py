@@ -231,7 +231,11 @@ def _next(chain: Chain, role: Role, retired: tuple[str, ...], ask: Ask) -> None:
 
 def _do(change: Change, ask: Ask, signers: tuple[KeyPair, ...], passphrase: str | None) -> None:
     if ask.dry_run:
-        for line in _plan(change, ask.folder, ask.root_folder):
+        plan = _plan(change, ask.folder, ask.root_folder)
+        if ask.as_json:
+            con.print_json({"plan": plan})
+            return
+        for line in plan:
             click.echo(line)
         return
     written = keychain.carry_out(change, ask.folder, ask.root_folder, signers, passphrase)

@@ -37,7 +37,7 @@ from fleet.adapters.authority import (
     Identity,
 )
 from fleet.adapters.authority import read_certificate as certificate_of
-from fleet.adapters.durable import owner_in, write_atomically
+from fleet.adapters.durable import give_directory, owner_in, write_atomically
 from fleet.adapters.x509_parts import revoked_serials
 from fleet.broker_rules import (
     ACCESS,
@@ -358,13 +358,11 @@ class BrokerFiles:
         if path.is_dir():
             return
         try:
-            path.mkdir(parents=True)
-            if os.geteuid() == 0:
-                parent = path.parent.stat()
-                os.chown(
-                    path, parent.st_uid, _broker_group(parent.st_gid) if mode & 0o2000 else parent.st_gid
-                )
-            path.chmod(mode)
+            path.mkdir(mode=0o700, parents=True)
+            owner = owner_in(path.parent)
+            if owner is not None and mode & 0o2000:
+                owner = (owner[0], _broker_group(owner[1]))
+            give_directory(path, owner, mode)
         except OSError as error:
             raise KeysError("key_unwritable", f"{path} cannot be made: {error}") from None
 

@@ -61,6 +61,23 @@ def write_atomically(path: Path, data: bytes, mode: int, owner: tuple[int, int] 
     fsync_directory(path.parent)
 
 
+def give_directory(path: Path, owner: tuple[int, int] | None, mode: int) -> None:
+    """Gives a directory that was just made its owner and mode.
+
+    By its handle: it may lie in a directory of that owner's, who could put a link to another in its place.
+
+    Raises:
+        OSError: the disk; ENOTDIR or ELOOP: it is no directory any more.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if owner is not None:
+            os.fchown(handle, *owner)
+        os.fchmod(handle, mode)
+    finally:
+        os.close(handle)
+
+
 def owner_in(folder: Path) -> tuple[int, int] | None:
     """The user and group of what root writes in a directory: the directory's; None for anybody else."""
     if os.geteuid() != 0:

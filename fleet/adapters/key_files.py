@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from fleet.adapters.durable import fsync_directory, owner_in
+from fleet.adapters.durable import fsync_directory, give_directory, owner_in
 from fleet.keys import KeysError
 from wire.roots import keyid
 
@@ -126,9 +126,7 @@ def make_directory(path: Path) -> None:
         if path.is_dir():
             return
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = owner_in(path.parent)
-        if owner is not None:
-            os.chown(path, *owner)
+        give_directory(path, owner_in(path.parent), 0o700)
     except OSError as error:
         raise KeysError(
             "key_unwritable", f"the directory {path} cannot be made: {error.strerror or error}; name another"

@@ -267,6 +267,11 @@ def test_a_key_that_follows_an_encrypted_one_is_encrypted_too(tmp_path: Path) ->
     assert code_of(lambda: keychain.load_online(made.folder)) == "passphrase_needed"
 
 
+def test_a_dry_run_speaks_json_too(keys: Keys) -> None:
+    said = json.loads(keys.run("rotate", "order", "--dry-run", "--json").output)
+    assert any("new epoch" in line for line in said["plan"])
+
+
 def test_a_missing_passphrase_is_told_by_the_way_to_give_it(tmp_path: Path) -> None:
     made = Keys(tmp_path)
     made.run("init", "--encrypt", env=SECRET)
@@ -384,3 +389,34 @@ def test_what_root_makes_is_the_registrys(tmp_path: Path) -> None:
     found = [made.folder, *made.folder.iterdir()]
     assert len(found) == 6
     assert {(path.stat().st_uid, path.stat().st_gid) for path in found} == {(65534, 65534)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away: sudo make test")
+@pytest.mark.parametrize("command", ["keys", "broker"])
+def test_root_gives_nothing_away_but_what_it_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Whoever took the registry's user over puts a link in the place of a directory that root just made."""
+    home, victim = tmp_path / "shallop-fleet", tmp_path / "etc"
+    home.mkdir()
+    victim.mkdir(mode=0o711)
+    os.chown(home, 65534, 65534)
+    real = os.mkdir
+
+    def watched(path: str | Path, mode: int = 0o777, **named: int) -> None:
+        real(path, mode, **named)
+        if Path(path).parent == home:
+            Path(path).rmdir()
+            Path(path).symlink_to(victim)
+
+    options = (
+        ["--host", "x", "--out", str(home / "out")]
+        if command == "broker"
+        else ["--root-keys", str(home / "r")]
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", watched)
+        done = CliRunner().invoke(main, [command, "init", "--keys", str(home / "keys"), *options])
+    assert (done.exit_code, "[key_unwritable]" in done.output) == (2, True), done.output
+    assert (victim.stat().st_uid, stat.S_IMODE(victim.stat().st_mode)) == (0, 0o711)
+    assert list(victim.iterdir()) == []
