@@ -283,6 +283,9 @@ def test_a_statement_is_right_exactly_where_it_names_the_same(
     "bundle",
     [
         b"", b"{}", b'{"dsseEnvelope": {"payload": "?"}}', bundle_of([resource("x", A), resource("x", B)]),
+        # What is listed last is no truer than what is listed first.
+        bundle_of([resource("x", B), resource("x", A)]),
+        bundle_of([resource("x", A), resource("x", B, "blake2b")]),
         bundle_of([resource("x", A, "blake2b")]), bundle_of([resource("x", "short")]),
         b" " * (16 * 2**20 + 1),
     ],
