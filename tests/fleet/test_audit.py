@@ -7,11 +7,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from fleet.adapters.key_files import verify
 from fleet.adapters.sql_store import SqlStore
 from fleet.audit import (
     REGISTRY,
@@ -23,8 +25,12 @@ from fleet.audit import (
     follow,
     genesis,
 )
+from fleet.audit_heads import HEAD_KIND, believed_head, read_head
 from fleet.ports import StoreError
 from tests.fleet.test_store import store
+from tests.keys import ORDER, ORDER_2, RELEASE, ROOT_1, Key, root_of, sealed_root
+from wire.errors import TrustError
+from wire.trust import seal
 
 __all__ = ["store"]
 
@@ -235,3 +241,33 @@ def test_the_database_refuses_every_change(store: SqlStore) -> None:
             tx.connection.exec_driver_sql(statement)
     with store.begin() as tx:
         assert tx.audit_entries(0, 9) == before
+
+
+@pytest.mark.parametrize(
+    ("root", "signer", "code"),
+    [
+        (1, ORDER, ""),
+        (2, ORDER_2, ""),
+        (1, Key("thief"), "bad_signature"),
+        (1, RELEASE, "bad_signature"),
+        (1, ROOT_1, "bad_signature"),
+        (2, ORDER, "bad_signature"),
+        (3, ORDER_2, "unknown_root"),
+        (0, ORDER, "unknown_root"),
+    ],
+)
+def test_a_head_is_believed_by_the_order_key_of_its_root_and_no_other(
+    root: int, signer: Key, code: str
+) -> None:
+    """A head of one's own would let a log that was cut short, or written anew, pass for whole."""
+    first = root_of()
+    chain = [sealed_root(first, ROOT_1), sealed_root(root_of(number=2, order=(ORDER_2,)), ROOT_1)]
+    head = AuditHead(registry_id="r" * 32, number=7, sha256="a" * 64, at_ms=1, root=root)
+    envelope = seal(HEAD_KIND, msgspec.json.encode(head), [signer])
+    assert read_head(envelope) == head
+    if not code:
+        assert believed_head(envelope, chain, verify) == head
+        return
+    with pytest.raises(TrustError) as refused:
+        believed_head(envelope, chain, verify)
+    assert refused.value.code == code
