@@ -7,6 +7,7 @@ import base64
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.wire.samples import DIGEST, INSTALL, OTHER
 from wire import certificates, enrolment
@@ -87,6 +88,13 @@ def test_a_token_of_another_size_of_secret_is_refused() -> None:
 def test_an_address_that_is_no_https_server_is_refused(url: str) -> None:
     with pytest.raises(WireError) as told:
         enrolment.server(url)
+    assert told.value.code == "token_url"
+
+
+def test_a_token_whose_address_is_none_is_refused_when_it_is_read() -> None:
+    """Before a key is made, and by whoever reads it."""
+    with pytest.raises(WireError) as told:
+        enrolment.read_token(enrolment.write_token(replace(TOKEN, url="http://fleet.example:8471")))
     assert told.value.code == "token_url"
 
 
