@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from fleet.adapters.blob_files import BlobFiles, PayloadFiles
 from fleet.adapters.delta_maker import DeltaProcess
 from fleet.adapters.door import Door, DoorHolder, door_files, open_door
-from fleet.adapters.durable import DurableFile, keep_from_others
+from fleet.adapters.durable import DurableFile, kept_from_others
 from fleet.adapters.enrolment_office import EnrolmentOffice
 from fleet.adapters.following import Following, Followings, stamps
 from fleet.adapters.gate import BrokerGate, NoGate
@@ -340,10 +340,9 @@ def serve(config: Config) -> None:
         BrokerError: the broker's URL cannot be read.
     """
     host, port = config.listen_address
-    keep_from_others()
     # From here on it ends nobody; whatever is asked for before all is read is done by reading it.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with locked(Path(config.data)):
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    with kept_from_others(), locked(Path(config.data)):
         parts = assemble(config)
         signal.signal(signal.SIGHUP, lambda *_: _look_again(parts))
         parts.loop.start()

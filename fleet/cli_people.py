@@ -23,7 +23,7 @@ from msgspec import Struct
 from fleet.adapters import console as con
 from fleet.adapters import key_files, keychain
 from fleet.adapters.client import Client, RefusedError
-from fleet.adapters.durable import keep_from_others
+from fleet.adapters.durable import kept_from_others
 from fleet.audit import AuditEntry, By, Checked, checked
 from fleet.audit_heads import (
     HEAD_BYTES_MAX,
@@ -91,11 +91,8 @@ def _at_machine(config: Config, why: str) -> Iterator[_Desk]:
     # Imported only here: the other commands need no database.
     from fleet.adapters.sql_store import SqlStore  # noqa: PLC0415 - as said
 
-    before = keep_from_others()
-    try:
+    with kept_from_others():
         store = SqlStore(config.database_url, secrets.token_hex(16))
-    finally:
-        os.umask(before)
     try:
         yield _AtMachine(Tokens(store, _Clock()), By(who=f"local:{_user()}", why=why))
     finally:

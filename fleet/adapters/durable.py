@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def keep_from_others() -> int:
-    """From now on other users of this machine read nothing that is written: a ready rollback is an order.
-
-    Returns:
-        The umask as it was.
-    """
+@contextmanager
+def kept_from_others() -> Iterator[None]:
+    """Within it other users of this machine read nothing that is written: a ready rollback is an order."""
     before = os.umask(0o077)
     os.umask(before | 0o007)
-    return before
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def fsync_directory(path: Path) -> None:
