@@ -207,17 +207,12 @@ def assemble(config: Config) -> Parts:
         crew=_crew(store, clock, desk, tokens, log, config, loop),
         intake=Intake(store, blobs, clock, desk, _nobody if deltas is None else deltas.consider),
         health=lambda: replace(
-            _health(store, broker, publisher, conductor, ingest, desk.now, tokens),
-            trust=enrolling.health(),
-            restored=recall.health(store, clock.now()),
-            broker_trouble=door.gate.trouble or broker.trouble,
-            authorities=door.accepted,
-            keys_trouble=following.trouble,
+            _health(store, broker, publisher, conductor, ingest, desk.now, tokens), trust=enrolling.health(),
+            restored=recall.health(store, clock.now()), broker_trouble=door.gate.trouble or broker.trouble,
+            authorities=door.accepted, keys_trouble=following.trouble,
         ),
-        wake=loop.ask,
-        enrolling=enrolling,
-        archive=Archive(store, blobs, desk, deltas),
-    )
+        wake=loop.ask, enrolling=enrolling, archive=Archive(store, blobs, desk, deltas),
+    )  # fmt: skip
     return Parts(
         store=store, broker=broker, conductor=conductor, publisher=publisher, services=services, loop=loop,
         deltas=deltas, enrolment=enrolment, gate=door.gate, watch=watch, following=following,

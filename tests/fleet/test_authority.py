@@ -20,6 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from fleet.adapters.authority import DAY_S, Authority, read_certificate
 from fleet.adapters.x509_parts import revoked_serials
 from fleet.broker_rules import REGISTRY
+from fleet.keys import KeysError
 from wire.errors import ShallopError
 
 NOW = 1_800_000_000.0
@@ -257,3 +258,21 @@ def test_while_one_follows_another_both_kinds_of_certificate_are_accepted(
         for these in (authority, both, both.dropped())
     ]
     assert accepted == [[True, False], [True, True], [False, True]]
+
+
+def test_a_list_of_authorities_that_is_cut_off_is_never_a_shorter_one(tmp_path: Path) -> None:
+    """But at the very end of one, where nothing shows it."""
+    Authority.create(tmp_path, "Test", None, NOW).with_next("Test", NOW).save(tmp_path, None)
+    path = tmp_path / "ca.pem"
+    whole = path.read_bytes()
+    first = whole.index(b"-----END CERTIFICATE-----") + len(b"-----END CERTIFICATE-----")
+    for end in [*range(1, len(whole) - 1, 7), first + 2, first + 5, first + 9, first + 12, first + 28]:
+        path.write_bytes(whole[:end])
+        with pytest.raises(KeysError) as caught:
+            Authority.load(tmp_path)
+        assert caught.value.code == "ca_unreadable", end
+    path.write_bytes(whole[: first - 3] + whole[first:])
+    with pytest.raises(KeysError):
+        Authority.load(tmp_path)
+    path.write_bytes(whole.rstrip())
+    assert len(Authority.load(tmp_path).sha256s) == 2

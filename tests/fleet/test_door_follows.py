@@ -245,3 +245,4 @@ def test_lists_that_a_killed_command_did_not_write_are_written(house: House) -> 
     house.gate.look()
     assert (house.out / "ca.pem").read_text() == house.authority.certificates_pem
     assert len(house.authority.sha256s) == 2
+    assert not house.files.mend(house.authority, time.time()), "once"

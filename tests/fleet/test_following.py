@@ -414,3 +414,19 @@ def test_one_that_fails_stands_in_no_others_way(tmp_path: Path) -> None:
         both.look()
     assert (well.reads, ill.reads) == (1, 1)
     assert both.trouble == "torn [wrong]"
+
+
+def test_a_registry_that_waited_for_newer_keys_goes_on_when_they_are_put_back(signing: Signing) -> None:
+    """A restored one: the broker holds a root that does not lie here (`fleet.recall`)."""
+    elsewhere = shutil.copytree(signing.folder, signing.folder.parent / "elsewhere")
+    signing.rotate(Role.ORDER, elsewhere)
+    root, recall = (elsewhere / "root-2.json").read_bytes(), signing.harness.recall
+    with signing.harness.store.begin() as tx:
+        recall.root(tx, root, 1.0)
+    assert "root-2.json" in recall.older_keys
+    shutil.copytree(elsewhere, signing.folder, dirs_exist_ok=True)
+    signing.look()
+    assert (signing.number, recall.older_keys) == (2, "")
+    with signing.harness.store.begin() as tx:
+        recall.root(tx, root, 1.0)
+    assert recall.older_keys == "", "our own"
