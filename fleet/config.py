@@ -63,7 +63,7 @@ class Config(EnrolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True)
         keys: directory of the root documents and the online keys (`shallop-fleet keys init`); None is
             DATA/keys. With keys there everything is signed.
         insecure_unsigned: publish without signatures; without it and without keys nothing is published.
-        tick_s: how often rollouts are looked at when nothing happens.
+        tick_s: how often rollouts, and the files of the keys, are looked at when nothing happens.
         ingest_batch_max: messages from devices in one transaction.
         publish_batch_max: posts in one round of publishing.
         publish_timeout_s: how long a round waits for acknowledgements.

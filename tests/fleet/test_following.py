@@ -22,7 +22,7 @@ from fleet.keys import KeysError
 from fleet.people import RolloutAsk
 from fleet.ports import StoreError
 from tests.fleet.bundles import write_bundle
-from tests.fleet.twins import TOPICS, Harness
+from tests.fleet.twins import TOPICS, Harness, Killed
 from wire import topics as wt
 from wire.codec import encode
 from wire.trust import Role, open_envelope, seal
@@ -290,6 +290,30 @@ def test_a_database_that_fails_is_asked_again_at_the_next_look(signing: Signing,
     assert signing.signed_by_now() == 2
     with signing.harness.store.begin() as tx:
         assert tx.mark().signed_root == 2
+
+
+@pytest.mark.parametrize("when", ["before_commit", "after_commit"])
+def test_a_registry_that_is_killed_while_it_takes_a_root_up_has_it_when_it_starts(
+    signing: Signing, when: str
+) -> None:
+    know(signing, "roof-1")
+    signing.rotate(Role.ORDER)
+    signing.following.look()
+
+    def killed() -> None:
+        raise Killed
+
+    setattr(signing.harness.store, when, killed)
+    with pytest.raises(Killed):
+        signing.following.look()
+    setattr(signing.harness.store, when, lambda: None)
+    desk = first_desk(Config(keys=str(signing.folder)))
+    signing.harness.current.succeed(desk)
+    signing.holder.sign_anew(desk)
+    assert signing.number == 2
+    assert signing.signed_by_now() == 1
+    signing.look()
+    assert signing.following.trouble is None
 
 
 def test_a_database_that_cannot_be_opened_changes_nothing(

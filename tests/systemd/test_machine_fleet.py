@@ -64,6 +64,13 @@ def test_the_broker_asks_for_certificates_and_reads_a_revocation_by_itself(machi
     as_registry(machine, "broker", "ca", "rotate", *where)
     assert machine.shell(f"sha256sum {out}/crl.pem") != before
     machine.wait("the reload", lambda: "BAD" not in checked(machine, where))
+    # The registry, which nobody started again, accepts both, and reads all of it when it is asked to.
+    machine.wait("both authorities", lambda: len(str(health(machine)["authorities"]).split(",")) == 2)
+    before = machine.show(FLEET, "MainPID")
+    machine.run("systemctl", "reload", FLEET)
+    machine.wait("a look", lambda: "looked at again" in machine.run("journalctl", "-u", FLEET).stdout)
+    assert health(machine)["keys_trouble"] is None
+    assert machine.show(FLEET, "MainPID") == before
     # Within its sandbox the registry writes there too, for the broker's group: it renews what is missing.
     machine.shell(f"rm {out}/server.pem")
     machine.run("systemctl", "restart", FLEET)
