@@ -23,6 +23,7 @@ from fleet.broker_rules import REGISTRY, Setup
 from fleet.cli import main
 from fleet.config import Config
 from fleet.keys import KeysError
+from tests.fleet.processes import wait_for
 from tests.fleet.twins import FakeClock
 
 
@@ -230,6 +231,19 @@ def test_what_the_one_before_wrote_into_the_brokers_files_is_mended(house: House
     assert (house.out / "ca.pem").read_text() == house.authority.certificates_pem
     assert (house.out / "crl.pem").read_text().count("BEGIN X509 CRL") == 2
     assert "roof-17" in (house.out / "access.acl").read_text()
+
+
+def test_that_is_done_by_the_doors_own_thread_at_once(house: House) -> None:
+    house.gate.start()
+    try:
+        house.command("ca", "rotate")
+        house.gate._refuse("roof-17", {})
+        house.gate._waiting.clear()
+        house.look()
+        accepted = house.authority.certificates_pem
+        wait_for("the lists to be mended", lambda: (house.out / "ca.pem").read_text() == accepted, 10)
+    finally:
+        house.gate.stop()
 
 
 def test_a_look_before_it_is_taken_up_undoes_no_command(house: House) -> None:

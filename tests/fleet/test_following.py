@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from fleet.adapters import key_files, keychain
 from fleet.adapters.following import Following, Followings, stamps
 from fleet.adapters.key_files import PASSPHRASE
 from fleet.adapters.signing_desk import SigningDesk, first_desk, key_files_in
+from fleet.conductor import Conductor
 from fleet.config import Config
 from fleet.inventory import Device
 from fleet.keys import KeysError
@@ -454,3 +456,17 @@ def test_a_registry_that_waited_for_newer_keys_goes_on_when_they_are_put_back(si
     with signing.harness.store.begin() as tx:
         recall.root(tx, root, 1.0)
     assert recall.older_keys == "", "our own"
+
+
+def test_the_loop_looks_once_a_second_whatever_becomes_of_the_clock(signing: Signing) -> None:
+    looks: list[float] = []
+    harness = signing.harness
+    clock = harness.clock
+    ports = replace(harness.conductor._ports, follow=lambda: looks.append(clock.time))
+    conductor = Conductor(ports, harness.current, harness.config)
+    start = clock.time
+    for offset in (0.0, 0.1, 0.9, 1.0, 1.5, 2.0, -5000.0, -4999.5, -4999.0, 9000.0):
+        clock.time = start + offset
+        conductor.tick()
+    assert [at - start for at in looks] == [0.0, 1.0, 2.0, -5000.0, -4999.0, 9000.0]
+    assert not conductor.failures
