@@ -85,11 +85,13 @@ class _Ear:
     def wait_window(self, topics: Sequence[str]) -> None:
         """Returns once every topic was heard, or nothing more came for `STALL_S_MAX`."""
         with self._changed:
-            while missing := sum(topic not in self.heard for topic in topics):
-                before = missing
-                self._changed.wait(STALL_S_MAX)
-                if sum(topic not in self.heard for topic in topics) == before:
+            # Other news, such as another connection, are no reason to stop listening.
+            while missing := self._missing(topics):
+                if not self._changed.wait_for(lambda: self._missing(topics) < missing, STALL_S_MAX):
                     return
+
+    def _missing(self, topics: Sequence[str]) -> int:
+        return sum(topic not in self.heard for topic in topics)
 
 
 class Look(Struct, frozen=True, kw_only=True):

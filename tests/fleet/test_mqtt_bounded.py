@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import resource
@@ -19,7 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from fleet.adapters import broker_tls, mqtt_bounded
 from fleet.adapters.client import Client
 from fleet.adapters.mqtt_broker import INBOX_BYTES_MAX, MqttBroker
-from fleet.adapters.retained import Look, retained
+from fleet.adapters.retained import Look, _Ear, retained
 from fleet.adapters.sql_store import SqlStore
 from fleet.broker_rules import CA, PACKET_BYTES_MAX, PROBE, SERVER
 from fleet.ingest import Ingest
@@ -239,6 +240,16 @@ def test_a_broker_that_stays_hostile_is_asked_ever_more_seldom(monkeypatch: pyte
     assert client._reconnect_min_delay == 2, "a calm stretch is forgiven"
 
 
+def test_after_a_good_connection_an_ordinary_loss_is_waited_for_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mqtt_bounded, "LEFT_DELAY_S_MAX", 0)
+    with hostile(stays(LEFT["a_message_cut_off"][0]), stays(MARK)) as broker, link_to(broker.url) as link:
+        wait_for("the next connection", lambda: bool(link.drain(1)))
+        assert link._client._reconnect_min_delay == mqtt_bounded.DELAY_S
+        assert link._client._reconnect_max_delay == mqtt_bounded.DELAY_S_MAX
+
+
 def test_long_topics_count_as_bytes_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """They came with empty payloads, fifty thousand of 64 KiB each, and nothing was counted."""
     count, topic = 200, b"t" * 65_535
@@ -268,7 +279,17 @@ def test_a_topic_cannot_write_lines_of_the_log(tmp_path: Path, caplog: pytest.Lo
 # --- verify --broker ----------------------------------------------------------------------------------
 
 
-def test_what_nobody_asked_for_is_not_kept_and_a_broken_protocol_is_named() -> None:
+def test_what_nobody_asked_for_is_not_kept_and_a_broken_protocol_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ears: list[_Ear] = []
+
+    class Ear(_Ear):
+        def __init__(self) -> None:
+            super().__init__()
+            ears.append(self)
+
+    monkeypatch.setattr("fleet.adapters.retained._Ear", Ear)
     with hostile(stays(b"\x90\xff\xff\xff\x7f\x00\x01")) as broker:
         with pytest.raises(BrokerError) as refused:
             retained(Look(url=broker.url), ["wanted"])
@@ -276,8 +297,16 @@ def test_what_nobody_asked_for_is_not_kept_and_a_broken_protocol_is_named() -> N
         assert "packet_too_large" in str(refused.value)
     retain = 0x31
     unasked = b"".join(message(b"other/%d" % n, b"x", retain) for n in range(50))
-    with hostile(stays(unasked + message(b"wanted", b"x", retain))) as broker:
-        assert list(retained(Look(url=broker.url), ["wanted"])) == ["wanted"]
+
+    def asked(peer: socket.socket) -> None:
+        peer.sendall(ACCEPTED)
+        peer.recv(4096)
+        stays(unasked + message(b"wanted", b"x", retain))(peer)
+
+    with hostile(asked) as broker:
+        found = retained(Look(url=broker.url), ["wanted"])
+    assert found == {"wanted": hashlib.sha256(b"x").hexdigest()}
+    assert list(ears[-1].heard) == ["wanted"]
 
 
 # --- visits of the broker's door ----------------------------------------------------------------------
