@@ -29,13 +29,11 @@ class _Directory(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         if self.known:
             return super().read(size)
-        asked = DIRECTORY_BYTES_MAX + 1 if size is None or size < 0 else size
-        if asked > DIRECTORY_BYTES_MAX + 1:
+        # To the end is asked for at the end of the file only, where the archive's last record stands.
+        asked = DIRECTORY_BYTES_MAX if size is None or size < 0 else size
+        if asked > DIRECTORY_BYTES_MAX:
             raise ValueError(f"its list of files has more than {DIRECTORY_BYTES_MAX} bytes")
-        found = super().read(asked)
-        if len(found) > DIRECTORY_BYTES_MAX:
-            raise ValueError(f"its list of files has more than {DIRECTORY_BYTES_MAX} bytes")
-        return found
+        return super().read(asked)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ DESCRIBE = """
             "import sys; sys.stderr.write('the sky fell\\n'); sys.stderr.flush(); import os; os._exit(7)",
             "sky fell",
         ),
-        ("return bytearray(40 << 30)", "MemoryError"),
+        ("import mmap; return mmap.mmap(-1, 8 << 30)", "Cannot allocate memory"),
         ("while True: pass", "2 s of processor time"),
     ],
 )

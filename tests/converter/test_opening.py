@@ -155,6 +155,8 @@ def with_constant(tensor: TensorProto) -> onnx.ModelProto:
         (TensorProto.FLOAT, 4, False),
         (TensorProto.DOUBLE, 3, False),
         (110, 3, False),
+        (TensorProto.FLOAT, 12, True),
+        (110, 12, False),
     ],
 )
 def test_a_tensor_holds_what_its_shape_and_type_ask_for(
@@ -162,6 +164,8 @@ def test_a_tensor_holds_what_its_shape_and_type_ask_for(
 ) -> None:
     """The onnx package's checker counts no values; the passes ended in a ValueError or a KeyError."""
     tensor = TensorProto(name="c", data_type=kind, dims=[3], float_data=[1.0] * values)
+    if values == 12:
+        tensor = TensorProto(name="c", data_type=kind, dims=[3], raw_data=bytes(values))
     for proto in (with_constant(tensor), conv_net()):
         if proto.graph.name != "g":
             proto.graph.initializer.append(tensor)
@@ -233,6 +237,9 @@ def test_one_large_file_named_by_many_tensors_is_refused_unread(tmp_path: Path) 
     found = refusal(saved(tmp_path, naming(100, length=False)))
     assert found.code == "model_too_large"
     assert len(read_model(saved(tmp_path, naming(100, length=True))).external) == 1
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(MODEL_BYTES_MAX)
+    assert refusal(saved(tmp_path, naming(1, length=True))).code == "model_too_large"
 
 
 @pytest.mark.parametrize("name", ["my model.onnx.data", "poids-éàü.bin", "inner/weights.bin"])
