@@ -12,12 +12,15 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
 _FOLDER = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)(?:-py.+)?\.(?:dist|egg)-info")
 """The binary distribution format (PEP 427) and, of Debian's older packages, setuptools' own."""
+_STEPPING_ASIDE = threading.Lock()
+"""Two lanes may look into a module at once, and it makes way once. Nothing is imported under this."""
 
 
 def installed_version(name: str, path: Iterable[str] | None = None) -> str | None:
@@ -74,8 +77,9 @@ def _waiting(name: str, unraised: frozenset[str]) -> ModuleType:
             raise AttributeError(attribute)
         if attribute in unraised:
             return ()  # an except clause with no exceptions in it
-        if sys.modules.get(name) is module:
-            del sys.modules[name]
+        with _STEPPING_ASIDE:
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
         real = importlib.import_module(name)
         vars(module).update(vars(real))
         return getattr(real, attribute)

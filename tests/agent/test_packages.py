@@ -113,3 +113,34 @@ except ssl.SSLWantReadError:
 def test_the_import_systems_own_questions_wake_nothing() -> None:
     ask = "import ssl; print(hasattr(ssl, '__path__'), ssl.__spec__, '_ssl' in sys.modules)"
     assert _ran(DAEMON.format(late=True) + ask) == "False None False"
+
+
+def test_threads_that_look_into_a_module_at_once_all_find_it(tmp_path: Path) -> None:
+    """Two models may need `subprocess` for the first time in the same moment."""
+    looking = f"""
+import sys, threading
+from pathlib import Path
+from agent.packages import put_off
+folder, failed = {str(tmp_path)!r}, []
+sys.path.insert(0, folder)
+names = [f"late_{{n}}" for n in range(400)]
+for name in names:
+    Path(folder, name + ".py").write_text("X = 1")
+put_off(*names)
+sys.setswitchinterval(1e-6)
+for name in names:
+    module, together = sys.modules[name], threading.Barrier(8)
+    def look():
+        together.wait()
+        try:
+            module.X
+        except Exception as error:
+            failed.append(repr(error))
+    threads = [threading.Thread(target=look) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+print(failed)
+"""
+    assert _ran(looking) == "[]"
