@@ -241,6 +241,23 @@ def test_a_base_of_another_model_will_do(tmp_path: Path) -> None:
         assert chunks_fetched(rig) == set()
 
 
+def test_no_byte_of_a_delta_is_fetched_where_there_is_no_room(tmp_path: Path) -> None:
+    delta = Delta()
+    with running(tmp_path) as rig:
+        install_old(rig)
+        delta.hold(rig)
+        rig.broker.hold(NEW)
+        rig.disk.free = 2000
+        rig.broker.desire(DEVICE, {"digits": NEW.order(2, deltas=(delta.hint,))})
+        until(lambda: (d := rig.deployment).reason is not None and d.attempts > 1, "tries without room")
+        assert rig.deployment.reason is not None
+        assert rig.deployment.reason.code == "disk_full"
+        assert not set(rig.broker.fetched) & {*delta.blobs, delta.hint.index}
+        rig.disk.free = 10**12
+        rig.wait(2, OrderOutcome.ACTIVE)
+        assert rig.deltas.runs == 1
+
+
 def test_a_disk_that_fills_up_under_a_delta_is_waited_for_and_not_held_against_it(tmp_path: Path) -> None:
     delta = Delta()
     with running(tmp_path) as rig:
