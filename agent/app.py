@@ -326,8 +326,7 @@ def _signals(runner: Runner, connection: Connection, state: State, again: Again)
         signal.signal(number, lambda _number, _frame: again.end())
 
     def look() -> None:
-        for model in state.requests.take():
-            connection.rollback_locally(model)
+        state.requests.take(connection.rollback_locally)
         if state.identities.complete:
             again.ask()
 

@@ -186,8 +186,9 @@ def test_a_rollback_with_the_daemon_is_a_request(config_file: Path) -> None:
             app.rollback(load(config_file), "cats")
         assert "asked the running agent" in app.rollback(load(config_file), "digits")
         assert daemon.wait(20) == 7, "the daemon was not told to look"
-    assert requests.take() == ["digits"]
-    assert requests.take() == []
+    asked: list[str] = []
+    assert requests.take(asked.append) == asked == ["digits"]
+    assert requests.take(asked.append) == []
 
 
 def test_adopting_a_file_makes_it_the_first_good_release(

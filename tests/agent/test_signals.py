@@ -103,6 +103,24 @@ def test_a_wish_does_not_end_a_command_that_has_the_lock(tmp_path: Path, daemons
     assert (daemon.process.returncode, out) == (0, "through\n")
 
 
+def test_a_wish_is_not_forgotten_before_it_is_done(tmp_path: Path, daemons: list[Daemon]) -> None:
+    script = """
+        import os, sys
+        from agent import cli
+        from agent.connection import Connection
+        Connection.rollback_locally = lambda _self, _model: os._exit(9)
+        sys.exit(cli.main(["run", "--config", sys.argv[1]]))
+    """
+    wishes = tmp_path / "state" / "requests"
+    wishes.mkdir(parents=True)
+    Requests(wishes).put("digits")
+    daemon = Daemon(tmp_path, script)
+    daemons.append(daemon)
+    assert daemon.process.wait(20) == 9
+    asked: list[str] = []
+    assert Requests(wishes).take(asked.append) == asked == ["digits"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_of_many_signals_the_first_ends_it_in_order(
     tmp_path: Path, daemons: list[Daemon], number: signal.Signals

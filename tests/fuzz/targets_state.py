@@ -143,7 +143,7 @@ def _outbox_numbers(folder: Path) -> object:
 
 def _wishes(folder: Path) -> object:
     asked = requests.Requests(folder)
-    return asked.take(), asked.take()
+    return asked.take(str), asked.take(str)
 
 
 def _noted(data: bytes) -> object:
