@@ -76,9 +76,10 @@ def test_a_wish_while_it_starts_does_not_end_it(tmp_path: Path, daemons: list[Da
     while not daemon.holds():
         assert daemon.process.poll() is None
     Requests(daemon.state / "requests").put("digits")
+    daemon.process.send_signal(signal.SIGHUP)
     while not daemon.said("cannot reach") and daemon.process.poll() is None:
-        daemon.process.send_signal(signal.SIGHUP)
         time.sleep(0.001)
+        daemon.process.send_signal(signal.SIGHUP)
     until(lambda: not list((daemon.state / "requests").iterdir()), "the wish to be taken", 20)
     assert daemon.end() == 0
 
