@@ -228,7 +228,14 @@ def test_adopting_while_the_daemon_runs_says_so(
 
 def test_under_systemd_a_log_line_carries_its_level() -> None:
     record = logging.LogRecord("agent", logging.WARNING, "", 0, "two\nlines", None, None)
-    assert cli._JournalFormatter("%(message)s").format(record) == "<4>two\n<4>lines"
+    assert cli._JournalFormatter("%(message)s").format(record) == "<4>two lines"
+    try:
+        int("why")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    story = cli._JournalFormatter("%(message)s").format(record).splitlines()
+    assert len(story) > 2
+    assert all(line.startswith("<4>") for line in story)
 
 
 # --- hooks ------------------------------------------------------------------------------------------
