@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from unittest import mock
 
@@ -373,7 +374,11 @@ def test_reports_survive_until_they_are_acknowledged(tmp_path: Path) -> None:
         until(lambda: broker.heard("status"), "the greeting")
         until(lambda: {report.number for report in again.reports()} >= told, "the reports again")
         topic = TOPICS.topic(ACK, device=DEVICE)
-        broker.tell(topic, codec.encode(Ack(install_id="f" * 32, number=10**6)))
+        broker.tell(topic, codec.encode(Ack(install_id="f" * 32, number=max(told))))
+        handled = threading.Event()
+        again.runner.post(handled.set)
+        until(handled.is_set, "the acknowledgement of another installation's reports")
+        assert list((tmp_path / "reports").glob("*.json")), "reports went that nobody has"
         broker.tell(topic, codec.encode(Ack(install_id=install_id, number=max(told))))
         until(lambda: not list((tmp_path / "reports").glob("*.json")), "the acknowledged reports' removal")
     finally:

@@ -83,6 +83,14 @@ def test_a_message_goes_there_and_back(mosquitto: Mosquitto) -> None:
         assert got == {(topic, topic.encode()) for topic, _ in topics}
 
 
+def test_small_packets_do_not_wait_for_one_another(mosquitto: Mosquitto) -> None:
+    """Without TCP_NODELAY a transfer of chunks has half the speed (DESIGN.md section 3)."""
+    with client(mosquitto, "quick") as (transport, _):
+        connection = transport._client.socket()
+        assert isinstance(connection, socket.socket)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
 def test_asking_again_brings_what_is_retained_again(mosquitto: Mosquitto) -> None:
     with client(mosquitto, "b") as (transport, heard):
         transport.publish("test/kept", b"x", qos=1, retain=True)

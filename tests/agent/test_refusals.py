@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agent.connection import INBOUND_MAX
 from tests.agent.rig import DEVICE, ME, ONE, TWO, Rig, answers, command, deploy, running
 from tests.agent.twins import (
     TOPICS,
@@ -151,6 +152,7 @@ def test_a_flood_is_bounded_and_the_retained_truth_is_asked_for_again(tmp_path: 
         rig.runner.post(hold.wait)
         for _ in range(1000):
             rig.broker.tell(TOPICS.topic(COMMAND, device=DEVICE), b"junk")
+        assert rig.runner._queue.qsize() < INBOUND_MAX + 20, "a flood fills the memory"
         rig.broker.desire(DEVICE, {"digits": ONE.order(1)})
         hold.set()
         rig.wait(1, OrderOutcome.ACTIVE)

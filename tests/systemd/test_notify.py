@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import threading
@@ -69,6 +70,19 @@ def start(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> Start:
 def test_the_loop_never_sleeps_past_the_watchdog(start: Start) -> None:
     assert start(watchdog_s=3).within_s == 1.0
     assert start(watchdog_s=60).within_s == 20.0
+
+
+def test_the_watchdog_is_fed_well_before_it_bites(
+    start: Start, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a loop that wakes as late as it may: never more than half of the interval goes by."""
+    supervisor, now_s, fed_s = start(watchdog_s=60), 1000.0, [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    while now_s < 1600.0:
+        supervisor.alive()
+        fed_s += [now_s] * len(listener.heard())
+        now_s += supervisor.within_s
+    assert max(later - earlier for earlier, later in itertools.pairwise([*fed_s, now_s])) <= 30.0
 
 
 @pytest.mark.parametrize("pid", [1, 2**22])
