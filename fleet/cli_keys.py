@@ -291,7 +291,8 @@ def opened(path: Path) -> KeyPair:
     try:
         return key_files.load(path, os.environ.get(PASSPHRASE))
     except ShallopError as error:
-        if error.code != "passphrase_needed" or not sys.stdin.isatty():
+        # The environment's may be that of the registry's keys, and this one a root key with one of its own.
+        if error.code not in {"passphrase_needed", "passphrase_wrong"} or not sys.stdin.isatty():
             raise
     return key_files.load(path, click.prompt(f"Passphrase of {path}", hide_input=True, err=True))
 

@@ -267,6 +267,24 @@ def test_a_key_that_follows_an_encrypted_one_is_encrypted_too(tmp_path: Path) ->
     assert code_of(lambda: keychain.load_online(made.folder)) == "passphrase_needed"
 
 
+def test_a_root_key_may_have_a_passphrase_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for where somebody is there, also while the registry's stands in the environment."""
+    made = Keys(tmp_path)
+    made.run("init", "--encrypt", env=SECRET)
+    (path,) = made.offline.glob("*.pem")
+    root = key_files.load(path, SECRET["SHALLOP_PASSPHRASE"])
+    path.unlink()
+    key_files.write_new(path, root.pem("battery staple"))
+    words = ["keys", "rotate", "order", "--keys", str(made.folder), "--with", str(path)]
+    alone = CliRunner().invoke(main, words, env=SECRET)
+    assert (alone.exit_code, "[passphrase_wrong]" in alone.output) == (2, True)
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True)
+    done = CliRunner().invoke(main, words, env=SECRET, input="battery staple\n")
+    assert done.exit_code == 0, done.output
+    assert made.chain.root.number == 2
+    keychain.load_online(made.folder, SECRET["SHALLOP_PASSPHRASE"])
+
+
 def test_a_dry_run_speaks_json_too(keys: Keys) -> None:
     said = json.loads(keys.run("rotate", "order", "--dry-run", "--json").output)
     assert any("new epoch" in line for line in said["plan"])

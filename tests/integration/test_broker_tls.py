@@ -362,6 +362,8 @@ def test_a_wildcard_shows_a_device_what_it_may_read_and_no_more(
     registry.publish(TOPICS.topic(BLOB, digest="cd" * 32), b"content", retain=True)
     device = connect(as_device(broker, "roof-10"))
     device.subscribe("#", "$SYS/#", "shallop/v1/blob/+", "shallop/v1/device/+/down/desired")
+    device.subscribe("$share/g/#", "$share/g/shallop/v1/device/roof-11/down/desired", "$CONTROL/#")
+    registry.publish(TOPICS.topic(DESIRED, device="roof-11"), b"for roof-11 again", retain=True)
     assert device.hears(TOPICS.topic(DESIRED, device="roof-10"), b"for roof-10")
     assert device.hears(TOPICS.topic(BLOB, digest="cd" * 32), b"content")
     time.sleep(QUIET_S)
