@@ -155,7 +155,16 @@ def _ratio_of_means(values: NDArray[Any], reference: NDArray[Any]) -> Measure | 
 
 
 def _regressed(mine: NDArray[Any], baseline: NDArray[Any] | None, labels: NDArray[Any]) -> Answers:
-    """Mean absolute error; each sample counts once."""
+    """Mean absolute error; each sample counts once.
+
+    Raises:
+        FinalError: `output_mismatch`: no values of as many samples as have labels; `shard_unreadable`.
+    """
+    if mine.ndim == 0 or mine.shape[:1] != labels.shape[:1]:
+        raise FinalError(
+            "output_mismatch",
+            f"labels are {list(labels.shape)}, the model gives {list(mine.shape)}: other samples than these",
+        )
     n = len(mine)
     if mine.size != labels.size:
         raise FinalError(

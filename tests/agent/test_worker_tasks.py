@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper
 
+from agent.errors import FinalError
 from agent.judging import measures_of
 from agent.worker.answers import answers_of
 from agent.worker.job import TrialJob
@@ -205,3 +206,14 @@ def test_a_score_that_is_no_number_never_equals_an_empty_label(frames: bool) -> 
     said = answers_of(replace(job_of(Path("m.onnx")), answer=Answer(frames=frames)), outputs, of, None)
     assert said.accuracy is not None
     assert said.accuracy.value == 0.0
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (8, 3)])
+def test_a_regression_of_other_samples_than_those_with_labels_is_no_measure(shape: tuple[int, ...]) -> None:
+    """A model may give a single number, or as many in all as there are labels but of other samples."""
+    labels = np.zeros((6, 4))
+    of = Samples(n=6, stored={}, inputs={}, labels=labels, fp32={}, host={})
+    job = replace(job_of(Path("m.onnx")), task="regression", metric=MAE)
+    with pytest.raises(FinalError) as refused:
+        answers_of(job, {"y": np.zeros(shape)}, of, None)
+    assert refused.value.code == "output_mismatch"
