@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ settings.load_profile("shallop")
 # Tests start real programs with `python -m`; they must find this tree whatever folder they start in.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# What a shell starts in the background ignores SIGINT, and so would every program under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A developer's own fleet is none of the tests' business.
 for name in ("SHALLOP_SERVER", "SHALLOP_TOKEN", "SHALLOP_TOKEN_FILE"):
     os.environ.pop(name, None)
