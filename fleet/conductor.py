@@ -193,6 +193,14 @@ class Conductor:
         self._changed -= changed or set()
 
     def _upkeep(self) -> None:
+        # Before the broker was asked, this database may be one that went back: what nobody needed then, and
+        # so would be cleared, may be what everybody runs now.
+        if self._ports.publisher.compared:
+            self._look_after()
+        if self._ports.watch is not None:
+            self._ports.watch.keep()
+
+    def _look_after(self) -> None:
         with self._ports.store.begin() as tx:
             # Said again here because a device that still misses the same says nothing new.
             self._ports.publisher.miss(tx, {digest for d in tx.devices() for digest in d.missing})
@@ -202,5 +210,3 @@ class Conductor:
                 tx, self._desk.now.topics, self._ports.clock.now(), self._config, self._ports.deltas
             )
         self._ports.publisher.acknowledge(acks)
-        if self._ports.watch is not None:
-            self._ports.watch.keep()

@@ -17,6 +17,7 @@ from fleet.enrolments import Revocation
 from fleet.orders import Desk
 from fleet.people import RolloutAsk
 from fleet.ports import ConflictError, Delivery
+from fleet.publish.content import blob_sizes, manifest_of
 from fleet.recall import RESTORED
 from fleet.recalled import PAUSED_WHY, SETTLE_S, RestoredHealth
 from fleet.restored import GENERATION_JUMP_MAX, ORDERS_JUMP_MAX
@@ -624,3 +625,26 @@ def test_words_of_this_life_put_back_are_no_news(house: House) -> None:
         view = tx.device("dev-0")
     assert view is not None
     assert view.groups == ("roofs",)
+
+
+def test_nothing_is_cleared_before_the_broker_was_asked(house: House) -> None:
+    """What nobody needed at the backup may be what everybody runs now."""
+    house.publish("v1", "v2", "v3")
+    for name in ("v1", "v2", "v3"):
+        house.start(name)
+    house.backup()
+    house.start("v1")
+    assert running(house.devices) == ["v1"] * 3
+    with house.now.store.begin() as tx:
+        row = tx.release_named("camera", "v1")
+    assert row is not None
+    blobs = blob_sizes(manifest_of(row.manifest))
+    held = {TOPICS.topic(wt.RELEASE, digest=row.digest), *(TOPICS.topic(wt.BLOB, digest=b) for b in blobs)}
+    assert held <= house.now.broker.retained.keys()
+    house.put_back(settle=False)
+    broker, session = house.now.broker, house.now.broker.session
+    broker.session, broker.connected = 0, False
+    house.now.settle(100)
+    broker.session, broker.connected = session, True
+    house.now.settle(100)
+    assert held <= broker.retained.keys()
