@@ -165,16 +165,14 @@ def _serve(config: Config, found: Identity | None, state: State, trust: Trust) -
     introduction = belonging.introduction(config, state.identities, found)
     time = belonging.judged_time(trust, introduction, clock)
     transport = _transport(config, device, introduction, time)
-    exchange = Exchange(transport)
-    install = Install(state.root)
+    exchange, install = Exchange(transport), Install(state.root)
     me = _self(config, device, machine)
     onlooker = _home_assistant(config, state.root, me, topics, transport)
     uplink = Uplink(transport, topics, me, install, clock, onlooker)
     store = BlobStore(state.root / "blobs")
     sources = Sources(store, state.slots)
     fetcher = _fetcher(config, transport, exchange, store, sources, topics, trust)
-    live = _live(config, state)
-    supervisor, board = SystemdSupervisor(), Board(state.root, clock)
+    live, supervisor, board = _live(config, state), SystemdSupervisor(), Board(state.root, clock)
     runner = Runner(
         journal=state.journal, slots=state.slots, store=store, shards_dir=state.shards_dir,
         outbox=Outbox(state.root / "reports", config.limits.reports_max, install.reserved), uplink=uplink,
@@ -238,7 +236,7 @@ def _fetcher(
         transport=transport, exchange=exchange, store=store, sources=sources, clock=SystemClock(),
         disk=SystemDisk(), topics=topics, policy=trust.policy(insecure_unsigned=config.insecure_unsigned),
         window_max=config.limits.window_chunks_max, disk_margin_bytes=config.limits.disk_free_bytes_min,
-        limits=config.transfer.limits(), signed_at=lambda: trust.state.signed_at if trust.believes else "",
+        limits=config.transfer.limits(), signed_at=lambda: trust.signed_at,
     )  # fmt: skip
 
 
@@ -288,8 +286,11 @@ def _jobs(  # noqa: PLR0913, PLR0917 - it is called once
     config: Config, state: State, machine: Machine, fetcher: Fetcher, sources: Sources, store: BlobStore,
     live: LiveWatch, trust: Trust,
 ) -> Jobs:  # fmt: skip
-    trial = config.trial
-    scratch = state.root / "trials"
+    trial, scratch, ready = config.trial, state.root / "trials", None
+    if config.admission.asked:
+        from agent.adapters.readiness import Readiness  # noqa: PLC0415 - few devices ask for it
+
+        ready = Readiness(config.admission.rules(), SystemClock(), lambda: trust.signed_at, ROOT).require
 
     def rebuilder() -> Rebuilder:
         from agent.adapters.delta_process import DeltaProcess  # noqa: PLC0415 - few orders offer deltas
@@ -309,7 +310,7 @@ def _jobs(  # noqa: PLR0913, PLR0917 - it is called once
         shards_dir=state.shards_dir, machine=machine, trial_runner=LeanTrials(_trial_runner(config, scratch)),
         trial_lock=MachineLock(trial.lock_path()), trial_settings=trial.settings(),
         hooks=hooks, clock=clock, random=SystemRandom(), soaking=soaking,
-        require_not_barred=trust.require_not_barred,
+        require_not_barred=trust.require_not_barred, require_ready=ready,
     )  # fmt: skip
 
 

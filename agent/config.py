@@ -7,7 +7,7 @@ Not for: anything that changes while the daemon runs.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,13 +17,16 @@ from agent.deployment import Bounds
 from agent.errors import ConfigError
 from agent.fetch import TransferLimits
 from agent.home_assistant import HomeAssistantConfig
-from agent.metering import windows
+from agent.metering import hours_of, windows
 from agent.tls import TlsConfig
 from agent.worker.job import TrialSettings
 from agent.worker.limits import WorkerLimits
 from wire.errors import WireError
 from wire.topics import ROOT_DEFAULT, Topics
 from wire.types import DeviceId, ModelName
+
+if TYPE_CHECKING:
+    from agent.preconditions import Rules as AdmissionRules
 
 CONFIG_BYTES_MAX = 256 * 1024
 SECRET_BYTES_MAX = 4096
@@ -97,6 +100,44 @@ class TransferConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         return TransferLimits(
             rate_bytes_per_s_max=self.rate_bytes_per_s_max, metered_hours=windows(self.metered_hours)
+        )
+
+
+class AdmissionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an order waits for before anything is begun; nothing where nothing is set.
+
+    Attributes:
+        battery_percent_min: charge, on a machine that has a battery and is not on mains.
+        temperature_c_max: of the hottest thermal zone, in degrees Celsius.
+        window: of local time, such as "02:00-05:00", in which an order may begin; judged with a synchronised
+            clock only.
+    """
+
+    battery_percent_min: Annotated[float, Meta(gt=0.0, le=100.0)] | None = None
+    temperature_c_max: Annotated[float, Meta(ge=0.0, le=150.0)] | None = None
+    window: Annotated[tuple[str, ...], Meta(max_length=16)] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what is no window.
+
+        Raises:
+            ValueError: with the key.
+        """
+        hours_of(self.window, "admission.window")
+
+    @property
+    def asked(self) -> bool:
+        """Whether anything is."""
+        return self != AdmissionConfig()
+
+    def rules(self) -> AdmissionRules:
+        """The same, parsed."""
+        from agent.preconditions import Rules  # noqa: PLC0415 - few devices ask for it
+
+        return Rules(
+            battery_percent_min=self.battery_percent_min,
+            temperature_c_max=self.temperature_c_max,
+            window=hours_of(self.window, "admission.window"),
         )
 
 
@@ -184,6 +225,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     labels: Annotated[dict[str, str], Meta(max_length=64)] = {}
     limits: LimitsConfig = LimitsConfig()
     transfer: TransferConfig = TransferConfig()
+    admission: AdmissionConfig = AdmissionConfig()
     trial: TrialConfig = TrialConfig()
     hooks: dict[ModelName, HookConfig] = {}
     soak: SoakConfig = SoakConfig()

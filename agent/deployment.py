@@ -254,11 +254,19 @@ class Trialed(Struct, frozen=True, kw_only=True):
 
 
 class Failed(Struct, frozen=True, kw_only=True):
-    """The piece of work failed; `jitter` is a random number in [0, 1) for the wait before the next try."""
+    """The piece of work failed, or may not begin yet.
+
+    Attributes:
+        jitter: random number in [0, 1) for the wait before the next try.
+        not_yet: a precondition does not hold: nothing was begun, so nothing failed.
+        again_s_max: the next try is no later than this.
+    """
 
     serial: int
     reason: Reason
     jitter: float = 0.5
+    not_yet: bool = False
+    again_s_max: float | None = None
 
 
 class Booted(Struct, frozen=True, kw_only=True):

@@ -34,6 +34,18 @@ class RetryError(AgentError):
     lasting = "retry"
 
 
+class NotYetError(RetryError):
+    """A precondition of an order does not hold yet; nothing was begun, and nothing failed.
+
+    Attributes:
+        again_s_max: the next look is no later than this; None where the usual wait will do.
+    """
+
+    def __init__(self, code: str, message: str, *, again_s_max: float | None = None) -> None:
+        super().__init__(code, message)
+        self.again_s_max = again_s_max
+
+
 class FinalError(AgentError):
     """The work can never succeed as it was ordered: damage, limits, load, health."""
 

@@ -18,7 +18,15 @@ from msgspec import Struct
 
 from agent.bringing import Bringing, Wanted
 from agent.deployment import Admitted, Deployment, Done, Event, Failed, Progressed, Standing, Trialed, Work
-from agent.errors import AgentError, Cancelled, FinalError, RetryError, disk_error, reason_of
+from agent.errors import (
+    AgentError,
+    Cancelled,
+    FinalError,
+    NotYetError,
+    RetryError,
+    disk_error,
+    reason_of,
+)
 from agent.fetching import Errand, Fetcher, Sources
 from agent.hardware import EXTRA_OF, compatible
 from agent.installed import damage
@@ -69,6 +77,7 @@ class Jobs:
         soaking: Soaking,
         rebuilder: Callable[[], Rebuilder] | None = None,
         require_not_barred: Callable[[str], None],
+        require_ready: Callable[[], None] | None = None,
     ) -> None:
         self._fetcher = fetcher
         self._bringing = Bringing(
@@ -88,6 +97,7 @@ class Jobs:
         self._soaking = soaking
         self._mender = Mender(fetcher, sources, slots, models_dir, hooks, require_not_barred)
         self._require_not_barred = require_not_barred
+        self._require_ready = require_ready
         self._pieces: dict[Phase, Callable[[Deployment, Work, threading.Event, Emit], Event]] = {
             Phase.ADMITTING: self._admit,
             Phase.FETCHING: self._fetch,
@@ -104,6 +114,8 @@ class Jobs:
             outcome = self._pieces[work.phase](d, work, cancel, emit)
         except Cancelled:
             return
+        except NotYetError as error:
+            outcome = self._not_yet(d, work, error)
         except ShallopError as error:
             outcome = self._failed(work, reason_of(error))
         except OSError as error:
@@ -119,6 +131,16 @@ class Jobs:
     def _failed(self, work: Work, reason: Reason) -> Failed:
         log.warning("%s failed: %s: %s", work.phase, reason.code, reason.detail)
         return Failed(serial=work.serial, reason=reason, jitter=self._random.unit())
+
+    def _not_yet(self, d: Deployment, work: Work, error: NotYetError) -> Failed:
+        reason = reason_of(error)
+        # It may be looked at all day long: one line for each cause that it waits for.
+        if d.reason is None or d.reason.code != reason.code:
+            log.info("%s waits: %s: %s", d.model, reason.code, reason.detail)
+        return Failed(
+            serial=work.serial, reason=reason, jitter=self._random.unit(), not_yet=True,
+            again_s_max=error.again_s_max,
+        )  # fmt: skip
 
     def tidy(self, d: Deployment) -> None:
         """Removes the release directories that this deployment does not need."""
@@ -153,6 +175,9 @@ class Jobs:
             why = self._unfit(manifest.variant(name))
             if why is not None:
                 refused.append((name, why))
+        # Last, so that an order which can never be met is refused at once and not after a night's wait.
+        if self._require_ready is not None and len(refused) < len(allowed):
+            self._require_ready()
         return Admitted(serial=work.serial, variants=allowed, refused=tuple(refused))
 
     def _unfit(self, variant: Variant | None) -> Reason | None:

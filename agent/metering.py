@@ -1,4 +1,4 @@
-"""PURE. The hours in which nothing is fetched, because a line is dear or busy then.
+"""PURE. Hours of the local day, such as those in which nothing is fetched because a line is dear then.
 
 For: reading windows of local time such as "07:00-22:00", and judging a moment by them.
 Not for: knowing the time (`agent.adapters.system`), or waiting: a refused fetch is tried again later, on a
@@ -54,20 +54,29 @@ def windows(texts: Iterable[str]) -> tuple[Hours, ...]:
         ValueError: not of the form "07:00-22:00", empty, or together the whole day, in which nothing
             would ever be fetched.
     """
-    found = tuple(_window(text) for text in texts)
+    found = hours_of(texts, "metered_hours")
     if found and all(any(hours.hold(minute) for hours in found) for minute in range(_DAY_MIN)):
         raise ValueError("metered_hours cover the whole day: nothing would ever be fetched")
     return found
 
 
-def _window(text: str) -> Hours:
+def hours_of(texts: Iterable[str], key: str) -> tuple[Hours, ...]:
+    """The windows that were written down under a key of the configuration.
+
+    Raises:
+        ValueError: with the key, of what is not of the form "07:00-22:00", or is empty.
+    """
+    return tuple(_window(text, key) for text in texts)
+
+
+def _window(text: str, key: str) -> Hours:
     match = _WINDOW.fullmatch(text)
     if match is None:
-        raise ValueError(f"metered_hours: {text[:40]!r} is no window of the day such as 07:00-22:00")
+        raise ValueError(f"{key}: {text[:40]!r} is no window of the day such as 07:00-22:00")
     start_h, start_m, end_h, end_m = (int(word) for word in match.groups())
     start, end = start_h * 60 + start_m, end_h * 60 + end_m
     if start >= _DAY_MIN or end > _DAY_MIN or start == end:
-        raise ValueError(f"metered_hours: {text!r} is empty or beyond 24:00")
+        raise ValueError(f"{key}: {text!r} is empty or beyond 24:00")
     return Hours(start, end)
 
 

@@ -104,6 +104,11 @@ class Trust:
         return self._state is not None
 
     @property
+    def signed_at(self) -> str:
+        """The highest time that anybody signed, below which no clock is right; empty where nobody did."""
+        return "" if self._state is None else self._state.signed_at
+
+    @property
     def state(self) -> TrustState:
         """What is believed now.
 

@@ -28,7 +28,7 @@ from agent.adapters.ed25519 import verify
 from agent.adapters.locks import StateLock, state_lock_held
 from agent.adapters.system import SystemClock
 from agent.config import Config
-from agent.doctor import broker, identity, machine, places, sensing, software
+from agent.doctor import broker, identity, machine, places, readiness, sensing, software
 from agent.doctor.finding import Finding, problem, unknown
 from agent.errors import ConfigError, StateError
 from agent.identities import CURRENT, Identities
@@ -89,6 +89,7 @@ class Doctor:
             ("permissions", 5.0, self._permissions),
             ("journal", 30.0, lambda: places.state(probe_places.state(self._state_dir))),
             ("systemd", 10.0, self._systemd),
+            ("admission", 10.0, self._admission),
             ("trust", 5.0, lambda: software.trust(self._trust())),
             ("identity", 15.0, self._enrolled),
         )
@@ -165,6 +166,16 @@ class Doctor:
     def _clock(self) -> list[Finding]:
         written = [self._state_dir / "journal.json", self._state_dir / trust.FILE_NAME]
         return machine.clock(probe_machine.clock([*written, self._config_path, Path(__file__)]))
+
+    def _admission(self) -> list[Finding]:
+        if not self._config.admission.asked:
+            return []
+        from agent.adapters.readiness import Readiness  # noqa: PLC0415 - few devices ask for it
+
+        trusted = Trust(self._state_dir, verify)
+        rules = self._config.admission.rules()
+        now = Readiness(rules, SystemClock(), lambda: trusted.signed_at, self._root)
+        return readiness.admission(now.judged())
 
     def _disk(self) -> list[Finding]:
         margin = self._config.limits.disk_free_bytes_min
