@@ -89,6 +89,7 @@ class Rig:
         self.unsigned = unsigned
         self.limits = TransferLimits()
         self.signed_at = ""
+        self.require_ready: Callable[[], None] | None = None
         self.deltas = MemoryDeltas()
         self._thread: threading.Thread | None = None
 
@@ -130,6 +131,7 @@ class Rig:
             shards_dir=root / "shards", machine=MACHINE, trial_runner=self.trials, trial_lock=OpenLock(),
             trial_settings=TrialSettings(), hooks=self.hooks, clock=clock, random=FixedRandom(),
             soaking=self.soaking(), rebuilder=rebuilder, require_not_barred=self.trust.require_not_barred,
+            require_ready=self.require_ready,
         )  # fmt: skip
         self.runner = Runner(
             journal=JournalFile(root, DEVICE), slots=slots, store=store, shards_dir=root / "shards",
