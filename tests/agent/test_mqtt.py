@@ -207,14 +207,16 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def daemon(folder: Path, broker: Mosquitto, trial: str = "") -> Iterator[subprocess.Popen[bytes]]:
+def daemon(
+    folder: Path, broker: Mosquitto, trial: str = "", more: str = ""
+) -> Iterator[subprocess.Popen[bytes]]:
     """The agent on its own; `trial` begins with a comma and names more settings of trials."""
     config = folder / "agent.yaml"
     config.write_text(
         f"device: {DEVICE}\nstate_dir: {folder}/state\ninsecure_unsigned: true\n"
         f"broker: {{host: {broker.host}, port: {broker.port}}}\n"
         "trial: {latency_runs: 20, warmup: 2, energy_window_s: 0.05, "
-        f"lock_file: {folder / 'lock'}{trial}}}\n"
+        f"lock_file: {folder / 'lock'}{trial}}}\n{more}"
     )
     command = [sys.executable, "-m", "agent", "run", "--config", str(config)]
     with (folder / "log").open("ab") as log, subprocess.Popen(command, cwd=ROOT, stderr=log) as process:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -19,7 +21,9 @@ from agent.status_view import model_picture
 from agent.statusing import Board
 from tests import device_trees
 from tests.agent.rig import DEVICE, ONE, TWO, Rig, command, deploy, running
-from tests.agent.twins import MemoryTrials, TestClock, release, until
+from tests.agent.test_mqtt import Fleet, daemon
+from tests.agent.twins import FixedRandom, MemoryTrials, TestClock, release, until
+from tests.brokers import Mosquitto
 from tests.device_trees import write, zones
 from wire.messages import OrderOutcome, Phase, Rollback
 
@@ -291,12 +295,12 @@ def test_an_order_that_waits_goes_on_waiting_after_restarts(tmp_path: Path) -> N
         rig.clock.day = NOON
         rig.broker.hold(ONE)
         rig.broker.desire(DEVICE, {"digits": ONE.order(1, deadline_s=86400.0)})
-        for _ in range(6):
-            waits(rig, "outside_window")
-            rig.stop()
-            rig.broker.said.clear()
-            rig.start()
         waits(rig, "outside_window")
+        for _ in range(6):
+            rig.stop()
+            looks = rig.deployment.attempts
+            rig.start()
+            until(lambda looks=looks: rig.deployment.attempts > looks, "a look of this start")  # type: ignore[misc]
         rig.clock.day = NIGHT
         rig.wait(1, OrderOutcome.ACTIVE)
 
@@ -309,6 +313,67 @@ def test_an_order_that_this_machine_can_never_meet_is_refused_at_once(tmp_path: 
         reason = rig.wait(1, OrderOutcome.FAILED).reason
         assert reason is not None
         assert reason.code == "no_variant"
+
+
+def test_who_would_wait_long_is_there_when_the_window_opens(tmp_path: Path) -> None:
+    """Each wait is drawn as five minutes, and the window opens in one."""
+    with (
+        mock.patch.object(FixedRandom, "unit", return_value=1000.0),
+        running(tmp_path / "agent", prepare=lambda rig: asks(rig, WINDOW)) as rig,
+    ):
+        rig.runner._board = Board(rig.root, rig.clock)
+        rig.clock.day = LocalTime(minute=119, synchronised=True)
+        rig.broker.hold(ONE)
+        rig.broker.desire(DEVICE, {"digits": ONE.order(1, deadline_s=3600.0)})
+        retry = statusing.retry_in(until_noted(rig), "digits", rig.clock.boot_s())
+        assert retry is not None
+        assert retry[0] <= 60.1
+        rig.clock.day = LocalTime(minute=120, synchronised=True)
+        rig.clock.ahead_s += 61.0
+        rig.wait(1, OrderOutcome.ACTIVE)
+
+
+def test_a_wait_is_logged_once_for_each_cause(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    battery(tmp_path / "tree")
+    rules = Rules(battery_percent_min=40.0, window=WINDOW.window)
+    with (
+        caplog.at_level(logging.INFO),
+        running(tmp_path / "agent", prepare=lambda rig: asks(rig, rules)) as rig,
+    ):
+        rig.clock.day = NOON
+        rig.broker.hold(ONE)
+        rig.broker.desire(DEVICE, {"digits": ONE.order(1)})
+        waits(rig, "battery_low")
+        until(lambda: rig.deployment.attempts >= 3, "three looks")
+        mains(tmp_path / "tree", 1)
+        waits(rig, "outside_window")
+        rig.clock.day = NIGHT
+        rig.wait(1, OrderOutcome.ACTIVE)
+    said = [line for line in caplog.messages if " waits: " in line]
+    assert [line.split(": ")[1] for line in said] == ["battery_low", "outside_window"]
+    assert not [line for line in caplog.messages if "failed" in line]
+
+
+@pytest.mark.broker
+def test_a_real_daemon_waits_as_it_is_told_and_goes_on_when_it_is_not(tmp_path: Path) -> None:
+    """Its window is hours away; this machine's clock decides by which name it waits."""
+    begin = time.localtime(time.time() + 3 * 3600).tm_hour
+    asked = f'admission: {{battery_percent_min: 1, window: ["{begin:02d}:00-{begin:02d}:01"]}}\n'
+    with Mosquitto(tmp_path / "broker") as broker:
+        fleet = Fleet(broker)
+        try:
+            one = fleet.publish(tmp_path / "1", seed=1)
+            with daemon(tmp_path, broker, more=asked):
+                fleet.order(1, one)
+                until(lambda: (s := fleet.reported) and s[-1].reason, "a reason", 60)
+                state = fleet.reported[-1]
+                assert state.reason is not None
+                assert state.reason.code in {"outside_window", "clock_unsynchronised"}
+                assert (state.phase, state.active) == (Phase.ADMITTING, None)
+            with daemon(tmp_path, broker):
+                fleet.wait(1, "active")
+        finally:
+            fleet.close()
 
 
 # --- the doctor ----------------------------------------------------------------------------------------
