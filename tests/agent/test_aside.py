@@ -18,6 +18,7 @@ device: roof-17
 broker: {host: broker.example, port: 8883, tls: {ca_file: /etc/ca.pem}}
 labels: {site: "nördlich"}
 transfer: {metered_hours: ["07:00-22:00"], rate_bytes_per_s_max: 100000}
+admission: {battery_percent_min: 40, window: ["02:00-05:00"]}
 hooks: {digits: {activate: [systemctl, restart, digits], unit: digits.service, activate_unit: null}}
 soak: {live_latency_factor_max: 2.5}
 """

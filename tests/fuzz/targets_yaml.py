@@ -41,6 +41,7 @@ limits:
   window_chunks_max: 16
 transfer:
   metered_hours: ["07:00-22:00"]
+admission: {battery_percent_min: 40, temperature_c_max: 75, window: ["02:00-05:00"]}
 trial: &trial {threads: 2, warmup: 3}
 labels: {site: north}
 hooks:
