@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from agent import hardware
-from agent.adapters import power, power_linux, sensors, thermal
+from agent.adapters import power, power_linux, readiness, sensors, thermal
 from agent.adapters.power_rpi import pmic_watts
 from agent.adapters.units import parse_show
 from tests import device_trees as trees
@@ -67,6 +67,9 @@ def _read(data: bytes) -> object:
     rapl = power_linux.rapl(root, lambda: float(next(ticks)))
     figures = [one.watts() for one in (sensor, model, rapl) if one is not None for _ in range(2)]
     figures += [thermal.temperature_c(root), thermal.cpu_mhz(root), *thermal.temperatures_c(root).values()]
+    charges = [one.percent for one in readiness.supplies(root) or ()]
+    assert all(percent is None or 0.0 <= percent <= 100.0 for percent in charges), charges
+    figures += charges
     for figure in figures:
         assert figure is None or math.isfinite(figure), f"a figure that is no number: {figure}"
     found = hardware.detect(root, arch="aarch64")
