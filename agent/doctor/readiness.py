@@ -26,7 +26,7 @@ def admission(judged: Iterable[Judged]) -> list[Finding]:
 
 
 def _line(one: Judged) -> Finding:
-    name = f"admission:{one.key}"
+    name = f"admission:{one.key.partition('_')[0]}"
     if one.holds is None:
         return unknown(name, f"{one.detail}: holds nothing up", _UNKNOWN)
     if one.holds:

@@ -394,18 +394,18 @@ def test_the_doctor_shows_what_is_asked_and_whether_it_holds(tmp_path: Path) -> 
     assert admission(text) == {}
     found = admission(asked)
     assert list(found) == [
-        "admission:battery_percent_min", "admission:temperature_c_max", "admission:window"
+        "admission:battery", "admission:temperature", "admission:window"
     ]  # fmt: skip
-    status, detail, remedy = found["admission:battery_percent_min"]
+    status, detail, remedy = found["admission:battery"]
     assert (status, detail[:27]) == (Status.WARNING, "battery_low: BAT0 is at 23%")
     assert "charge it" in remedy
-    assert found["admission:temperature_c_max"][0] is Status.WARNING
-    assert "too_hot: 80.0 degrees" in found["admission:temperature_c_max"][1]
+    assert found["admission:temperature"][0] is Status.WARNING
+    assert "too_hot: 80.0 degrees" in found["admission:temperature"][1]
     assert found["admission:window"][0] in {Status.OK, Status.WARNING}, "by this machine's own clock"
     battery(root, "")
     zones(root, (("cpu-thermal", 60000),))
     found = admission(asked)
-    assert found["admission:battery_percent_min"][0] is Status.UNKNOWN
-    assert found["admission:temperature_c_max"] == (
+    assert found["admission:battery"][0] is Status.UNKNOWN
+    assert found["admission:temperature"] == (
         Status.OK, "60.0 degrees Celsius, admission.temperature_c_max is 75", ""
     )  # fmt: skip
