@@ -134,8 +134,8 @@ class Jobs:
 
     def _not_yet(self, d: Deployment, work: Work, error: NotYetError) -> Failed:
         reason = reason_of(error)
-        # It may be looked at all day long: one line for each cause that it waits for.
-        if d.reason is None or d.reason.code != reason.code:
+        # It may be looked at all day long: one line for each cause that it waits for, and at each start.
+        if d.reason is None or d.reason.code != reason.code or d.boots > 0:
             log.info("%s waits: %s: %s", d.model, reason.code, reason.detail)
         return Failed(
             serial=work.serial, reason=reason, jitter=self._random.unit(), not_yet=True,

@@ -73,11 +73,11 @@ HEAVY = {
 }  # fmt: skip
 
 
-def _modules(folder: Path, broker: dict[str, object]) -> set[str]:
+def _modules(folder: Path, broker: dict[str, object], **more: object) -> set[str]:
     """Of a daemon that is connected and has nothing to do."""
     state, told, log = folder / "state", folder / "told.json", folder / "log"
     path = folder / "agent.yaml"
-    config = {"device": "d1", "state_dir": str(state), "broker": broker, "insecure_unsigned": True}
+    config = {"device": "d1", "state_dir": str(state), "broker": broker, "insecure_unsigned": True, **more}
     path.write_bytes(msgspec.yaml.encode({**config, "trial": {"socket": str(folder / "none.sock")}}))
     command = [sys.executable, "-W", "error", "-c", DAEMON, str(path), str(told)]
     with log.open("wb") as output:
@@ -113,6 +113,13 @@ def test_the_daemon_at_rest_has_imported_no_more_than_this(tmp_path: Path) -> No
     assert "agent.runner" in found
     assert "paho.mqtt.client" in found
     assert _alien(found) == set(), sorted(_alien(found))
+
+
+def test_preconditions_add_what_looks_at_them_and_nothing_else(tmp_path: Path) -> None:
+    asked = {"battery_percent_min": 40, "temperature_c_max": 75, "window": ["02:00-05:00"]}
+    with Mosquitto(tmp_path / "broker") as broker:
+        found = _modules(tmp_path, {"host": "127.0.0.1", "port": broker.port}, admission=asked)
+    assert _alien(found) == {"agent.preconditions", "agent.adapters.readiness"}
 
 
 def test_an_encrypted_connection_adds_ssl_alone(tmp_path: Path) -> None:

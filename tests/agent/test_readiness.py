@@ -290,8 +290,13 @@ def test_the_orders_deadline_bounds_the_wait_and_names_its_reason(tmp_path: Path
         assert "deadline" in reason.detail
 
 
-def test_an_order_that_waits_goes_on_waiting_after_restarts(tmp_path: Path) -> None:
-    with running(tmp_path / "agent", prepare=lambda rig: asks(rig, WINDOW)) as rig:
+def test_an_order_that_waits_goes_on_waiting_after_restarts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.INFO),
+        running(tmp_path / "agent", prepare=lambda rig: asks(rig, WINDOW)) as rig,
+    ):
         rig.clock.day = NOON
         rig.broker.hold(ONE)
         rig.broker.desire(DEVICE, {"digits": ONE.order(1, deadline_s=86400.0)})
@@ -301,6 +306,7 @@ def test_an_order_that_waits_goes_on_waiting_after_restarts(tmp_path: Path) -> N
             looks = rig.deployment.attempts
             rig.start()
             until(lambda looks=looks: rig.deployment.attempts > looks, "a look of this start")  # type: ignore[misc]
+        assert len([line for line in caplog.messages if " waits: " in line]) == 7, "one line for each start"
         rig.clock.day = NIGHT
         rig.wait(1, OrderOutcome.ACTIVE)
 
