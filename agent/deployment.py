@@ -258,7 +258,7 @@ class Failed(Struct, frozen=True, kw_only=True):
 
     Attributes:
         jitter: random number in [0, 1) for the wait before the next try.
-        not_yet: a precondition does not hold: nothing was begun, so nothing failed.
+        not_yet: a precondition does not hold, or it is no time to fetch: nothing failed.
         again_s_max: the next try is no later than this.
     """
 

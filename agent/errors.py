@@ -35,7 +35,7 @@ class RetryError(AgentError):
 
 
 class NotYetError(RetryError):
-    """A precondition of an order does not hold yet; nothing was begun, and nothing failed.
+    """A precondition of an order does not hold yet, or it is no time to go on; nothing failed.
 
     Attributes:
         again_s_max: the next look is no later than this; None where the usual wait will do.

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from msgspec import Struct
 
-from agent.errors import RetryError
+from agent.errors import NotYetError
 
 _DAY_MIN = 24 * 60
 _SECONDS_CHARS = len("2026-01-01T00:00:00")
@@ -94,18 +94,18 @@ def require_unmetered(hours: Iterable[Hours], local: LocalTime) -> None:
     """Lets a moment pass in which something may be fetched.
 
     Raises:
-        RetryError: `metered_hours`, or `clock_unsynchronised`: there are such hours, and whether it is one
+        NotYetError: `metered_hours`, or `clock_unsynchronised`: there are such hours, and whether it is one
             of them is not known. The order's deadline, a duration, bounds either wait.
     """
     kept = tuple(hours)
     if not kept:
         return
     if not local.synchronised:
-        raise RetryError(
+        raise NotYetError(
             "clock_unsynchronised",
             "metered_hours are set and this machine's clock is not synchronised; see to its NTP",
         )
     for one in kept:
         if one.hold(local.minute):
             now = f"{local.minute // 60:02d}:{local.minute % 60:02d}"
-            raise RetryError("metered_hours", f"nothing is fetched in {one} local time, it is {now}")
+            raise NotYetError("metered_hours", f"nothing is fetched in {one} local time, it is {now}")

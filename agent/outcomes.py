@@ -119,20 +119,19 @@ def reverted(d: Deployment, event: Done, _: Bounds) -> Step:
 
 
 def retry(d: Deployment, event: Failed, bounds: Bounds) -> Step:
-    """The same work again, after a random wait, or sooner where it is known when it may begin."""
-    wait_s = backoff_s(d.attempts, event.jitter, bounds)
-    if event.again_s_max is not None:
-        wait_s = min(wait_s, event.again_s_max)
-    return again(replace(d, attempts=d.attempts + 1, reason=event.reason), wait_s)
-
-
-def failed_order(d: Deployment, event: Failed, bounds: Bounds) -> Step:
-    """What fails in ADMITTING for good fails for every variant; a precondition is waited for.
+    """The same work again, after a random wait, or sooner where it is known when it may begin.
 
     Starts of the daemon while it waits are no boot loop: a machine may be switched off every night.
     """
-    if event.not_yet:
-        d = replace(d, boots=0)
+    wait_s = backoff_s(d.attempts, event.jitter, bounds)
+    if event.again_s_max is not None:
+        wait_s = min(wait_s, event.again_s_max)
+    boots = 0 if event.not_yet else d.boots
+    return again(replace(d, attempts=d.attempts + 1, boots=boots, reason=event.reason), wait_s)
+
+
+def failed_order(d: Deployment, event: Failed, bounds: Bounds) -> Step:
+    """What fails in ADMITTING for good fails for every variant; a precondition is waited for."""
     if event.reason.lasting == "retry":
         return retry(d, event, bounds)
     return end(d, OrderOutcome.FAILED, event.reason)

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent import preconditions
 from agent.config import parse
@@ -236,11 +237,12 @@ def test_the_next_look_comes_at_the_usual_pace_and_at_the_windows_beginning(
     assert work.after_s == min(usual_s, due_s)
 
 
-def test_a_machine_that_is_switched_off_every_night_is_no_boot_loop() -> None:
-    d = admitting()
+@pytest.mark.parametrize("phase", [Phase.ADMITTING, Phase.FETCHING])
+def test_a_machine_that_is_switched_off_every_night_is_no_boot_loop(phase: Phase) -> None:
+    d = replace(admitting(), phase=phase)
     for _ in range(20):
         d, _ = step(d, Booted())
-        assert d.phase is Phase.ADMITTING
+        assert d.phase is phase
         d, _ = step(d, Failed(serial=d.serial, reason=WAITS, not_yet=True))
     for _ in range(Bounds().boots_max + 1):
         d, _ = step(d, Booted())
