@@ -7,6 +7,7 @@ rate makes sure that the end comes in the middle of a transfer.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import signal
@@ -82,7 +83,9 @@ def daemon(
 
 def stored(folder: Path) -> set[str]:
     """Blobs that lie whole under their names: each was hashed before it got its name."""
-    return {path.name for path in (folder / "state" / "blobs").rglob("*") if len(path.name) == 64}
+    # `os.walk` passes over what the agent removes meanwhile.
+    folders = os.walk(folder / "state" / "blobs")
+    return {name for _, _, names in folders for name in names if len(name) == 64}
 
 
 def chunks_of(folder: Path) -> int:

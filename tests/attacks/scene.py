@@ -32,7 +32,7 @@ from wire import messages, topics, trust
 from wire.chunks import digest
 from wire.codec import encode
 from wire.errors import ShallopError
-from wire.messages import Command, Desired, DesiredModel, ModelState, OrderOutcome, PhaseChanged
+from wire.messages import Command, Desired, DesiredModel, ModelState, OrderEnded, OrderOutcome, PhaseChanged
 from wire.roots import Root
 
 DEVICE = "roof-1"
@@ -226,7 +226,16 @@ class Scene:
         order = self.number - 1
         state = self.wait_ended(order)
         assert state.outcome is OrderOutcome.ACTIVE, (state.reason, self.house.agents[DEVICE].tail())
+        # Reports have a topic of their own, and come in the order of their numbers.
+        wait_for(f"the last report on order {order}", lambda: self._reported_end(order), 20)
         assert self.standing().where.startswith(release.digest)
+
+    def _reported_end(self, order: int) -> bool:
+        return any(r.order == order and isinstance(r.event, OrderEnded) for r in self.hand.reports)
+
+    def _numbers(self) -> dict[str, int]:
+        """The highest number of the reports so far; what was not acknowledged is said again under its own."""
+        return {r.install_id: r.number for r in sorted(self.hand.reports, key=lambda r: r.number)}
 
     def obeys(self) -> None:
         """The daemon answers a question and carries the next honest order out."""
@@ -246,13 +255,13 @@ class Scene:
         """
         if set(codes) & self.told(self._process_from):
             self.restart()
-        before, since = self.standing(), len(self.hand.reports)
+        before, since, numbers = self.standing(), len(self.hand.reports), self._numbers()
         yield
         self.stopped(since, *codes)
         assert self.standing() == before
         self.obeys()
-        events = [(r.order, r.event) for r in self.hand.reports[since:]]
-        begun = {order for order, event in events if isinstance(event, PhaseChanged)}
+        news = [r for r in self.hand.reports[since:] if r.number > numbers.get(r.install_id, 0)]
+        begun = {r.order for r in news if isinstance(r.event, PhaseChanged)}
         assert begins or begun == {self.number - 1}, f"orders {begun} were begun"
 
     def stopped(self, since: int, *codes: str) -> None:

@@ -23,10 +23,11 @@ from fleet.adapters.authority import DAY_S
 from fleet.adapters.broker_files import together
 from fleet.adapters.broker_tls import Answer, Knock, client_context, knock
 from fleet.adapters.door import DoorHolder, door_files, open_door
+from fleet.adapters.door_check import Finding, check
 from fleet.adapters.following import Following, stamps
 from fleet.adapters.gate import BrokerGate, trouble_of
 from fleet.adapters.sql_store import SqlStore
-from fleet.broker_rules import REGISTRY
+from fleet.broker_rules import CA, PROBE, REGISTRY
 from fleet.cli import main as fleet
 from fleet.config import BrokerTls, Config
 from fleet.ports import BrokerError
@@ -528,3 +529,22 @@ def test_nobody_who_renewed_in_time_is_locked_out_when_one_authority_follows_ano
     assert knock(address, client_context(knows_new, *after)).answer is Answer.TAKEN_IN
     assert knock(address, client_context(knows_new, *before), listen_s=0.3).answer is Answer.REFUSED
     assert knock(address, broker.registry()).answer is Answer.TAKEN_IN
+
+
+def test_the_door_is_tried_while_the_registry_looks_at_it_under_the_same_name(broker: TlsMosquitto) -> None:
+    """Of two visits under one name the broker ends one, in whatever moment it is."""
+    address, found = (broker.host, broker.port), list[Finding]()
+
+    def looks() -> None:
+        context = client_context(broker.out / CA, broker.files.program(PROBE))
+        # As long as the first of three tries.
+        end_s = time.monotonic() + 0.3
+        while time.monotonic() < end_s:
+            knock(address, context)
+
+    for _ in range(5):
+        registry = threading.Thread(target=looks)
+        registry.start()
+        found += check(broker.files, address, time.time())
+        registry.join()
+    assert [one for one in found if not one.ok] == []
