@@ -164,6 +164,9 @@ def knock(
         return Knock(
             answer=Answer.SILENT, detail=f"its certificate is not the broker's: {error.verify_message}"
         )
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        # No word of TLS that would say why: another visit under the same name is enough for that.
+        return Knock(answer=Answer.SILENT, detail="the broker ended the connection", server_not_after=seen)
     except ssl.SSLError as error:
         answer = Answer.REVOKED if error.reason == _REVOKED else Answer.REFUSED
         return Knock(answer=answer, detail=str(error.reason), server_not_after=seen)

@@ -77,7 +77,7 @@ def _taken_in(address: Address, context: ssl.SSLContext, topic: str) -> Knock:
     """The registry looks at the door under the same name, and of two visits at once the broker ends one."""
     for wait_s in AGAIN_S:
         probe = knock(address, context, topic)
-        if probe.answer is Answer.TAKEN_IN or probe.server_not_after is None:
+        if probe.answer is not Answer.SILENT or probe.server_not_after is None:
             return probe
         time.sleep(wait_s)
     return knock(address, context, topic)
