@@ -169,9 +169,20 @@ class House:
         self._wait_port("registry", self.server_port, self.registry)
 
     def broker_kind(self) -> str:
-        """What the embedded broker said it is, and where; `external` if it is not ours."""
-        said = self.broker.tail(lines=1000).splitlines() if self.broker is not None else []
-        return next((line for line in said if " on mqtt://" in line), "external")
+        """What the embedded broker says it is, and where; `external` if it is not ours.
+
+        Raises:
+            HouseError: it never says so; it answers a moment before it does.
+        """
+        broker = self.broker
+        if broker is None:
+            return "external"
+
+        def said() -> str | None:
+            lines = broker.tail(lines=1000).splitlines()
+            return next((line for line in lines if " on mqtt://" in line), None)
+
+        return wait_for("the broker to say what it is", said, 20)
 
     def stop(self) -> None:
         """Ends every process."""
