@@ -125,7 +125,7 @@ class Bars:
             number = next_number(tx.mark().bars, ask.above)
             envelope = self._signed(ask, number, after, now)
             for digest in ask.bar:
-                tx.bar(_row(tx, digest, now, by))
+                tx.bar(barred_row(tx, digest, now, by))
                 self._record(tx, by, "release.bar", _subject(tx, digest), digest, number)
             for digest in ask.unbar:
                 tx.unbar(digest)
@@ -237,7 +237,8 @@ def _require_change(ask: BarsAsk, known: set[str]) -> None:
         raise NotFoundError("not_barred", f"{min(never)[:12]} is not barred; see `bars`")
 
 
-def _row(tx: Tx, digest: str, now: float, by: By) -> BarredRow:
+def barred_row(tx: Tx, digest: str, now: float, by: By) -> BarredRow:
+    """What is kept of a release that is barred now; one that is not known here has no name."""
     release = tx.release(digest)
     return BarredRow(
         digest=digest,

@@ -14,12 +14,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from fleet.audit import REGISTRY, clean
+from fleet.audit import REGISTRY, By, clean
 from fleet.bars import (
     DATABASE,
     KIND,
     LISTS_UNKNOWN,
     UNKNOWN_WORDS,
+    barred_row,
     bars_post,
     sealed_bars,
 )
@@ -28,7 +29,6 @@ from fleet.facts import read_rollout, with_rollout
 from fleet.inventory import Device, labelled
 from fleet.orders import Desk, utc_text
 from fleet.ports import DesiredRow, Post, Store, Tx
-from fleet.ports_people import BarredRow
 from fleet.publish.content import Rank
 from fleet.recalled import (
     PAUSED_WHY,
@@ -196,8 +196,9 @@ class Recall:
             now,
         )
         taken = sorted(set(found.digests) - ours)
+        why = f"taken up from list {found.number} on the broker, which the release role signed"
         for digest in taken:
-            tx.bar(_taken_row(tx, digest, found.number, now))
+            tx.bar(barred_row(tx, digest, now, By(who=REGISTRY, why=why)))
         envelope, number = payload, found.number
         if after.sign and self._may_sign() and can_be_signed(after):
             envelope = sealed_bars(after.number, after.digests, now, self._desk.now.release_signers)
@@ -330,15 +331,3 @@ class Recall:
             found=self._hint if newest is None else newest.why,
             left=tuple(left),
         )
-
-
-def _taken_row(tx: Tx, digest: str, number: int, now: float) -> BarredRow:
-    release = tx.release(digest)
-    return BarredRow(
-        digest=digest,
-        model=None if release is None else release.model,
-        name=None if release is None else release.name,
-        at=now,
-        who=REGISTRY,
-        why=f"taken up from list {number} on the broker, which the release role signed",
-    )
