@@ -22,7 +22,7 @@ from converter.graph_summary import GraphSummary, summarize
 from converter.limits import MODEL_BYTES_MAX
 from converter.measured import reason_of
 from converter.model import read_bytes
-from converter.opening import require_expandable, require_onnx, require_text
+from converter.opening import loaded
 from converter.tflite_summary import TFLiteModel, summarize_tflite
 from wire.tflite_walk import IDENTIFIER
 
@@ -98,17 +98,11 @@ class Look:
 
 
 def _proto(content: bytes, name: str) -> onnx.ModelProto:
-    try:
-        require_onnx(content)
-        proto = onnx.load_model_from_string(content)
-        require_text(proto)
-        require_expandable(proto)
-    except InputError as error:
-        if error.code == "model_not_onnx":
-            raise _not_onnx(name, f"({error.args[0]})") from error
-        raise InputError(error.code, f"{name} is not opened: {error.args[0]}") from error
-    except Exception as error:
-        raise _not_onnx(name, f"({reason_of(error)})") from error
+    def refused(error: Exception) -> InputError:
+        why = error.args[0] if isinstance(error, InputError) else reason_of(error)
+        return _not_onnx(name, f"({why})")
+
+    proto = loaded(content, name, refused, values=False)
     if not proto.graph.node:
         raise InputError("model_not_onnx", f"{name} holds no graph; name an .onnx file or a bundle")
     return proto

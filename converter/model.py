@@ -17,7 +17,7 @@ from onnx.external_data_helper import load_external_data_for_model, uses_externa
 
 from converter.errors import InputError
 from converter.limits import MODEL_BYTES_MAX
-from converter.opening import require_expandable, require_external, require_onnx, require_text, require_values
+from converter.opening import loaded, require_external
 from converter.passes.intake import intake
 from converter.passes.walk import dtype_name, graphs, tensors
 from converter.quantized_input import dequantized, is_quantized
@@ -84,7 +84,7 @@ def read_model(path: Path) -> SourceModel:
     """
     content = read_bytes(path, MODEL_BYTES_MAX, "model")
     digest = hashlib.sha256(content)
-    proto = _loaded(path, content)
+    proto = loaded(content, str(path), lambda error: _not_onnx(path, error))
     external = _take_in_external(path, proto, len(content))
     for name in external:
         digest.update(read_bytes(path.parent / name, MODEL_BYTES_MAX, "model"))
@@ -103,23 +103,6 @@ def read_model(path: Path) -> SourceModel:
         proto=proto, sha256=digest.hexdigest(), signature=signature(proto), decisions=said,
         quantized=quantized, external=tuple(external),
     )  # fmt: skip
-
-
-def _loaded(path: Path, content: bytes) -> onnx.ModelProto:
-    """The file as the onnx package reads it, once it was looked at."""
-    try:
-        require_onnx(content)
-        proto = onnx.load_model_from_string(content)
-        require_text(proto)
-        require_values(proto)
-        require_expandable(proto)
-    except InputError as error:
-        if error.code == "model_not_onnx":
-            raise _not_onnx(path, error) from error
-        raise InputError(error.code, f"{path} is not opened: {error.args[0]}") from error
-    except Exception as error:
-        raise _not_onnx(path, error) from error
-    return proto
 
 
 def _not_onnx(path: Path, error: Exception) -> InputError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 import onnx
@@ -29,6 +29,36 @@ _PATHS = re.compile(r"(?!/)(?!(?:.*/)?\.\.(?:/|$))[^\x00-\x1f\x7f\\\ufffd]+")
 _TYPES = frozenset(onnx.TensorProto.DataType.values())
 _TEXT = frozenset({onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING})
 _Key = tuple[str, str, str]
+
+
+def loaded(
+    content: bytes, name: str, refused: Callable[[Exception], InputError], *, values: bool = True
+) -> onnx.ModelProto:
+    """The model as the onnx package reads it, once it was looked at.
+
+    Args:
+        content: of the file.
+        name: that it is called by.
+        refused: what is said where it is no model, of why.
+        values: whether every tensor's are counted, which takes a copy of each.
+
+    Raises:
+        InputError: what `refused` gave; `model_external_data`, `model_too_large`.
+    """
+    try:
+        require_onnx(content)
+        proto = onnx.load_model_from_string(content)
+        require_text(proto)
+        if values:
+            require_values(proto)
+        require_expandable(proto)
+    except InputError as error:
+        if error.code == "model_not_onnx":
+            raise refused(error) from error
+        raise InputError(error.code, f"{name} is not opened: {error.args[0]}") from error
+    except Exception as error:
+        raise refused(error) from error
+    return proto
 
 
 def require_onnx(content: bytes) -> None:
