@@ -217,6 +217,16 @@ class HandDevice:
         made.load_cert_chain(own)
         return made
 
+    def renew(self) -> None:
+        """A new certificate, over the connection that it has, and a connection by it."""
+        key = key_files.generate()
+        self.say(wt.RENEWAL, encode(self.renewal(key)))
+        envelope = self.hears(wt.CERTIFICATE)
+        self.leave()
+        self.take_certificate(envelope, key)
+        self.connect()
+        until(f"{self.name} to be there again", lambda: self.online)
+
     def connect(self) -> None:
         """Comes, and comes back by itself, until `leave`."""
         assert self.home is not None

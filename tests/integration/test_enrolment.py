@@ -68,13 +68,7 @@ def test_a_certificate_is_renewed_over_the_connection_that_it_made(
     fleet: EnrolledFleet, device: HandDevice
 ) -> None:
     before = fleet.shown(device.name)["trust"]["certificate"]["serial"]
-    key = key_files.generate()
-    device.say(wt.RENEWAL, encode(device.renewal(key)))
-    envelope = device.hears(wt.CERTIFICATE)
-    device.leave()
-    device.take_certificate(envelope, key)
-    device.connect()
-    until("it to be there again", lambda: device.online)
+    device.renew()
     assert fleet.shown(device.name)["trust"]["certificate"]["serial"] != before
     stranger = key_files.generate()
     device.key, own = stranger, device.key

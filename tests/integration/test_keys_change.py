@@ -75,17 +75,6 @@ class Town(EnrolledFleet):
         assert all(word in self.registry.log.read_text() for word in words)
 
 
-def renewed(device: HandDevice) -> None:
-    """A new certificate, over the connection that it has, and a connection by it."""
-    key = key_files.generate()
-    device.say(wt.RENEWAL, encode(device.renewal(key)))
-    envelope = device.hears(wt.CERTIFICATE)
-    device.leave()
-    device.take_certificate(envelope, key)
-    device.connect()
-    until(f"{device.name} to be there again", lambda: device.online)
-
-
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     made = Town(tmp_path_factory.mktemp("town"))
@@ -129,7 +118,7 @@ def test_a_root_is_taken_up_published_and_everything_signed_anew(
     second.write_bytes(seal("root", encode(change.after), [key_files.generate()]))
     town.trouble("chain_broken", "root-2.json", "bad_signature")
     assert town.health()["signing_root"] == 1
-    renewed(old)
+    old.renew()
     second.unlink()
 
     said = town.rotate("order")
@@ -149,7 +138,7 @@ def test_a_root_is_taken_up_published_and_everything_signed_anew(
     new = join("roof-2")
     new.subscribe(TOPICS.topic(wt.ROOT, number="2"))
     assert new.hears(wt.ROOT) == second.read_bytes()
-    renewed(new)
+    new.renew()
     audit = [(one["what"], one["subject"]) for one in town.ask("audit", "list")]
     assert audit.count(("registry.sign-anew", "root 2")) == 1
 
@@ -164,14 +153,14 @@ def test_one_authority_follows_another_and_nobody_starts_anything_again(
     device, unused = join("wall-1"), town.token("wall-9")
     assert town.health()["authorities"] == town.accepted()
     assert "estart" not in town.authority("rotate")
-    renewed(device)
+    device.renew()
     assert device.certificate is not None
     assert device.certificate.authorities_pem.count("BEGIN CERTIFICATE") == 2
 
     assert "estart" not in town.authority("switch")
     assert town.token("wall-2").ca_sha256 != unused.ca_sha256
     new = join("wall-2")
-    renewed(device)
+    device.renew()
 
     # The registry's next connection is by its new certificate, to a broker that accepts no other.
     assert "estart" not in town.authority("drop")
